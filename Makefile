@@ -1,0 +1,45 @@
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h FRESH=1 CONTINUE=1 PYTHON=python3.12
+PYTHON ?= python3
+python := .venv/bin/python
+stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
+
+.PHONY: setup reproduce train test demo verify track ui lint lock
+
+setup: $(stamp)
+
+$(stamp):
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "remeasure needs Python 3.11 to 3.13; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear .venv
+	$(python) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(python) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $(stamp)
+
+reproduce: setup
+	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue)
+
+train: setup
+	$(python) src/train.py $(ARGS)
+
+test: setup
+	$(python) -m pytest $(ARGS)
+
+demo: setup
+	$(python) src/reproduce.py --demo --fresh
+
+verify: setup
+	$(python) src/reproduce.py verify
+
+track: setup
+	$(python) src/reproduce.py track
+
+ui: setup
+	$(python) src/reproduce.py ui
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+lock:
+	uv pip compile pyproject.toml --universal --all-extras --generate-hashes --no-header --quiet -o requirements.lock

@@ -1,0 +1,216 @@
+"""A campaign: the seeds of each row, look by look, until the row is decided; each first look is published at once."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remeasure import data
+from remeasure.collect import SeedResults, from_results, from_run, put_together
+from remeasure.observe import Observer
+from remeasure.records import RowResults, read_row
+from remeasure.rundir import Outcome, Place, finished
+from remeasure.spec import Config, Evidence, InputError, Row, RunRecord, RunSpec, Verdict
+from remeasure.storage import publish
+from remeasure.verdict import agree, judge
+from remeasure.workers import Task, Workers
+
+Compose = Callable[[Sequence[str]], Config]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`seeds`: exactly so many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1)."""
+
+    seeds: int | None
+    budget_seconds: float
+    fresh: bool
+    adopt: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class RowCampaign:
+    """One row under way: one spec, one data fingerprint, one device kind."""
+
+    row: Row
+    spec: RunSpec
+    committed: RowResults | None
+    options: Options
+    done: dict[int, SeedResults] = field(default_factory=dict)
+    running: set[int] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+    published: int = 0  # seeds
+
+    def verdict(self) -> Verdict:
+        counts = {seed: part.record.num_correct for seed, part in self.done.items()}
+        evidence = Evidence(num_correct=counts, num_test=self.spec.data.num_test)
+        return judge(evidence, published_percent=self.row.published.accuracy_percent, rule=self.row.rule)
+
+    def wanted(self) -> list[int]:
+        """The seeds to train next: those that the current look lacks, none once the row is decided or cannot be."""
+        if self.failures or any(part.record.num_correct is None for part in self.done.values()):
+            return []  # a seed that crashed or diverged is never replaced
+        target = self.options.seeds or self._look()
+        return [seed for seed in range(target) if seed not in self.done and seed not in self.running]
+
+    def _look(self) -> int:
+        """The look that is being worked on: 0 once an earlier one decided, the last once all are reached."""
+        if self.verdict().verdict not in ("undecided", "not measured"):
+            return 0
+        contiguous = next(seed for seed in range(len(self.done) + 1) if seed not in self.done)
+        return next((look for look in self.row.rule.looks if look > contiguous), self.row.rule.looks[-1])
+
+    def seconds_per_seed(self, *, device_kind: str) -> float | None:
+        """What a seed costs: from this campaign's seeds, else from the committed ones of its spec and device kind."""
+        records: Iterable[RunRecord] = [part.record for part in self.done.values()]
+        if not self.done and self.committed and self.continues(device_kind=device_kind):
+            records = self.committed.records
+        seconds = [record.wall_seconds for record in records]
+        return sum(seconds) / len(seconds) if seconds else None
+
+    def continues(self, *, device_kind: str) -> bool:
+        """Whether the committed record is of the same spec and device kind, so that one could go on from it."""
+        if self.committed is None:
+            return False
+        first = self.committed.records[0]
+        return (first.spec_sha256, first.device_kind) == (self.spec.spec_sha256, device_kind)
+
+    def publishable(self) -> bool:
+        """Whether results/ may take this campaign: its first look is reached, or the row has no record yet."""
+        first = self.row.rule.looks[0]
+        return bool(self.done) and (self.committed is None or all(seed in self.done for seed in range(first)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotHere:
+    """A row that this machine cannot measure, and why: what it would need."""
+
+    row: Row
+    reasons: tuple[str, ...]
+
+
+class Campaign:
+    """Rows measured side by side by worker processes. `say` gets lines for a person."""
+
+    def __init__(
+        self, *, place: Place, results: Path, options: Options, observer: Observer, say: Callable[[str], None]
+    ) -> None:
+        self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
+
+    def prepare(self, row: Row, *, compose: Compose) -> "RowCampaign | NotHere":
+        """What is there of a row already: finished runs of this checkout, and with CONTINUE=1 committed seeds."""
+        config = compose([f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")])
+        try:
+            source = data.fingerprint(config.data, root=self.place.data_root)
+        except data.DataMissingError as missing:
+            return NotHere(row=row, reasons=missing.faults)
+        spec = config.spec(data_sha256=source.data_sha256)
+        campaign = RowCampaign(row=row, spec=spec, committed=read_row(self.results, row=row.name), options=self.options)
+        if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
+            campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
+        if not self.options.fresh:
+            self._find_finished(campaign)
+        return campaign
+
+    def _find_finished(self, campaign: RowCampaign) -> None:
+        for seed in range(max(self.options.seeds or 0, campaign.row.rule.looks[-1])):
+            outcome = finished(campaign.spec, seed=seed, place=self.place)
+            if outcome and seed not in campaign.done:
+                campaign.done[seed] = from_run(outcome, row=campaign.row.name)
+
+    def measure(self, campaigns: Sequence[RowCampaign]) -> None:
+        """Train what is wanted, cheapest row first, until every row is decided or the budget is spent."""
+        began = time.monotonic()
+        for campaign in campaigns:
+            self._publish(campaign)
+        kind = self.place.device_kind
+        order = sorted(campaigns, key=lambda campaign: campaign.seconds_per_seed(device_kind=kind) or float("inf"))
+        with Workers(self.place) as workers:
+            while True:
+                left = self.options.budget_seconds - (time.monotonic() - began)
+                for campaign in order:
+                    self._start(campaign, workers=workers, seconds_left=left)
+                if not workers.active:
+                    break
+                for task, future in workers.finished():
+                    self._drain(workers)
+                    self._take(
+                        next(entry for entry in campaigns if entry.row.name == task.row), task=task, future=future
+                    )
+                self._drain(workers)
+        for campaign in campaigns:
+            self._publish(campaign)
+            self._track(campaign, running=False)
+
+    def _start(self, campaign: RowCampaign, *, workers: Workers, seconds_left: float) -> None:
+        for seed in campaign.wanted()[: workers.idle]:
+            cost = campaign.seconds_per_seed(device_kind=self.place.device_kind) or 0.0
+            if cost >= seconds_left:
+                return
+            if campaign.row.name not in self.observer.parents:
+                self._track(campaign, running=True)
+            campaign.running.add(seed)
+            workers.submit(Task(row=campaign.row.name, seed=seed, spec=campaign.spec, fresh=self.options.fresh))
+
+    def _drain(self, workers: Workers) -> None:
+        for directory, event in workers.events():
+            self.observer(directory, event)
+
+    def _take(self, campaign: RowCampaign, *, task: Task, future: Future[Outcome]) -> None:
+        """A run ended: keep what it found, and publish when its look is complete."""
+        campaign.running.discard(task.seed)
+        try:
+            outcome = self.observer.finish(future.result())
+        except InputError:
+            raise
+        except Exception as error:  # one run's fault; the other rows go on
+            campaign.failures.append(f"seed {task.seed}: {type(error).__name__}: {error}")
+            self.say(f"{campaign.row.name} failed: {campaign.failures[-1]}")
+            return
+        campaign.done[task.seed] = from_run(outcome, row=campaign.row.name)
+        if not campaign.running and (
+            not (wanted := campaign.wanted()) or len(campaign.done) in campaign.row.rule.looks
+        ):
+            self._publish(campaign)
+            self._track(campaign, running=bool(wanted))
+
+    def _publish(self, campaign: RowCampaign) -> None:
+        if not campaign.publishable() or campaign.published == len(campaign.done):
+            return
+        old = None if campaign.published else campaign.committed
+        results = put_together(campaign.row.name, seeds=list(campaign.done.values()))
+        publish(self.results, row=campaign.row.name, files=results.to_files())
+        campaign.published = len(campaign.done)
+        if old and (line := compare(old, results, row=campaign.row)):
+            self.say(line)
+
+    def _track(self, campaign: RowCampaign, *, running: bool) -> None:
+        tracker = self.observer.tracker
+        if tracker is None:
+            return
+        self.observer.parents[campaign.row.name] = self.observer.best_effort.at_once(
+            tracker.project_row,
+            campaign.row,
+            verdict=campaign.verdict(),
+            spec_sha256=campaign.spec.spec_sha256,
+            device_kind=self.place.device_kind,
+            measured="measured here",
+            running=running,
+        )
+
+
+def compare(old: RowResults, new: RowResults, *, row: Row) -> str:
+    """How a measurement compares with the record it replaces, in one line; "" where nothing new was measured."""
+    if {record.finished_at for record in old.records} <= {record.finished_at for record in new.records}:
+        return ""
+    before, after = (
+        [record.accuracy_percent for record in results.records if record.accuracy_percent is not None]
+        for results in (old, new)
+    )
+    if len(before) < 2 or len(after) < 2:
+        return ""
+    p_value, same = agree(before, after, num_test=new.records[0].num_test, confidence=row.rule.confidence)
+    means = [f"{sum(values) / len(values):.3f} % ({len(values)} seeds)" for values in (before, after)]
+    outcome = "agree" if same else "differ"
+    return f"{row.name}: {means[0]} before, {means[1]} now: they {outcome} (Welch's t-test, p = {p_value:.3f})"

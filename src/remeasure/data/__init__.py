@@ -1,0 +1,84 @@
+"""Data sets as uint8 arrays in their official order, verified and fingerprinted. NumPy only: torch comes later.
+
+The data root holds torchvision's own layout. Official test splits are read whole and never mixed with training data.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+
+from remeasure.convert import convert, did_you_mean
+from remeasure.data import digits, mnist
+from remeasure.data.files import DataMissingError, Split
+from remeasure.spec import DataSpec, InputError
+
+__all__ = ["DataMissingError", "Source", "Split", "fingerprint", "load_split", "official", "read_config", "test_labels"]
+
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "test")
+Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]
+READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a data set's fingerprint stands: `data_sha256`, and whether the bytes are the official ones."""
+
+    data_sha256: str
+    data_official: Literal["yes", "no", "unknown"]
+    description: str
+
+
+def read_config(name: str, *, conf_dir: Path) -> DataSpec:
+    """conf/data/<name>.yaml without Hydra. Raises InputError: no such data set, or a fault in its file."""
+    path = conf_dir / "data" / f"{name}.yaml"
+    if not path.is_file():
+        valid = sorted(entry.stem for entry in (conf_dir / "data").glob("*.yaml"))
+        raise InputError(f"data: no such data set {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}")
+    return convert(DataSpec, yaml.safe_load(path.read_text()), where=f"conf/data/{name}.yaml: data")
+
+
+def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = True) -> Split:
+    """One whole official split; where it is missing, it is downloaded first, unless `fetch` is false.
+
+    Raises DataMissingError (what is wanted and where it goes) or InputError (a file is not what it should be).
+    """
+    if spec.source not in READERS:
+        raise InputError(f"data.source: no such reader {spec.source!r}; valid: {', '.join(READERS)}")
+    loaded = READERS[spec.source](split, root, spec.files_md5, fetch)
+    expected = (spec.num_train if split == "train" else spec.num_test, *spec.image_shape)
+    if loaded.images.shape != expected:
+        raise InputError(f"data {spec.name}: expected {split} images {expected}, got {loaded.images.shape}")
+    return loaded
+
+
+def test_labels(spec: DataSpec, *, root: Path) -> np.ndarray:
+    """Labels of the official test split, shape (N,) int64. Raises DataMissingError: nothing is downloaded for them."""
+    return load_split(spec, "test", root=root, fetch=False).labels
+
+
+def fingerprint(spec: DataSpec, *, root: Path) -> Source:
+    """SHA-256 over uint8 pixels NCHW and int64 little-endian labels, train then test, whatever the file layout.
+
+    A tuning run (split=validation) never loads the test split: its fingerprint is over the training split alone.
+    """
+    digest = hashlib.sha256()
+    for name in SPLITS if spec.split == "test" else SPLITS[:1]:
+        split = load_split(spec, name, root=root)
+        digest.update(split.images.tobytes())
+        digest.update(split.labels.astype("<i8").tobytes())
+    return official(spec, digest.hexdigest())
+
+
+def official(spec: DataSpec, data_sha256: str) -> Source:
+    """`yes`: the official bytes; `no`: a known copy, with its description; `unknown`: neither, or not comparable."""
+    if data_sha256 == spec.official_sha256:
+        return Source(data_sha256=data_sha256, data_official="yes", description=spec.title)
+    if data_sha256 in spec.known_copies:
+        return Source(data_sha256=data_sha256, data_official="no", description=spec.known_copies[data_sha256])
+    return Source(data_sha256=data_sha256, data_official="unknown", description=f"{spec.title} (unknown fingerprint)")

@@ -1,0 +1,19 @@
+"""Which device trains."""
+
+import torch
+
+from remeasure.spec import DeviceKind, InputError
+
+
+def resolve_device(device: str) -> DeviceKind:
+    """`auto` takes the best device that is there. Raises InputError for one that is not."""
+    there: list[DeviceKind] = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
+    chosen = there[0] if device == "auto" else device
+    for kind in there:
+        if kind == chosen:
+            return kind
+    raise InputError(f"device: this machine has no {device!r}; it has {', '.join(there)} (or say auto)")

@@ -1,0 +1,84 @@
+"""Softmax regression and multilayer perceptrons, on images as flat vectors.
+
+On MNIST: 784-10 has 7,850 parameters, 784-256-10 has 203,530, and 784-512-512-10 (the net of Keras's
+examples/mnist_mlp.py) has 669,706, all as published.
+
+Dropout masks come from torch's global generator, as everywhere in torch; whoever trains seeds it.
+"""
+
+import math
+from itertools import pairwise
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
+from torch import Generator, nn
+
+from remeasure.spec import InputError
+
+Layer = TypeVar("Layer", bound=nn.Module)
+Initialisation = Literal["torch_default", "keras_default"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def logistic_regression(
+    *, image_shape: tuple[int, int, int], num_classes: int, generator: Generator, initialisation: Initialisation
+) -> nn.Module:
+    """Multinomial logistic regression: logits = W x + b over the flat pixels x."""
+    layer = linear(math.prod(image_shape), num_classes, initialisation=initialisation, generator=generator)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def mlp(
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    generator: Generator,
+    hidden_sizes: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)],
+    activation: Literal["relu", "tanh"],
+    dropout: list[Annotated[float, Field(ge=0, lt=1)]],
+    initialisation: Initialisation,
+) -> nn.Module:
+    """Dense hidden layers, each followed by the activation and then by dropout, and a linear output.
+
+    `dropout`: the fraction of units that is dropped, one for each hidden layer, or [] for none.
+    InputError: another number of fractions than hidden layers.
+    """
+    if len(dropout) not in (0, len(hidden_sizes)):
+        raise InputError(
+            f"model.options.dropout: expected [] or one fraction for each of the {len(hidden_sizes)} hidden layers, "
+            f"got {dropout}"
+        )
+    sizes = [math.prod(image_shape), *hidden_sizes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for index, (num_in, num_out) in enumerate(pairwise(sizes)):
+        layers.append(linear(num_in, num_out, initialisation=initialisation, generator=generator))
+        layers.append(_ACTIVATIONS[activation]())
+        if dropout:
+            layers.append(nn.Dropout(dropout[index]))
+    layers.append(linear(sizes[-1], num_classes, initialisation=initialisation, generator=generator))
+    return nn.Sequential(*layers)
+
+
+def linear(num_in: int, num_out: int, *, initialisation: Initialisation, generator: Generator) -> nn.Linear:
+    """A linear layer drawn from `generator`.
+
+    torch_default: weights and biases from U(±1/√num_in), as torch.nn.Linear draws them from global state.
+    keras_default: weights from U(±√(6/(num_in + num_out))) (Glorot and Bengio 2010, eq. 16), biases 0.
+    """
+    layer = nn.Linear(num_in, num_out, device="meta")
+    if initialisation == "torch_default":
+        return drawn(layer, bound=1 / math.sqrt(num_in), generator=generator)
+    layer = drawn(layer, bound=math.sqrt(6 / (num_in + num_out)), generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def drawn(layer: Layer, *, bound: float, generator: Generator) -> Layer:
+    """The layer on the CPU, every parameter drawn anew from U(±bound).
+
+    Make it on the meta device: elsewhere torch's layers draw their initial weights from global state.
+    """
+    layer = layer.to_empty(device="cpu")
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return layer

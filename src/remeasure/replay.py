@@ -1,0 +1,49 @@
+"""`make track`: bring MLflow up to date with every run of this checkout and every committed record."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from remeasure import journal, tracking
+from remeasure.collect import from_results
+from remeasure.records import read_row
+from remeasure.spec import Evidence, InputError, Row
+from remeasure.verdict import judge
+
+
+def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, say: Callable[[str], None]) -> None:
+    """Idempotent: what the store holds already is not sent again. Raises InputError: no mlflow, or no store."""
+    if not tracking.available():
+        raise InputError("mlflow is not installed here; `make setup` installs it")
+    tracker = tracking.open_tracker(project)
+    directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
+    parents = {name: _campaign(tracker, row, results=results) for name, row in rows.items()}
+    for directory in directories:
+        started = journal.last(journal.read(directory), "started") or {}
+        tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
+    num_records = sum(_records(tracker, name, results=results, parent_id=parents[name]) for name in rows)
+    uri = tracking.masked(tracker.uri)
+    say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and {num_records} committed seeds")
+
+
+def _campaign(tracker: "tracking.Tracker", row: Row, *, results: Path) -> str:
+    """The parent run of a row's committed record; "" where there is none."""
+    if (group := read_row(results, row=row.name)) is None:
+        return ""
+    counts = {record.seed: record.num_correct for record in group.records}
+    evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)
+    return tracker.project_row(
+        row,
+        verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
+        spec_sha256=group.records[0].spec_sha256,
+        device_kind=group.records[0].device_kind,
+        measured="committed record",
+        at=max(record.finished_at for record in group.records),
+    )
+
+
+def _records(tracker: "tracking.Tracker", row: str, *, results: Path, parent_id: str) -> int:
+    group = read_row(results, row=row)
+    for part in from_results(group) if group else ():
+        curve = [vars(point) for point in part.curve]
+        tracker.project_record(part.record, spec=part.spec, curve=curve, parent_id=parent_id)
+    return len(group.records) if group else 0

@@ -1,0 +1,162 @@
+"""The whole table from one command: plan, measure, table, verify. Also each of them alone, for DVC and for hand."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from remeasure import data, ledger, paths, table, verify
+from remeasure.spec import Config, Row
+from remeasure.storage import recover
+
+if TYPE_CHECKING:
+    from remeasure.campaign import RowCampaign
+
+EXIT_FAILED = 1
+Compose = Callable[[Sequence[str]], Config]
+COMMANDS = {
+    "reproduce": "plan, measure, write the table, verify it (the default)",
+    "measure": "measure the named rows, or all, without the table",
+    "table": "rebuild table and README block from results/ alone",
+    "verify": "recompute every accuracy and every digit of the table; no training",
+    "track": "replay into MLflow what its store lacks",
+    "plan": "say what `reproduce` would train, and stop",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The ledger and where its campaign writes; the demo has its own."""
+
+    ledger: Path
+    results: Path
+    runs: Path
+    readme: Path | None
+
+
+def main(arguments: Sequence[str], *, compose: Compose) -> int:
+    """Run one command; returns the exit status. Raises InputError."""
+    options = _parser().parse_args(arguments)
+    files = _files(demo=options.demo)
+    rows = ledger.read(files.ledger)
+    chosen = ledger.select(rows, options.rows)
+    ledger.check_configs(chosen, conf_dir=paths.conf_dir())
+    recover(files.results)
+    status = 0
+    if options.command in ("reproduce", "measure", "plan"):
+        status = _measure(chosen, files=files, options=options, compose=compose)
+    if options.command in ("reproduce", "table"):
+        table.write(files.ledger, results=files.results, readme_path=files.readme)
+        print((files.results / "table.md").read_text())
+    if options.command in ("reproduce", "verify"):
+        status = max(status, _verify(files))
+    if options.command == "track":
+        from remeasure.replay import replay
+
+        replay(rows, results=files.results, runs=files.runs, project=_store(files), say=_say)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    help_text = "\n".join(f"{name:<10} {text}" for name, text in COMMANDS.items())
+    parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS, metavar="command", help=help_text)
+    parser.add_argument("rows", nargs="*", default=[], help="rows of the ledger; none is all")
+    parser.add_argument("--seeds", type=_count, help="exactly so many seeds a row (default: until the row is decided)")
+    parser.add_argument("--budget", type=_seconds, default=7200.0, help="such as 4h, 90m, 30s (default: 2h)")
+    parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
+    parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
+    parser.add_argument("--demo", action="store_true", help="conf/demo.yaml into runs/demo, offline, under a minute")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of seeds from 1 up, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """Such as 4h, 90m, 30s."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected a time such as 4h, 90m or 30s, got {text!r}")
+    return float(found[1]) * {"h": 3600.0, "m": 60.0, "s": 1.0}[found[2]]
+
+
+def _files(*, demo: bool) -> Files:
+    root, conf = paths.project_root(), paths.conf_dir()
+    if demo:
+        folder = root / "runs" / "demo"
+        return Files(ledger=conf / "demo.yaml", results=folder / "results", runs=folder, readme=None)
+    return Files(
+        ledger=conf / "benchmark.yaml", results=root / "results", runs=root / "runs", readme=root / "README.md"
+    )
+
+
+def _store(files: Files) -> Path:
+    """The folder of the tracking database, unless MLFLOW_TRACKING_URI names another store."""
+    return paths.project_root() if files.readme else files.runs
+
+
+def _measure(rows: Mapping[str, Row], *, files: Files, options: argparse.Namespace, compose: Compose) -> int:
+    from remeasure.campaign import Campaign, NotHere, Options, RowCampaign
+    from remeasure.devices import resolve_device
+    from remeasure.observe import Observer
+    from remeasure.rundir import Place
+
+    root = paths.project_root()
+    place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))
+    chosen = Options(seeds=options.seeds, budget_seconds=options.budget, fresh=options.fresh, adopt=options.adopt)
+    with Observer(project=_store(files)) as observer:
+        campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=_say)
+        prepared = [campaign.prepare(row, compose=compose) for row in rows.values()]
+        campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
+        for entry in prepared:
+            if isinstance(entry, NotHere):
+                _say(
+                    "\n  ".join(
+                        (f"{entry.row.name}: not measured here; its committed record, if any, stands:", *entry.reasons)
+                    )
+                )
+            else:
+                _say(_plan_line(entry, device_kind=place.device_kind))
+        if options.command != "plan":
+            campaign.measure(campaigns)
+    return int(any(entry.failures for entry in campaigns))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _plan_line(campaign: "RowCampaign", *, device_kind: str) -> str:
+    wanted = campaign.wanted()
+    if not wanted:
+        return (
+            f"{campaign.row.name}: {len(campaign.done)} seeds are here, {campaign.verdict().verdict}; nothing to train"
+        )
+    seconds = campaign.seconds_per_seed(device_kind=device_kind)
+    cost = "cost not known yet" if seconds is None else f"about {seconds:.0f} s each"
+    return f"{campaign.row.name}: {len(campaign.done)} seeds are here, {len(wanted)} to train, {cost}"
+
+
+def _verify(files: Files) -> int:
+    def labels(name: str) -> "npt.NDArray[Any] | None":
+        try:
+            return data.test_labels(data.read_config(name, conf_dir=paths.conf_dir()), root=paths.data_root())
+        except data.DataMissingError:
+            return None
+
+    report = verify.verify(files.ledger, results=files.results, labels=labels, readme_path=files.readme)
+    print("\n".join(report.lines))
+    for fault in report.faults:
+        _say(fault)
+    return 0 if report.ok else EXIT_FAILED

@@ -1,0 +1,200 @@
+"""One run: RunSpec and seed → RunRecord. A finished run is returned, an unfinished one resumed, else one is begun."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from remeasure import data, models, provenance
+from remeasure.encoding import encode_npz
+from remeasure.journal import Event, Journal, last, now, read
+from remeasure.records import environment_sha256, predicted_sha256
+from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, write_record, write_whole
+from remeasure.spec import RunRecord, RunSpec
+from remeasure.training import DivergenceError, Predictions, Training, derive, predict, train
+
+Sink = Callable[[Path, Event], None]  # (run directory, event), called as things happen
+
+
+def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False) -> Outcome:
+    """Train and evaluate one seed, or return it where it is finished already.
+
+    `row`: the ledger row it belongs to, "" for none. Raises InputError, and what training
+    raises; the journal then says so.
+    """
+    if not fresh and (done := finished(spec, seed=seed, place=place)):
+        return done
+    directory = open_directory(spec, seed=seed, place=place, fresh=fresh)
+    with _held(directory):
+        if (directory / "record.json").is_file():  # another process finished it while this one waited
+            return Outcome(record=read_record(directory), directory=directory, reused=True)
+        record = _measure(spec, seed=seed, row=row, place=place, directory=directory, sink=sink)
+    return Outcome(record=record, directory=directory, reused=False)
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Hold the run for this process; another one that wants it waits. The kernel lets go when the process ends."""
+    with (directory / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Path, sink: Sink) -> RunRecord:
+    """Train, evaluate once after the last epoch, and keep what came out in `directory`; the record is written last."""
+    journal = Journal(directory)
+
+    def report(event: str, /, **values: object) -> None:
+        sink(directory, journal.write(event, **values))
+
+    torch.set_num_threads(spec.cpu_threads)
+    torch.set_flush_denormal(True)  # a confident LeNet-5 has denormal gradients, and its steps take twice as long
+    training = _training(spec, seed=seed, place=place)
+    facts = _facts(spec, seed=seed, row=row, place=place, num_params=models.num_trainable(training.network))
+    _announce(directory, spec=spec, facts=facts, place=place, report=report)
+    checkpoint = directory / "checkpoint.ckpt"
+    try:
+        wall_seconds = train(
+            training,
+            spec=spec,
+            device_kind=place.device_kind,
+            checkpoint=checkpoint,
+            report=lambda values: report("epoch", **values),
+        )
+        images, labels = _scored_on(spec, place=place)
+        predictions = predict(
+            training.network, images, labels=labels, spec=spec, device=torch.device(place.device_kind)
+        )
+    except DivergenceError as reason:
+        report("diverged", epoch=reason.epoch, step=reason.step, reason=str(reason))
+        record = RunRecord(
+            **facts, **_no_result(len(_scored_on(spec, place=place)[1])), wall_seconds=0.0, finished_at=now()
+        )
+    except BaseException as error:
+        report("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed", reason=repr(error))
+        raise
+    else:
+        record = RunRecord(
+            **facts, **_result(predictions, labels=labels), wall_seconds=round(wall_seconds, 1), finished_at=now()
+        )
+        _keep_arrays(directory, network=training.network, predictions=predictions)
+        report("epoch", **_last_point(spec, record=record))
+    report("finished", record=asdict(record))
+    if spec.data.split == "test":  # tuning leaves no record
+        write_record(directory, record)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+_LOADED: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # a worker process trains many seeds on the same images
+
+
+def _tensors(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> tuple[Tensor, Tensor]:
+    """A whole official split: images (N, C, H, W) uint8 and labels (N,) int64, read once a process."""
+    key = (spec.data_sha256, split)
+    if key not in _LOADED:
+        loaded = data.load_split(spec.data, split, root=place.data_root)
+        _LOADED[key] = (torch.tensor(loaded.images), torch.tensor(loaded.labels))
+    return _LOADED[key]
+
+
+def _training(spec: RunSpec, *, seed: int, place: Place) -> Training:
+    images, labels = _tensors(spec, "train", place=place)
+    num = len(images) - spec.data.num_validation
+    network = models.build(
+        spec.model,
+        image_shape=spec.data.image_shape,
+        num_classes=spec.data.num_classes,
+        generator_seed=derive(seed, purpose="weights", step=0),
+    )
+    return Training(network, recipe=spec.recipe, seed=seed, images=images[:num], labels=labels[:num])
+
+
+def _scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
+    """The official test split; when tuning, the held-back end of the training split, and the test split is not read."""
+    if spec.data.split == "test":
+        return _tensors(spec, "test", place=place)
+    images, labels = _tensors(spec, "train", place=place)
+    return images[-spec.data.num_validation :], labels[-spec.data.num_validation :]
+
+
+def _facts(spec: RunSpec, *, seed: int, row: str, place: Place, num_params: int) -> dict[str, Any]:
+    """What a record says that is known before training."""
+    device = provenance.device_name(place.device_kind)
+    revision = provenance.revision(place.project)
+    return {
+        "row": row,
+        "seed": seed,
+        "spec_sha256": spec.spec_sha256,
+        "training_version": spec.training_version,
+        "num_params": num_params,
+        "epochs": spec.recipe.epochs_total,
+        "device": device,
+        "device_kind": place.device_kind,
+        "data_sha256": spec.data_sha256,
+        "data_official": data.official(spec.data, spec.data_sha256).data_official,
+        "commit": revision.commit,
+        "dirty": revision.dirty,
+        "versions_sha256": environment_sha256(provenance.environment(device)),
+        "mlflow_run_id": "",
+    }
+
+
+def _announce(
+    directory: Path, *, spec: RunSpec, facts: dict[str, Any], place: Place, report: Callable[..., None]
+) -> None:
+    """Write what the run is into its directory, then journal that it started or goes on."""
+    if started := last(read(directory), "started"):
+        report("resumed", **{key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")})
+        return
+    config = {"row": facts["row"], "seed": facts["seed"], **asdict(spec)}
+    write_whole(directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+    environment = provenance.environment(facts["device"])
+    write_whole(directory / "environment.json", json.dumps(environment, indent=1, sort_keys=True).encode())
+    if diff := provenance.revision(place.project).diff:
+        write_whole(directory / "diff.patch", diff.encode())
+    names = {"run_id": directory.name, "model": spec.model.name, "data": spec.data.name, "recipe": spec.recipe.name}
+    report("started", **names, **facts, epochs_total=spec.recipe.epochs_total)
+
+
+def plain(value: object) -> Any:
+    """`asdict` output with lists in place of tuples, as YAML and JSON hold it."""
+    return json.loads(json.dumps(value))
+
+
+def _result(predictions: Predictions, *, labels: Tensor) -> dict[str, Any]:
+    num_correct = int((predictions.predicted == labels).sum())
+    return {
+        "accuracy_percent": 100 * num_correct / len(labels),
+        "num_correct": num_correct,
+        "num_test": len(labels),
+        "loss": predictions.loss,
+        "predicted_sha256": predicted_sha256(predictions.predicted.numpy()),
+    }
+
+
+def _no_result(num_test: int) -> dict[str, Any]:
+    """What a seed that diverged has to show."""
+    return {"accuracy_percent": None, "num_correct": None, "num_test": num_test, "loss": None, "predicted_sha256": None}
+
+
+def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
+    """The evaluation as a point of the curve."""
+    keys = {"split": spec.data.split, "loss": record.loss, "accuracy_percent": record.accuracy_percent}
+    return {"epoch": spec.recipe.epochs_total, "step": None, **keys, "lr": None, "seconds": None}
+
+
+def _keep_arrays(directory: Path, *, network: nn.Module, predictions: Predictions) -> None:
+    predicted = predictions.predicted.numpy().astype(np.uint16)
+    confidence = predictions.confidence.numpy().astype(np.float16)
+    write_whole(directory / "predictions.npz", encode_npz({"predicted": predicted, "confidence": confidence}))
+    weights = models.first_layer_weights(network).numpy().astype(np.float16)
+    write_whole(directory / "filters.npz", encode_npz({"weights": weights}))

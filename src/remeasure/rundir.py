@@ -1,0 +1,77 @@
+"""The folders of runs: which are finished, which go on, and what is in them. No torch: looking must be quick.
+
+`runs/<model>-<data>-<spec>-<device kind>-s<seed>-a<attempt>/`; journal.py says what stands in one.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from remeasure.spec import DeviceKind, RunRecord, RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where runs happen: the folder that holds them, the project, the data root, and the device's kind."""
+
+    runs: Path
+    project: Path
+    data_root: Path
+    device_kind: DeviceKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished run: its record, its directory, and whether it was finished before."""
+
+    record: RunRecord
+    directory: Path
+    reused: bool
+
+
+def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
+    """The newest finished run with this key (spec_sha256, seed, device kind) in this checkout, if any."""
+    for directory in reversed(_attempts(spec, seed=seed, place=place)):
+        if (directory / "record.json").is_file():
+            return Outcome(record=read_record(directory), directory=directory, reused=True)
+    return None
+
+
+def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
+    """The directory of the newest attempt, to go on with it; of a new one where there is none, or `fresh`."""
+    attempts = _attempts(spec, seed=seed, place=place)
+    if attempts and not fresh:
+        return attempts[-1]
+    number = _attempt(attempts[-1]) + 1 if attempts else 1
+    name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
+    (place.runs / name).mkdir(parents=True, exist_ok=True)
+    return place.runs / name
+
+
+def _attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
+    return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
+
+
+def _attempt(directory: Path) -> int:
+    return int(directory.name.rpartition("-a")[2])
+
+
+def read_record(directory: Path) -> RunRecord:
+    """The record of a finished run."""
+    return RunRecord(**json.loads((directory / "record.json").read_text()))
+
+
+def write_record(directory: Path, record: RunRecord) -> None:
+    """Write record.json whole: from then on the run is finished."""
+    write_whole(directory / "record.json", json.dumps(asdict(record), indent=1).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and onto the disk before it has its name."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)

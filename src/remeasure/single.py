@@ -1,0 +1,78 @@
+"""One run from the command line: config → run → what a person and a script read."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from remeasure import data, ledger, paths
+from remeasure.devices import resolve_device
+from remeasure.observe import Observer
+from remeasure.rundir import Outcome, Place, finished
+from remeasure.spec import Config, Row, RunSpec
+
+Compose = Callable[[Sequence[str]], Config]
+
+
+def run_single(config: Config, *, compose: Compose) -> int:
+    """Train, or report a finished run, and print the contract's last line. Returns the exit status."""
+    place = Place(
+        runs=paths.project_root() / "runs",
+        project=paths.project_root(),
+        data_root=paths.data_root(),
+        device_kind=resolve_device(config.device),
+    )
+    spec = config.spec(data_sha256=data.fingerprint(config.data, root=place.data_root).data_sha256)
+    row, departures = _row_of(config, spec=spec, compose=compose)
+    outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
+    if outcome is None:
+        name = row.name if row and not departures else ""
+        with Observer(project=place.project) as observer:
+            from remeasure.run import execute  # Lightning: seconds to import
+
+            outcome = execute(spec, seed=config.seed, row=name, place=place, sink=observer, fresh=config.fresh)
+            outcome = observer.finish(outcome)
+    for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
+        print(line)
+    return 0 if outcome.record.accuracy_percent is not None else 1
+
+
+def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | None, list[str]]:
+    """The ledger's row of these configs, and where this run departs from what the row would train."""
+    rows = ledger.read(paths.conf_dir() / "benchmark.yaml")
+    names = {"model": config.model.name, "data": config.data.name, "recipe": config.recipe.name}
+    row = ledger.for_configs(rows, **names)
+    if row is None:
+        return None, []
+    own = compose([f"{key}={value}" for key, value in names.items()]).spec(data_sha256=spec.data_sha256)
+    if own.spec_sha256 == spec.spec_sha256:
+        return row, []
+    here, there = dict(_flat(asdict(spec))), dict(_flat(asdict(own)))
+    return row, [f"{key}={here.get(key)}" for key in here | there if here.get(key) != there.get(key)]
+
+
+def _flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _flat(entry, prefix=f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", entry
+
+
+def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], split: str) -> Iterator[str]:
+    record = outcome.record
+    accuracy = record.accuracy_percent
+    if outcome.reused:
+        yield f"finished before ({record.finished_at}); fresh=true trains it again"
+    if row and accuracy is not None and split == "test":
+        published = row.published
+        gap = accuracy - published.accuracy_percent
+        claim = f"{row.name}: published {published.accuracy_percent:.{published.num_digits}f} %, here {accuracy:.3f} %"
+        yield f"{claim}, gap {gap:+.3f} points (one seed; `make reproduce ROWS={row.name}` decides)"
+    if row and departures:
+        yield f"{row.name} is trained otherwise; this run departs from it: {', '.join(departures)}"
+    shown = "" if accuracy is None else f"{accuracy:.3f}"
+    line = f"{split}_accuracy_percent={shown} num_params={record.num_params} wall_seconds={record.wall_seconds:.1f}"
+    line += f" mlflow_run_id={record.mlflow_run_id}"
+    path = outcome.directory / "record.json"
+    yield f"{line} record={os.path.relpath(path)}" if split == "test" else line

@@ -1,0 +1,503 @@
+"""What the two wings share: frozen dataclasses and their faults. Standard library only.
+
+Percent appears only in names that end in `_percent` (or `_pp`, percentage points); every other rate is a fraction.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+TRAINING_VERSION = 1  # raised by hand whenever trained numbers change; tests/test_golden.py notices when it must be
+FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validation split uses seeds from here up
+
+DeviceKind = Literal["cpu", "cuda", "mps"]
+Precision = Literal["float32", "bfloat16"]
+Engine = Literal["serial"]
+Mode = Literal["train", "evaluate"]
+Grade = Literal["primary", "secondary", "unsourced"]
+VerdictName = Literal["reproduced", "exceeds", "falls short", "undecided", "not measured"]
+
+
+class InputError(ValueError):
+    """The input (config, data, ledger, command line) is wrong. `faults` holds one line for each fault."""
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def _refuse(faults: Iterable[str]) -> None:
+    """Raise one ValueError that names every fault."""
+    found = tuple(faults)
+    if found:
+        raise ValueError("\n".join(found))
+
+
+class _Strict:
+    """Unknown keys are faults wherever a dataclass is read from YAML or JSON (read by pydantic)."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(_Strict):
+    """A builder of `remeasure.models` and the plain keywords it gets."""
+
+    name: str
+    builder: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec(_Strict):
+    """A data set, how much of its training split is held back, and the split that the run is scored on.
+
+    `pixel_mean`, `pixel_std`: statistics of the official training pixels in [0, 1], one value a channel.
+    `files_md5`: file name to the MD5 that torchvision checks. `known_copies`: fingerprint to description.
+    """
+
+    name: str
+    source: str
+    title: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    num_train: int
+    num_test: int
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    num_validation: int
+    split: Literal["test", "validation"]
+    files_md5: dict[str, str]
+    official_sha256: str | None
+    known_copies: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if not 0 <= self.num_validation < self.num_train:
+            yield f"num_validation: expected 0 to {self.num_train - 1}, got {self.num_validation}"
+        if self.split == "validation" and self.num_validation == 0:
+            yield "num_validation: split=validation needs some, such as data.num_validation=10000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(_Strict):
+    """Arguments of the torch optimiser; those that an optimiser does not have must be null."""
+
+    name: Literal["adam", "adamw", "sgd", "rmsprop", "lbfgs"]
+    lr_peak: float
+    momentum: float | None
+    nesterov: bool | None
+    weight_decay: float | None
+    betas: tuple[float, float] | None
+    alpha: float | None
+    eps: float | None
+    history_size: int | None
+
+    _USES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "adam": ("weight_decay", "betas", "eps"),
+        "adamw": ("weight_decay", "betas", "eps"),
+        "sgd": ("momentum", "nesterov", "weight_decay"),
+        "rmsprop": ("alpha", "eps", "momentum", "weight_decay"),
+        "lbfgs": ("history_size",),
+    }
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that are set, without name and learning rate."""
+        return {key: getattr(self, key) for key in self._USES[self.name] if getattr(self, key) is not None}
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if not self.lr_peak > 0:
+            yield f"lr_peak: expected a number above 0, got {self.lr_peak}"
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            yield f"weight_decay: expected 0 or more, got {self.weight_decay}"
+        for key in ("momentum", "alpha"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < 1:
+                yield f"{key}: expected a number in [0, 1), got {value}"
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            yield f"betas: expected two numbers in [0, 1), got {list(self.betas)}"
+        if self.eps is not None and not self.eps > 0:
+            yield f"eps: expected a number above 0, got {self.eps}"
+        if self.history_size is not None and not self.history_size >= 1:
+            yield f"history_size: expected 1 or more, got {self.history_size}"
+        allowed = self._USES[self.name]
+        for entry in fields(self):
+            if entry.name in ("name", "lr_peak", *allowed) or getattr(self, entry.name) is None:
+                continue
+            yield f"{entry.name}: {self.name} has no such argument; it has {', '.join(allowed)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(_Strict):
+    """The learning rate as a pure function of the step: warm-up from `lr_start_factor`·peak, then the named decay.
+
+    `epochs_warmup` may be a fraction of an epoch. `milestones`: epochs after which the rate is multiplied by `gamma`.
+    The decay reaches `lr_end_factor`·peak after the last step.
+    """
+
+    name: Literal["constant", "linear", "cosine", "milestones"]
+    epochs_warmup: float
+    lr_start_factor: float
+    lr_end_factor: float
+    milestones: tuple[int, ...]
+    gamma: float | None
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if not self.epochs_warmup >= 0:
+            yield f"epochs_warmup: expected 0 or more, got {self.epochs_warmup}"
+        for key in ("lr_start_factor", "lr_end_factor"):
+            if not 0 <= getattr(self, key) <= 1:
+                yield f"{key}: expected a fraction in [0, 1], got {getattr(self, key)}"
+        if (self.name == "milestones") != bool(self.milestones):
+            yield "milestones: schedule 'milestones' needs a list of epochs, and no other schedule takes one"
+        if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
+            yield f"milestones: expected rising epochs from 1 up, got {list(self.milestones)}"
+        if (self.name == "milestones") != (self.gamma is not None):
+            yield "gamma: schedule 'milestones' needs one, and no other schedule takes one"
+        if self.gamma is not None and not 0 < self.gamma < 1:
+            yield f"gamma: expected a fraction in (0, 1), got {self.gamma}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(_Strict):
+    """Cross-entropy on logits plus `l2_penalty`·½·Σw² over weight matrices (not biases)."""
+
+    name: Literal["cross_entropy"]
+    label_smoothing: float
+    l2_penalty: float
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if not 0 <= self.label_smoothing < 1:
+            yield f"label_smoothing: expected a fraction in [0, 1), got {self.label_smoothing}"
+        if not self.l2_penalty >= 0:
+            yield f"l2_penalty: expected 0 or more, got {self.l2_penalty}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(_Strict):
+    """`affine`: random planar affine maps of the training images (LeCun et al. 1998, section III-C).
+
+    `probability`: the share of images that are distorted. Each of the rest is the bound of a uniform u in ±:
+    `translation_pixels` on each axis; `scaling`, both axes by exp(u); `squeezing`, the axes by exp(u) and exp(-u);
+    `shear`, horizontal, pixels a row.
+    """
+
+    name: Literal["none", "affine"]
+    probability: float | None
+    translation_pixels: float | None
+    scaling: float | None
+    squeezing: float | None
+    shear: float | None
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        for key in ("probability", "translation_pixels", "scaling", "squeezing", "shear"):
+            value = getattr(self, key)
+            if (value is not None) != (self.name == "affine"):
+                yield f"{key}: augmentation 'affine' needs it, and 'none' takes none"
+            elif value is not None and not value >= 0:
+                yield f"{key}: expected 0 or more, got {value}"
+        if self.probability is not None and self.probability > 1:
+            yield f"probability: expected a fraction in [0, 1], got {self.probability}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation(_Strict):
+    """x → (x - mean) / std for pixels x in [0, 1]; one value a channel, or one for all channels."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if not self.mean or len(self.mean) != len(self.std):
+            yield f"mean and std: expected equally many values, got {len(self.mean)} and {len(self.std)}"
+        if not all(value > 0 for value in self.std):
+            yield f"std: expected numbers above 0, got {list(self.std)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(_Strict):
+    """How a model is trained, from the first step to the last; nothing else moves a weight but the spec around it."""
+
+    name: str
+    epochs_total: int
+    batch_size: int
+    optimizer: Optimizer
+    schedule: Schedule
+    loss: Loss
+    normalisation: Normalisation
+    augmentation: Augmentation
+    clip_norm: float | None
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        for key in ("epochs_total", "batch_size"):
+            if getattr(self, key) < 1:
+                yield f"{key}: expected 1 or more, got {getattr(self, key)}"
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            yield f"clip_norm: expected a number above 0 or null, got {self.clip_norm}"
+        last = max((*self.schedule.milestones, self.schedule.epochs_warmup))
+        if last >= self.epochs_total:
+            yield (
+                f"schedule: reaches to epoch {last:g}, but the run ends after epochs_total={self.epochs_total}; "
+                "shorten the schedule or train longer"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(_Strict):
+    """All that a run is, but for its seed. `spec_sha256` and the seed are the run's identity."""
+
+    model: ModelSpec
+    data: DataSpec
+    recipe: Recipe
+    precision: Precision
+    engine: Engine
+    engine_width: int
+    compile: bool
+    cpu_threads: int
+    data_sha256: str
+    training_version: int
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        for key in ("engine_width", "cpu_threads"):
+            if getattr(self, key) < 1:
+                yield f"{key}: expected 1 or more, got {getattr(self, key)}"
+        if self.engine_width > 1:
+            yield f"engine_width: the serial engine trains one seed at a time, got {self.engine_width}"
+
+    @property
+    def spec_sha256(self) -> str:
+        return spec_sha256(asdict(self))
+
+
+def spec_sha256(spec: Mapping[str, Any]) -> str:
+    """SHA-256 over what can move a weight in `asdict(RunSpec)`: never names, paths, devices, logging or budget."""
+    identity = {
+        "model": {key: spec["model"][key] for key in ("builder", "options")},
+        "data": {key: spec["data"][key] for key in ("num_classes", "num_validation", "split")},
+        "recipe": {key: value for key, value in spec["recipe"].items() if key != "name"},
+        **{key: spec[key] for key in ("precision", "engine", "engine_width", "compile", "cpu_threads")},
+        **{key: spec[key] for key in ("data_sha256", "training_version")},
+    }
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """The one text of a plain value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(_Strict):
+    """One composed config: conf/train.yaml with its groups, every interpolation resolved."""
+
+    model: ModelSpec
+    data: DataSpec
+    recipe: Recipe
+    seed: int
+    precision: Precision
+    engine: Engine
+    engine_width: int
+    compile: bool
+    cpu_threads: int
+    device: str
+    fresh: bool
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        tuning = self.data.split == "validation"
+        if self.seed < 0:
+            yield f"seed: expected 0 or more, got {self.seed}"
+        elif tuning and self.seed < FIRST_TUNING_SEED:
+            yield f"seed: tuning on the validation split uses seeds from {FIRST_TUNING_SEED} up, got {self.seed}"
+
+    def spec(self, *, data_sha256: str) -> RunSpec:
+        """What is trained, on data with that fingerprint."""
+        return RunSpec(
+            model=self.model,
+            data=self.data,
+            recipe=self.recipe,
+            precision=self.precision,
+            engine=self.engine,
+            engine_width=self.engine_width,
+            compile=self.compile,
+            cpu_threads=self.cpu_threads,
+            data_sha256=data_sha256,
+            training_version=TRAINING_VERSION,
+        )
+
+
+# ---------------------------------------------------------------- what came out
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(_Strict):
+    """One finished seed: one line of results/runs/<row>.csv, whose columns are these fields in this order.
+
+    A seed that diverged has no accuracy, no num_correct, no loss and no predictions (None), and still its line.
+    """
+
+    row: str
+    seed: int
+    spec_sha256: str
+    training_version: int
+    accuracy_percent: float | None
+    num_correct: int | None
+    num_test: int
+    loss: float | None
+    num_params: int
+    epochs: int
+    wall_seconds: float
+    device: str
+    device_kind: DeviceKind
+    data_sha256: str
+    data_official: Literal["yes", "no", "unknown"]
+    commit: str
+    dirty: bool
+    versions_sha256: str
+    predicted_sha256: str | None
+    mlflow_run_id: str
+    finished_at: str
+
+
+# ---------------------------------------------------------------- what was claimed, and the judgement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(_Strict):
+    """Who says so: `citation`, `where` in it, what it `says`, and its grade."""
+
+    citation: str
+    where: str
+    says: str
+    grade: Grade
+
+    def __post_init__(self) -> None:
+        _refuse(f"{key}: must not be empty" for key in ("citation", "where", "says") if not getattr(self, key).strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(_Strict):
+    """A published accuracy and what is known of how it was measured; null is 'not stated'.
+
+    `num_digits` counts the decimals that were printed: 92.6 has 1, 99.05 has 2.
+    """
+
+    accuracy_percent: float
+    num_digits: int
+    num_params_text: str
+    num_runs: int | None
+    selection: str | None
+    sources: tuple[Source, ...]
+    notes: str
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if not 0 < self.accuracy_percent <= 100:
+            yield f"accuracy_percent: expected a percentage in (0, 100], got {self.accuracy_percent}"
+        if not 0 <= self.num_digits <= 6 or round(self.accuracy_percent, self.num_digits) != self.accuracy_percent:
+            yield f"num_digits: {self.num_digits} decimals cannot print {self.accuracy_percent}"
+        if self.num_runs is not None and self.num_runs < 1:
+            yield f"num_runs: expected 1 or more, or null for not stated, got {self.num_runs}"
+        if not self.sources:
+            yield "sources: a bare number is refused; name at least one source, if only one graded 'unsourced'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(_Strict):
+    """The rule of decision, written before the first measurement. `looks`: the seed counts at which it is applied."""
+
+    margin_pp: float
+    confidence: float = 0.95
+    looks: tuple[int, ...] = (5, 10, 20)
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if not 0 < self.margin_pp < 100:
+            yield f"margin_pp: expected percentage points above 0, got {self.margin_pp}"
+        if not 0.5 < self.confidence < 1:
+            yield f"confidence: expected a fraction in (0.5, 1), got {self.confidence}"
+        if len(self.looks) == 0 or list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 1:
+            yield f"looks: expected rising numbers of seeds, got {list(self.looks)}"
+        elif self.looks[-1] > FIRST_TUNING_SEED:
+            yield f"looks: seeds from {FIRST_TUNING_SEED} up are for tuning, got a look at {self.looks[-1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(_Strict):
+    """One row of the ledger: what to measure, what was published, and how it is decided."""
+
+    name: str
+    model: str
+    data: str
+    recipe: str
+    mode: Mode
+    published: Published
+    rule: Rule
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if self.mode == "evaluate" and self.rule.looks != (1,):
+            yield f"rule.looks: mode 'evaluate' is deterministic, so looks is [1], got {list(self.rule.looks)}"
+        if self.mode == "train" and self.rule.looks[0] < 2:
+            yield f"rule.looks: a standard deviation needs 2 seeds or more, got {list(self.rule.looks)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the seeds of one row showed: seed to correct predictions, None for a seed that diverged."""
+
+    num_correct: Mapping[int, int | None]
+    num_test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The judgement on one row. Percent values are unrounded; None is 'does not apply' or 'unknown'.
+
+    `num_seeds` is the number that mean, sd and interval are over: the deciding look's, not what was run beyond it.
+    """
+
+    verdict: VerdictName
+    reason: str
+    num_seeds: int
+    mean_percent: float | None = None
+    sd_percent: float | None = None
+    interval_low_percent: float | None = None
+    interval_high_percent: float | None = None
+    seeds_needed: int | None = None

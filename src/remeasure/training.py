@@ -1,0 +1,240 @@
+"""Training and evaluation on one device: the Lightning module, its checkpoints, its predictions.
+
+The images live on the device as uint8. One Lightning training step covers a block of optimiser steps, so that the
+framework's cost for each step vanishes. All randomness is a function of (seed, purpose, step), so that a resumed run
+repeats an unbroken one.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from remeasure.recipe import augment, build_optimizer, learning_rate, normalise, training_loss
+from remeasure.spec import Recipe, RunSpec
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no list of the accelerators it found
+# Lightning 2.6 calls a torch function that torch has deprecated; nothing of ours can change that.
+warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*is deprecated", module="pytorch_lightning")
+# Few batches are the point: one holds a block of steps. And the loader is a range, which needs no workers.
+warnings.filterwarnings("ignore", message=r"The number of training batches", module="pytorch_lightning")
+
+STEPS_PER_BLOCK = 100  # randomness restarts with each block: another length is another TRAINING_VERSION
+CHECKPOINT_SECONDS = 30.0
+EVALUATION_BATCH = 1000
+TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+class DivergenceError(ArithmeticError):
+    """The loss is no longer finite. `epoch` and `step` (from 0) are where it was noticed."""
+
+    def __init__(self, *, epoch: int, step: int) -> None:
+        super().__init__(f"the loss is not finite after step {step} (epoch {epoch + 1})")
+        self.epoch, self.step = epoch, step
+
+
+def derive(seed: int, *, purpose: str, step: int) -> int:
+    """A 63-bit seed of its own for each (seed, purpose, step)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()[:8], "big") >> 1
+
+
+class Training(LightningModule):
+    """One seed's training of `network` on images (N, C, H, W) uint8 and labels (N,) int64, as the recipe says."""
+
+    images: Tensor
+    labels: Tensor
+    loss_total: Tensor
+    num_correct: Tensor
+
+    def __init__(self, network: nn.Module, *, recipe: Recipe, seed: int, images: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network, self.recipe, self.seed = network, recipe, seed
+        self.register_buffer("images", images, persistent=False)
+        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("loss_total", torch.zeros(()))  # over this epoch's images so far; checkpoints keep both
+        self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
+        self._whole: tuple[Tensor, Tensor] | None = None
+        self.steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
+        self.blocks_per_epoch = math.ceil(self.steps_per_epoch / STEPS_PER_BLOCK)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer)
+
+    def on_train_epoch_start(self) -> None:
+        if self.global_step % self.steps_per_epoch == 0:  # not after a resume in mid-epoch
+            self.loss_total.zero_()
+            self.num_correct.zero_()
+
+    def training_step(self, batch: int, batch_idx: int) -> None:  # noqa: ARG002 - a resumed loader restarts at 0
+        """One block of optimiser steps; where it stands follows from `global_step` alone."""
+        first = self.global_step
+        epoch, start = divmod(first, self.steps_per_epoch)
+        torch.manual_seed(derive(self.seed, purpose="dropout", step=first))
+        generator = torch.Generator().manual_seed(derive(self.seed, purpose="augmentation", step=first))
+        order = self.order(epoch).to(self.device)
+        for index in range(start, min(start + STEPS_PER_BLOCK, self.steps_per_epoch)):
+            chosen = order[index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
+            self._optimiser_step(chosen, step=epoch * self.steps_per_epoch + index, generator=generator)
+        if not torch.isfinite(self.loss_total):  # the block's one synchronisation
+            raise DivergenceError(epoch=epoch, step=self.global_step - 1)
+
+    def order(self, epoch: int) -> Tensor:
+        """The epoch's permutation of the training images, (N,) int64, a function of (seed, epoch)."""
+        generator = torch.Generator().manual_seed(derive(self.seed, purpose="order", step=epoch))
+        return torch.randperm(len(self.images), generator=generator)
+
+    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator) -> None:
+        recipe, optimizer = self.recipe, self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.param_groups[0]["lr"] = self.learning_rate(step)
+        images, labels = self._batch(chosen, generator=generator)
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            logits = self.network(images)
+            loss = training_loss(logits, labels, loss=recipe.loss, parameters=self.network.parameters())
+            self.manual_backward(loss)
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
+            seen.append((loss.detach(), logits.detach()))
+            return loss
+
+        optimizer.step(closure)
+        loss, logits = seen[0]  # L-BFGS evaluates more than once a step
+        self.loss_total += loss * len(labels)
+        self.num_correct += (logits.argmax(dim=1) == labels).sum()
+
+    def _batch(self, chosen: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels at these indices. A batch of everything is made once: its order is nothing."""
+        if self._whole is not None:
+            return self._whole
+        images = augment(self.images[chosen], augmentation=self.recipe.augmentation, generator=generator)
+        batch = normalise(images, normalisation=self.recipe.normalisation), self.labels[chosen]
+        if len(chosen) == len(self.images) and self.recipe.augmentation.name == "none":
+            self._whole = batch
+        return batch
+
+    def learning_rate(self, step: int) -> float:
+        recipe = self.recipe
+        return learning_rate(
+            step,
+            lr_peak=recipe.optimizer.lr_peak,
+            schedule=recipe.schedule,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs_total=recipe.epochs_total,
+        )
+
+
+class Keeper(Callback):
+    """Reports each epoch, and checkpoints at the end of a block once `CHECKPOINT_SECONDS` have passed."""
+
+    def __init__(self, checkpoint: Path, *, report: Callable[[dict[str, Any]], None]) -> None:
+        self.checkpoint, self.report = checkpoint, report
+        self.wall_seconds_before, self.started = 0.0, time.monotonic()
+        self.saved = self.epoch_started = self.started
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.wall_seconds_before + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.wall_seconds_before = state_dict["wall_seconds"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.epoch_started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        assert isinstance(pl_module, Training)
+        if trainer.global_step % pl_module.steps_per_epoch:  # an epoch's last block is saved after its report
+            self._save_when_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Training)
+        num = len(pl_module.images)
+        self.report(
+            {
+                "epoch": trainer.current_epoch + 1,
+                "step": trainer.global_step,
+                "split": "train",
+                "loss": pl_module.loss_total.item() / num,
+                "accuracy_percent": 100 * pl_module.num_correct.item() / num,
+                "lr": pl_module.learning_rate(trainer.global_step - 1),
+                "seconds": round(time.monotonic() - self.epoch_started, 3),
+            }
+        )
+        if trainer.current_epoch + 1 < pl_module.recipe.epochs_total:
+            self._save_when_due(trainer)
+
+    def _save_when_due(self, trainer: Trainer) -> None:
+        if time.monotonic() - self.saved < CHECKPOINT_SECONDS:
+            return
+        partial = self.checkpoint.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        os.replace(partial, self.checkpoint)
+        self.saved = time.monotonic()
+
+
+def train(
+    training: Training, *, spec: RunSpec, device_kind: str, checkpoint: Path, report: Callable[[dict[str, Any]], None]
+) -> float:
+    """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError."""
+    keeper = Keeper(checkpoint, report=report)
+    trainer = Trainer(
+        accelerator=device_kind,
+        devices=1,
+        precision=TRAINER_PRECISION[spec.precision],
+        max_epochs=spec.recipe.epochs_total,
+        callbacks=[keeper],
+        deterministic="warn" if device_kind == "cuda" else None,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    blocks = range(training.blocks_per_epoch)
+    trainer.fit(training, train_dataloaders=blocks, ckpt_path=checkpoint if checkpoint.exists() else None)
+    return keeper.wall_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """`predicted` (N,) int64, `confidence` (N,) float32 top-1 probability, and the mean cross-entropy."""
+
+    predicted: Tensor
+    confidence: Tensor
+    loss: float
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, images: Tensor, *, labels: Tensor, spec: RunSpec, device: torch.device) -> Predictions:
+    """Evaluate `network` on images (N, C, H, W) uint8 and labels (N,), in their order."""
+    network = network.to(device).eval()
+    predicted, confidence, loss_total = [], [], 0.0
+    for start in range(0, len(images), EVALUATION_BATCH):
+        part = slice(start, start + EVALUATION_BATCH)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            logits = network(normalise(images[part].to(device), normalisation=spec.recipe.normalisation)).float()
+        top = logits.softmax(dim=1).max(dim=1)
+        predicted.append(top.indices.cpu())
+        confidence.append(top.values.cpu())
+        loss_total += functional.cross_entropy(logits, labels[part].to(device), reduction="sum").item()
+    return Predictions(predicted=torch.cat(predicted), confidence=torch.cat(confidence), loss=loss_total / len(images))

@@ -1,0 +1,114 @@
+"""Single-threaded worker processes, one a core, kept for the whole campaign; on a GPU, one."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from remeasure.journal import Event
+from remeasure.rundir import Outcome, Place
+from remeasure.spec import RunSpec
+
+POLL_SECONDS = 0.2  # how long an event of a worker may wait to be seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One seed to train."""
+
+    row: str
+    seed: int
+    spec: RunSpec
+    fresh: bool
+
+
+def num_workers(place: Place) -> int:
+    """How many runs train side by side: one a core that this process may use, or one on an accelerator."""
+    return len(os.sched_getaffinity(0)) if place.device_kind == "cpu" else 1
+
+
+class Workers:
+    """A pool that starts with the first task and, left in whatever way, leaves no process behind."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.num = place, num_workers(place)
+        context = multiprocessing.get_context("spawn")  # a forked torch can hang
+        self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
+        self._pool = ProcessPoolExecutor(
+            self.num, mp_context=context, initializer=_begin, initargs=(self._events, os.getpid())
+        )
+        self._active: dict[Future[Outcome], Task] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._active:  # interrupted: each run journals that it was, and its checkpoint stays
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def idle(self) -> int:
+        """How many more tasks would start at once."""
+        return self.num - len(self._active)
+
+    @property
+    def active(self) -> list[Task]:
+        return list(self._active.values())
+
+    def submit(self, task: Task) -> None:
+        self._active[self._pool.submit(_execute, task, self.place)] = task
+
+    def finished(self) -> Iterator[tuple[Task, Future[Outcome]]]:
+        """Wait a moment for tasks to end, and yield those that did."""
+        done, _ = wait(self._active, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield self._active.pop(future), future
+
+    def events(self) -> Iterator[tuple[Path, Event]]:
+        """What the workers journaled since the last call, as (run directory, event)."""
+        while not self._events.empty():
+            yield self._events.get()
+
+
+_SINK: Any = None  # this worker's end of the event queue
+
+
+def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
+    """In a new worker: Ctrl-C is the parent's business, SIGTERM ends the run, and no worker outlives its parent."""
+    global _SINK
+    _SINK = events
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _terminated)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _terminated(number: int, frame: object) -> NoReturn:  # noqa: ARG001
+    raise SystemExit(128 + number)
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _execute(task: Task, place: Place) -> Outcome:
+    from remeasure.run import execute
+
+    def sink(directory: Path, event: Event) -> None:
+        _SINK.put((directory, event))
+
+    return execute(task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh)

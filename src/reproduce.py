@@ -1,0 +1,8 @@
+"""The whole table: plan, measure, table, verify. `--help` lists the commands."""
+
+import sys
+
+from remeasure.cli import reproduce_main
+
+if __name__ == "__main__":
+    sys.exit(reproduce_main(sys.argv[1:]))

@@ -1,0 +1,6 @@
+"""One run: python src/train.py model=mlp4. `--help` lists what can be chosen."""
+
+from remeasure.cli import train_main
+
+if __name__ == "__main__":
+    train_main()
