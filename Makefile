@@ -33,7 +33,7 @@ track: setup
 	$(python) src/reproduce.py track
 
 ui: setup
-	$(python) src/reproduce.py ui
+	MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 lint: setup
 	.venv/bin/ruff check .

@@ -125,7 +125,7 @@ def test_the_article_is_cited_as_unsourced_in_each_of_its_six_rows(committed: di
 
 def test_demo_claims_are_marked_as_this_projects_own() -> None:
     rows = ledger.read(CONF / "demo.yaml")
-    assert list(rows) == ["logreg-digits", "mlp2-digits"]
+    assert list(rows) == ["logreg-digits", "mlp2-digits", "mlp2-digits-inflated"]
     for row in rows.values():
         (source,) = row.published.sources
         assert (source.citation, source.grade) == ("remeasure, this project's own demonstration claim", "unsourced")

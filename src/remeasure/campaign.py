@@ -11,7 +11,7 @@ from remeasure.collect import SeedResults, from_results, from_run, put_together
 from remeasure.observe import Observer
 from remeasure.records import RowResults, read_row
 from remeasure.rundir import Outcome, Place, finished
-from remeasure.spec import Config, Evidence, InputError, Row, RunRecord, RunSpec, Verdict
+from remeasure.spec import Config, DataSpec, Evidence, InputError, Row, RunRecord, RunSpec, Verdict
 from remeasure.storage import publish
 from remeasure.verdict import agree, judge
 from remeasure.workers import Task, Workers
@@ -97,12 +97,17 @@ class Campaign:
         self, *, place: Place, results: Path, options: Options, observer: Observer, say: Callable[[str], None]
     ) -> None:
         self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
+        self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
+        self._sources: dict[str, data.Source | data.DataMissingError] = {}
 
     def prepare(self, row: Row, *, compose: Compose) -> "RowCampaign | NotHere":
-        """What is there of a row already: finished runs of this checkout, and with CONTINUE=1 committed seeds."""
+        """What is there of a row already: finished runs of this checkout, and with CONTINUE=1 committed seeds.
+
+        Raises InputError: configs or data files that are there and wrong.
+        """
         config = compose([f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")])
         try:
-            source = data.fingerprint(config.data, root=self.place.data_root)
+            source = self._source(config.data)
         except data.DataMissingError as missing:
             return NotHere(row=row, reasons=missing.faults)
         spec = config.spec(data_sha256=source.data_sha256)
@@ -112,6 +117,18 @@ class Campaign:
         if not self.options.fresh:
             self._find_finished(campaign)
         return campaign
+
+    def _source(self, spec: DataSpec) -> data.Source:
+        """The fingerprint of a data set, taken once a campaign; so is a download that failed."""
+        if spec.name not in self._sources:
+            try:
+                self._sources[spec.name] = data.fingerprint(spec, root=self.place.data_root)
+            except data.DataMissingError as missing:
+                self._sources[spec.name] = missing
+        found = self._sources[spec.name]
+        if isinstance(found, data.DataMissingError):
+            raise found
+        return found
 
     def _find_finished(self, campaign: RowCampaign) -> None:
         for seed in range(max(self.options.seeds or 0, campaign.row.rule.looks[-1])):
@@ -142,23 +159,29 @@ class Campaign:
         for campaign in campaigns:
             self._publish(campaign)
             self._track(campaign, running=False)
+            if left_out := len(campaign.wanted()):
+                self.say(f"{campaign.row.name}: {left_out} more seeds do not fit the budget; the same command goes on")
 
     def _start(self, campaign: RowCampaign, *, workers: Workers, seconds_left: float) -> None:
-        for seed in campaign.wanted()[: workers.idle]:
-            cost = campaign.seconds_per_seed(device_kind=self.place.device_kind) or 0.0
-            if cost >= seconds_left:
-                return
-            if campaign.row.name not in self.observer.parents:
-                self._track(campaign, running=True)
-            campaign.running.add(seed)
-            workers.submit(Task(row=campaign.row.name, seed=seed, spec=campaign.spec, fresh=self.options.fresh))
+        """Give idle workers the seeds that this row wants; what another row of the same spec has trained is shared."""
+        spec_sha256 = campaign.spec.spec_sha256
+        for seed in campaign.wanted():
+            if shared := self._trained.get((spec_sha256, seed)):
+                self._keep(campaign, outcome=shared)
+            elif (spec_sha256, seed) in {(task.spec.spec_sha256, task.seed) for task in workers.active}:
+                continue
+            elif workers.idle and (campaign.seconds_per_seed(device_kind=self.place.device_kind) or 0.0) < seconds_left:
+                if campaign.row.name not in self.observer.parents:
+                    self._track(campaign, running=True)
+                campaign.running.add(seed)
+                workers.submit(Task(row=campaign.row.name, seed=seed, spec=campaign.spec, fresh=self.options.fresh))
 
     def _drain(self, workers: Workers) -> None:
         for directory, event in workers.events():
             self.observer(directory, event)
 
     def _take(self, campaign: RowCampaign, *, task: Task, future: Future[Outcome]) -> None:
-        """A run ended: keep what it found, and publish when its look is complete."""
+        """A run ended: keep what it found, or why it failed."""
         campaign.running.discard(task.seed)
         try:
             outcome = self.observer.finish(future.result())
@@ -168,7 +191,12 @@ class Campaign:
             campaign.failures.append(f"seed {task.seed}: {type(error).__name__}: {error}")
             self.say(f"{campaign.row.name} failed: {campaign.failures[-1]}")
             return
-        campaign.done[task.seed] = from_run(outcome, row=campaign.row.name)
+        self._trained[campaign.spec.spec_sha256, task.seed] = outcome
+        self._keep(campaign, outcome=outcome)
+
+    def _keep(self, campaign: RowCampaign, *, outcome: Outcome) -> None:
+        """A seed is finished; publish when its look is complete."""
+        campaign.done[outcome.record.seed] = from_run(outcome, row=campaign.row.name)
         if not campaign.running and (
             not (wanted := campaign.wanted()) or len(campaign.done) in campaign.row.rule.looks
         ):

@@ -15,23 +15,22 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
     if not tracking.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
     tracker = tracking.open_tracker(project)
+    parents = {name: replay_row(row, tracker=tracker, results=results) for name, row in rows.items()}
     directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
-    parents = {name: _campaign(tracker, row, results=results) for name, row in rows.items()}
     for directory in directories:
         started = journal.last(journal.read(directory), "started") or {}
         tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
-    num_records = sum(_records(tracker, name, results=results, parent_id=parents[name]) for name in rows)
-    uri = tracking.masked(tracker.uri)
-    say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and {num_records} committed seeds")
+    uri, num_rows = tracking.masked(tracker.uri), sum(map(bool, parents.values()))
+    say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
 
 
-def _campaign(tracker: "tracking.Tracker", row: Row, *, results: Path) -> str:
-    """The parent run of a row's committed record; "" where there is none."""
+def replay_row(row: Row, *, tracker: "tracking.Tracker", results: Path) -> str:
+    """A row's committed record: a parent run, whose id is returned, and a child for each seed; "" without a record."""
     if (group := read_row(results, row=row.name)) is None:
         return ""
     counts = {record.seed: record.num_correct for record in group.records}
     evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)
-    return tracker.project_row(
+    parent_id = tracker.project_row(
         row,
         verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
         spec_sha256=group.records[0].spec_sha256,
@@ -39,11 +38,7 @@ def _campaign(tracker: "tracking.Tracker", row: Row, *, results: Path) -> str:
         measured="committed record",
         at=max(record.finished_at for record in group.records),
     )
-
-
-def _records(tracker: "tracking.Tracker", row: str, *, results: Path, parent_id: str) -> int:
-    group = read_row(results, row=row)
-    for part in from_results(group) if group else ():
+    for part in from_results(group):
         curve = [vars(point) for point in part.curve]
         tracker.project_record(part.record, spec=part.spec, curve=curve, parent_id=parent_id)
-    return len(group.records) if group else 0
+    return parent_id

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from remeasure import data, ledger, paths, table, verify
-from remeasure.spec import Config, Row
+from remeasure.records import ensure_header, read_runs
+from remeasure.spec import Config, InputError, Row
 from remeasure.storage import recover
 
 if TYPE_CHECKING:
-    from remeasure.campaign import RowCampaign
+    from remeasure.campaign import NotHere, RowCampaign
+    from remeasure.observe import Observer
 
 EXIT_FAILED = 1
 Compose = Callable[[Sequence[str]], Config]
@@ -45,14 +47,15 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     files = _files(demo=options.demo)
     rows = ledger.read(files.ledger)
     chosen = ledger.select(rows, options.rows)
-    ledger.check_configs(chosen, conf_dir=paths.conf_dir())
     recover(files.results)
-    status = 0
+    status, origins = 0, dict[str, str]()
     if options.command in ("reproduce", "measure", "plan"):
-        status = _measure(chosen, files=files, options=options, compose=compose)
+        status, origins = _measure(chosen, files=files, options=options, compose=compose)
     if options.command in ("reproduce", "table"):
         table.write(files.ledger, results=files.results, readme_path=files.readme)
-        print((files.results / "table.md").read_text())
+        records = {name: read_runs(files.results, row=name) for name in rows}
+        origins = {name: "committed record" for name in rows if records[name]} | origins
+        print(table.to_text(table.build(rows, records=records), rows=rows, origins=origins))
     if options.command in ("reproduce", "verify"):
         status = max(status, _verify(files))
     if options.command == "track":
@@ -106,7 +109,10 @@ def _store(files: Files) -> Path:
     return paths.project_root() if files.readme else files.runs
 
 
-def _measure(rows: Mapping[str, Row], *, files: Files, options: argparse.Namespace, compose: Compose) -> int:
+def _measure(
+    rows: Mapping[str, Row], *, files: Files, options: argparse.Namespace, compose: Compose
+) -> tuple[int, dict[str, str]]:
+    """Measure these rows; returns the exit status, and for each row that was measured here that it was."""
     from remeasure.campaign import Campaign, NotHere, Options, RowCampaign
     from remeasure.devices import resolve_device
     from remeasure.observe import Observer
@@ -117,35 +123,58 @@ def _measure(rows: Mapping[str, Row], *, files: Files, options: argparse.Namespa
     chosen = Options(seeds=options.seeds, budget_seconds=options.budget, fresh=options.fresh, adopt=options.adopt)
     with Observer(project=_store(files)) as observer:
         campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=_say)
-        prepared = [campaign.prepare(row, compose=compose) for row in rows.values()]
+        prepared: list[RowCampaign | NotHere] = []
+        for row in rows.values():
+            faults = _config_faults(row)
+            prepared.append(NotHere(row=row, reasons=faults) if faults else campaign.prepare(row, compose=compose))
         campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
-        for entry in prepared:
-            if isinstance(entry, NotHere):
-                _say(
-                    "\n  ".join(
-                        (f"{entry.row.name}: not measured here; its committed record, if any, stands:", *entry.reasons)
-                    )
-                )
-            else:
-                _say(_plan_line(entry, device_kind=place.device_kind))
+        for line in _plan_lines(prepared, device_kind=place.device_kind):
+            _say(line)
         if options.command != "plan":
             campaign.measure(campaigns)
-    return int(any(entry.failures for entry in campaigns))
+        here = [entry.row.name for entry in campaigns if entry.published]
+        if options.command != "plan":
+            _replay_committed([row for row in rows.values() if row.name not in here], observer=observer, files=files)
+    return int(any(entry.failures for entry in campaigns)), dict.fromkeys(here, "measured here")
+
+
+def _config_faults(row: Row) -> tuple[str, ...]:
+    try:
+        ledger.check_configs({row.name: row}, conf_dir=paths.conf_dir())
+    except InputError as error:
+        return error.faults
+    return ()
+
+
+def _replay_committed(rows: Sequence[Row], *, observer: "Observer", files: Files) -> None:
+    """Rows that were not measured here stand in MLflow by their committed records."""
+    from remeasure.replay import replay_row
+
+    for row in rows:
+        ensure_header(files.results, row=row.name)
+        if observer.tracker:
+            observer.best_effort.at_once(replay_row, row, tracker=observer.tracker, results=files.results)
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _plan_line(campaign: "RowCampaign", *, device_kind: str) -> str:
-    wanted = campaign.wanted()
-    if not wanted:
-        return (
-            f"{campaign.row.name}: {len(campaign.done)} seeds are here, {campaign.verdict().verdict}; nothing to train"
-        )
-    seconds = campaign.seconds_per_seed(device_kind=device_kind)
-    cost = "cost not known yet" if seconds is None else f"about {seconds:.0f} s each"
-    return f"{campaign.row.name}: {len(campaign.done)} seeds are here, {len(wanted)} to train, {cost}"
+def _plan_lines(prepared: "Sequence[RowCampaign | NotHere]", *, device_kind: str) -> Iterator[str]:
+    """What will be trained, row by row, and what this machine cannot measure and why."""
+    from remeasure.campaign import NotHere
+
+    missing: dict[tuple[str, ...], list[str]] = {}
+    for entry in prepared:
+        if isinstance(entry, NotHere):
+            missing.setdefault(entry.reasons, []).append(entry.row.name)
+            continue
+        wanted, seconds = len(entry.wanted()), entry.seconds_per_seed(device_kind=device_kind)
+        cost = "at a cost not known yet" if seconds is None else f"about {seconds:.0f} s each"
+        todo = f"{wanted} to train, {cost}" if wanted else f"{entry.verdict().verdict}, nothing to train"
+        yield f"{entry.row.name}: {len(entry.done)} seeds are here, {todo}"
+    for reasons, names in missing.items():
+        yield "\n  ".join((f"{', '.join(names)}: not measured here, a committed record stands; missing:", *reasons))
 
 
 def _verify(files: Files) -> int:

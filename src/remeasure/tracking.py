@@ -132,7 +132,7 @@ def _run_content(directory: Path, *, parent_id: str) -> _Content | None:
     record = state.get("record") or {}
     end_ms = _milliseconds(state["time"])
     if record and record["accuracy_percent"] is None:
-        state = journal.last(events, "diverged") or state
+        state = journal.last(events, "diverged") or {**state, "event": "diverged"}
     status = _STATUS[state["event"]]
     config = _config(directory / "config.yaml")
     info = {**_names(config), **started, **record}

@@ -92,7 +92,12 @@ class Training(LightningModule):
             raise DivergenceError(epoch=epoch, step=self.global_step - 1)
 
     def order(self, epoch: int) -> Tensor:
-        """The epoch's permutation of the training images, (N,) int64, a function of (seed, epoch)."""
+        """The epoch's permutation of the training images, (N,) int64, a function of (seed, epoch).
+
+        One batch of everything keeps their own order: sums then round alike in every epoch and after every resume.
+        """
+        if self.steps_per_epoch == 1:
+            return torch.arange(len(self.images))
         generator = torch.Generator().manual_seed(derive(self.seed, purpose="order", step=epoch))
         return torch.randperm(len(self.images), generator=generator)
 
@@ -100,7 +105,8 @@ class Training(LightningModule):
         recipe, optimizer = self.recipe, self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.param_groups[0]["lr"] = self.learning_rate(step)
-        images, labels = self._batch(chosen, generator=generator)
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
+            images, labels = self._batch(chosen, generator=generator)
         seen: list[tuple[Tensor, Tensor]] = []
 
         def closure() -> Tensor:

@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import http.client
 import os
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +31,11 @@ class Split:
 
 
 def verified_bytes(path: Path, *, md5: str) -> bytes:
-    """The file's bytes. Raises InputError where their MD5 is not the official one."""
-    content = path.read_bytes()
+    """The file's bytes. Raises InputError where it cannot be read or its MD5 is not the official one."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); put the official file there") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise InputError(
@@ -40,25 +45,39 @@ def verified_bytes(path: Path, *, md5: str) -> bytes:
     return content
 
 
-def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path) -> Path:
+def missing(wanted: Mapping[Path, str], *, root: Path, reasons: Sequence[str]) -> DataMissingError:
+    """The error that names every wanted file (path to MD5), where it goes, and why it could not be had."""
+    return DataMissingError(
+        "data: these files are missing; put the files there or connect to the network, and start again:",
+        *(f"  {path} (MD5 {md5})" for path, md5 in wanted.items()),
+        f"  (the data root is {root}; the environment variable REMEASURE_DATA can name another one)",
+        *(f"  {reason}" for reason in reasons),
+    )
+
+
+def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path) -> list[str]:
     """Fetch the file whole, with a progress bar, and move it into place once its MD5 is right.
 
-    Raises DataMissingError when no mirror delivers it.
+    Returns why it is still missing, a line for each mirror; nothing once it is there.
     """
     from torchvision.datasets.utils import download_url  # 4 s to import: only where something is missing
 
-    directory.mkdir(parents=True, exist_ok=True)
-    reasons = []
-    for mirror in mirrors:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial, _timeout():
-            try:
-                download_url(f"{mirror}{filename}", partial, filename=filename, md5=md5)
-            except (OSError, RuntimeError) as error:
-                reasons.append(f"{mirror}{filename}: {error}")
-                continue
-            os.replace(Path(partial) / filename, directory / filename)
-            return directory / filename
-    raise DataMissingError(f"{directory / filename}: missing, and the download failed ({'; '.join(reasons)})")
+            reasons = []
+            for url in (f"{mirror}{filename}" for mirror in mirrors):
+                print(f"downloading {url} into {directory}", file=sys.stderr)
+                try:
+                    download_url(url, partial, filename=filename, md5=md5)
+                except (OSError, RuntimeError, http.client.HTTPException) as error:
+                    reasons.append(f"download of {url} failed: {error!r}")
+                    continue
+                os.replace(Path(partial) / filename, directory / filename)
+                return []
+    except OSError as error:
+        return [f"cannot write into {directory} ({error.strerror})"]
+    return reasons
 
 
 @contextlib.contextmanager

@@ -1,37 +1,49 @@
 """MNIST from the four files of LeCun, Cortes and Burges (IDX format), gzipped or unpacked, under MNIST/raw."""
 
 import gzip
+import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from remeasure.data.files import DataMissingError, Split, download, verified_bytes
+from remeasure.data.files import Split, download, missing, verified_bytes
 from remeasure.spec import InputError
 
 # The mirrors that torchvision.datasets.MNIST uses, in its order; a test compares.
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
-PREFIX = {"train": "train", "test": "t10k"}
+STEMS = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 
 
 def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
     """The official split: images (N, 1, 28, 28) uint8, labels (N,) int64."""
-    directory = root / "MNIST" / "raw"
-    images = _read_idx(directory, f"{PREFIX[split]}-images-idx3-ubyte", files_md5, fetch=fetch)
-    labels = _read_idx(directory, f"{PREFIX[split]}-labels-idx1-ubyte", files_md5, fetch=fetch)
+    images, labels = (_read_idx(stem, root=root, files_md5=files_md5, fetch=fetch) for stem in STEMS[split])
     return Split(images=images[:, None], labels=labels.astype(np.int64))
 
 
-def _read_idx(directory: Path, stem: str, files_md5: dict[str, str], *, fetch: bool) -> np.ndarray:
+def _read_idx(stem: str, *, root: Path, files_md5: dict[str, str], fetch: bool) -> np.ndarray:
     """One IDX file as an array of uint8; the .gz first, then the unpacked file, then a download of the .gz."""
-    packed, unpacked = directory / f"{stem}.gz", directory / stem
-    if not packed.exists() and unpacked.exists():
-        return parse_idx(verified_bytes(unpacked, md5=files_md5[stem]), name=str(unpacked))
-    if not packed.exists() and not fetch:
-        raise DataMissingError(f"{packed}: missing")
-    if not packed.exists():
-        download(packed.name, mirrors=MIRRORS, md5=files_md5[packed.name], directory=directory)
-    return parse_idx(gzip.decompress(verified_bytes(packed, md5=files_md5[packed.name])), name=str(packed))
+    directory = root / "MNIST" / "raw"
+    path = _find(directory, stem)
+    if path is None:
+        path = directory / f"{stem}.gz"
+        md5 = files_md5[path.name]
+        reasons = download(path.name, mirrors=MIRRORS, md5=md5, directory=directory) if fetch else []
+        if reasons or not fetch:
+            wanted = [f"{other}.gz" for stems in STEMS.values() for other in stems if not _find(directory, other)]
+            raise missing({directory / name: files_md5[name] for name in wanted}, root=root, reasons=reasons)
+    content = verified_bytes(path, md5=files_md5[path.name])
+    return parse_idx(gzip.decompress(content) if path.suffix == ".gz" else content, name=str(path))
+
+
+def _find(directory: Path, stem: str) -> Path | None:
+    for path in (directory / f"{stem}.gz", directory / stem):
+        if os.access(path, os.F_OK):  # Path.exists() raises where the folder cannot be read
+            return path
+    return None
 
 
 def parse_idx(content: bytes, *, name: str) -> np.ndarray:
