@@ -1,30 +1,39 @@
 """The command lines. The only file that sees a DictConfig, which it turns into a Config at once."""
 
 import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from remeasure import paths
-from remeasure.convert import convert
+from remeasure.convert import convert, did_you_mean
 from remeasure.spec import Config, InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-EXIT_INPUT = 2
+EXIT_FAILED, EXIT_INPUT = 1, 2
+CONFIG_PACKAGES = ("hydra", "omegaconf", "yaml")  # whose errors mean that the command line or a config file is wrong
 
 
 def train_main() -> None:
-    """`python src/train.py`: Hydra composes, then `_train_one` runs, once or once for each job of a multirun."""
+    """`python src/train.py`: Hydra composes, then each job trains: one, or those of a multirun, whatever fails."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors reach `_guarded`
     _register_resolvers()
     import hydra
 
-    main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(_train_one)
-    sys.exit(_guarded(main))
+    statuses = []
+
+    def job(composed: "DictConfig") -> None:
+        statuses.append(_guarded(lambda: _train_one(composed)))
+
+    main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
+    sys.exit(_guarded(main) or max(statuses, default=0))
 
 
 def reproduce_main(arguments: Sequence[str]) -> int:
@@ -57,48 +66,77 @@ def compose(overrides: Sequence[str]) -> Config:
 def _to_config(composed: "DictConfig") -> Config:
     from omegaconf import OmegaConf
 
-    return convert(Config, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), where="")
+    if missing := sorted(OmegaConf.missing_keys(composed)):
+        raise InputError(*(f"{key}: has no value; give it one ({key}=…)" for key in missing))
+    config = convert(Config, OmegaConf.to_container(composed, resolve=True), where="")
+    try:
+        config.spec(data_sha256="")
+    except ValueError as error:  # what only the whole spec can tell
+        raise InputError(*str(error).splitlines()) from None
+    return config
 
 
 def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
+    OmegaConf.register_new_resolver("runs", lambda name: str(paths.project_root() / "runs" / name), replace=True)
+
+
+# ---------------------------------------------------------------- how a command ends
 
 
 def _guarded(main: Callable[[], Any]) -> int:
     """Run a command; its exit status: 0 done, 1 a run failed, 2 the input is wrong, 128 + n after signal n."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _stop)
     try:
         return int(main() or 0)
     except InputError as error:
         return _refuse(error.faults)
     except Exception as error:
-        if not _is_config_error(error):
-            raise
-        return _refuse([_shorten(str(error))])
+        if type(error).__module__.partition(".")[0] in CONFIG_PACKAGES:
+            return _refuse(_config_faults(error))
+        traceback.print_exc()
+        return EXIT_FAILED
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     raise SystemExit(128 + number)
 
 
-def _is_config_error(error: Exception) -> bool:
-    """Whether Hydra or OmegaConf refused the command line or a config file."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    return isinstance(error, (HydraException, OmegaConfBaseException))
-
-
-def _shorten(message: str) -> str:
-    """Hydra's message without its config search path and blank lines."""
-    lines = [line.rstrip() for line in message.split("\nConfig search path:")[0].splitlines()]
-    return "\n".join(line for line in lines if line)
-
-
 def _refuse(faults: Sequence[str]) -> int:
     for fault in faults:
         print(fault, file=sys.stderr)
     return EXIT_INPUT
+
+
+def _config_faults(error: Exception) -> list[str]:
+    """What Hydra, OmegaConf or YAML refused, in our words where theirs name no remedy, or one that does not work."""
+    message = str(error).split("\nConfig search path:")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [type(error).__name__]
+    if choice := re.match(r"In '.*': Could not find '(.+)/(.+)'", message):
+        group, name, valid = choice[1], choice[2], list(getattr(error, "options", None) or ())
+        return [f"{group}: there is no {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid) or 'none yet'}"]
+    if key := re.match(r"Could not override '(.+?)'", message):
+        return [_unknown_key(key[1])]
+    if override := getattr(error, "override", ""):
+        reason = next((line for line in lines if not line.startswith(("Error parsing", "See http"))), lines[0])
+        return [f"{override}: expected key=value, such as seed=3 ({reason})"]
+    if key_name := getattr(error, "full_key", ""):
+        return [f"{key_name}: {lines[0]}"]
+    return lines
+
+
+def _unknown_key(key: str) -> str:
+    """The fault of a dotted key that no config has, with the names that are valid where it goes wrong."""
+    valid, hints = [entry.name for entry in fields(Config)] + ["experiment"], get_type_hints(Config)
+    parts = key.split(".")
+    known = 0
+    while parts[known] in hints and is_dataclass(cls := hints[parts[known]]) and known + 1 < len(parts):
+        valid, hints, known = [entry.name for entry in fields(cls)], get_type_hints(cls), known + 1
+    if parts[known] in hints:  # a key of its options, or below a plain value
+        return f"{key}: no such key; `python src/train.py --cfg job` shows all there are, with this model"
+    wrong = ".".join(parts[: known + 1])
+    return f"{wrong}: no such key{did_you_mean(parts[known], valid)}; valid: {', '.join(valid)}"

@@ -2,7 +2,9 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,12 +19,10 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
 
     Raises InputError with one line for each fault; each begins with `where` and the dotted key.
     """
+    if faults := list(_unfit(value, key=where)):
+        raise InputError(*faults)
     try:
-        text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: holds a value that is neither text, number, list nor mapping ({error})") from None
-    try:
-        converted: T = TypeAdapter(cls).validate_json(text, strict=True)
+        converted: T = TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise InputError(
             *(line for fault in error.errors() for line in _explain(fault, cls=cls, where=where))
@@ -30,17 +30,39 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
     return converted
 
 
+def _unfit(value: object, *, key: str) -> Iterator[str]:
+    """One line for each value that JSON cannot hold, such as NaN, or a date that YAML made of unquoted text."""
+    match value:
+        case Mapping():
+            for name, entry in value.items():
+                yield from _unfit(entry, key=_dotted(key, str(name)))
+                if not isinstance(name, str):
+                    yield f"{_dotted(key, str(name))}: expected text as key, got {name!r}; quote it"
+        case list() | tuple():
+            for index, entry in enumerate(value):
+                yield from _unfit(entry, key=_dotted(key, str(index)))
+        case float() if not math.isfinite(value):
+            yield f"{key}: expected a finite number, got {value}"
+        case None | str() | int() | float():
+            pass
+        case _:
+            yield f"{key}: expected text, number, list or mapping, got {value!r}"
+
+
+def _dotted(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
 def _explain(fault: Mapping[str, Any], *, cls: type, where: str) -> list[str]:
-    place = ".".join(str(part) for part in fault["loc"])
-    key = f"{where}.{place}" if place and where else place or where
+    key = _dotted(where, *(str(part) for part in fault["loc"]))
     match fault["type"]:
         case "unexpected_keyword_argument":
             valid = _keys_beside(cls, fault["loc"])
             return [f"{key}: no such key{did_you_mean(str(fault['loc'][-1]), valid)}; valid: {', '.join(valid)}"]
-        case "missing" | "missing_keyword_only_argument" | "missing_argument":
+        case "missing":
             return [f"{key}: missing"]
         case "value_error":
-            return [f"{key}.{line}" for line in str(fault["ctx"]["error"]).splitlines()]
+            return [_dotted(key, line) for line in str(fault["ctx"]["error"]).splitlines()]
         case _:
             return [f"{key}: {fault['msg'].replace('Input should be', 'expected')}, got {fault['input']!r}"]
 
@@ -49,10 +71,11 @@ def _keys_beside(cls: type, location: tuple[str | int, ...]) -> list[str]:
     """The valid keys of the dataclass in which the last key of `location` stands."""
     for part in location[:-1]:
         cls = get_args(cls)[0] if isinstance(part, int) else get_type_hints(cls)[part]
-    return list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    return [entry.name for entry in fields(cls)]
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """Such as " (did you mean 'mlp2'?)", or nothing when no valid word is near."""
-    near = difflib.get_close_matches(word, list(valid), n=1)
+    words = list(valid)
+    near = difflib.get_close_matches(word, words, n=1) or [each for each in words if each.startswith(word)]
     return f" (did you mean {near[0]!r}?)" if near else ""

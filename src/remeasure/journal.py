@@ -10,7 +10,7 @@ A run lives in `runs/<run id>/`:
 Events, each with `event` and `time` (ISO 8601, UTC):
 
     started    run_id, row, seed, model, data, recipe, spec_sha256, device, device_kind, commit, dirty, epochs_total
-    resumed    row, seed, model, data, epochs_total
+    resumed    row, seed, model, data, epochs_total, checkpoint ("used"; "none" or "corrupt": from the first step again)
     epoch      epoch, step, split ("train", "test" or "validation"), loss, accuracy_percent, lr, seconds
     diverged   epoch, step, reason
     failed     reason                           interrupted   reason
@@ -19,6 +19,7 @@ Events, each with `event` and `time` (ISO 8601, UTC):
 A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split).
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -35,17 +36,22 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / JOURNAL_FILE
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            self._append("\n")  # end a torn line, lest it swallow the next
 
     def write(self, event: str, /, **values: object) -> Event:
         """Append one event with the current time and return it."""
         entry = {"event": event, "time": now(), **values}
-        line = json.dumps(entry, allow_nan=True) + "\n"
+        self._append(json.dumps(entry, allow_nan=True) + "\n")
+        return entry
+
+    def _append(self, line: str) -> None:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            if os.write(descriptor, line.encode()) < len(line):
+                raise OSError(errno.ENOSPC, "the disk took only a part of a line", str(self.path))
         finally:
             os.close(descriptor)
-        return entry
 
 
 def now() -> str:

@@ -54,10 +54,12 @@ class Observer:
 
     def finish(self, outcome: Outcome) -> Outcome:
         """The outcome with its MLflow run id, in the run's directory as in MLflow; a run of before is left alone."""
-        if outcome.reused or self.tracker is None or outcome.record is None:
+        if outcome.reused or self.tracker is None:
             return outcome
         mlflow_run_id = self._project(outcome.directory, row=outcome.record.row)
         record = replace(outcome.record, mlflow_run_id=mlflow_run_id)
+        if not (outcome.directory / "record.json").is_file():  # tuning leaves none
+            return replace(outcome, record=record)
         write_record(outcome.directory, record)
         self._project(outcome.directory, row=record.row)
         return replace(outcome, record=record)

@@ -1,7 +1,10 @@
 """Where things are: the project, its configs, its data, its results. Nothing depends on the working directory."""
 
 import os
+import tempfile
 from pathlib import Path
+
+from remeasure.spec import InputError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -20,3 +23,13 @@ def conf_dir() -> Path:
 def data_root() -> Path:
     """REMEASURE_DATA, else data/ at the project root."""
     return Path(os.environ.get("REMEASURE_DATA") or project_root() / "data").resolve()
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made where it is missing. Raises InputError where it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); make it a writable folder") from None

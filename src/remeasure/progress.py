@@ -1,94 +1,140 @@
 """What a person watches while runs train: one bar a run on a terminal, plain lines where there is none (stderr)."""
 
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
-
-from tqdm import tqdm
 
 from remeasure.journal import Event
 
 PLAIN_LINE_SECONDS = 10.0  # a run without a terminal speaks at most this often, and at its end
+DRAW_SECONDS = 0.1  # bars are drawn at most this often
+CLEAR = "\r\x1b[J"  # from the start of this line to the end of the screen
 
 
 class Progress:
-    """Called with each journal event of each run; bars are keyed by the run's directory."""
+    """Called with each journal event of each run; runs are keyed by their directories.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
-        self.runs: dict[Path, _Bar | _Lines] = {}
+    The bars stand below all that was said, and the cursor at the start of the first: what another prints there, or
+    the ^C of a terminal, is followed by bars drawn anew. A terminal that is closed, or a pipe that nobody reads any
+    more, ends the display and not the run. `clock` returns seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream, self.clock = stream or sys.stderr, clock
+        self.bars = self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.runs: dict[Path, _Run] = {}
+        self.drawn = 0.0
 
     def __call__(self, directory: Path, event: Event) -> None:
         if event["event"] in ("started", "resumed"):
-            view = _Bar if self.stream.isatty() else _Lines
-            self.runs[directory] = view(event, stream=self.stream)
+            run = self.runs[directory] = _Run(event, now=self.clock())
+            if not self.bars:
+                self.say(f"{run.title}: {event['event']}, {run.epochs_total} epochs")
         elif event["event"] == "epoch":
-            if event["split"] == "train":
-                self.runs[directory].epoch(event)
-        elif run := self.runs.pop(directory, None):
-            run.end(event)
+            if event["split"] == "train" and directory in self.runs:
+                self._epoch(self.runs[directory], event=event)
+        elif directory in self.runs:
+            self.say(f"{self.runs.pop(directory).title}: {_ending(event)}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bars."""
-        tqdm.write(line, file=self.stream)
+        self._draw(f"{line}\n")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        for run in self.runs.values():
-            run.end({"event": "interrupted"})
-        self.runs.clear()
+        while self.runs:
+            self.say(f"{self.runs.pop(next(iter(self.runs))).title}: {_ending({'event': 'interrupted'})}")
+
+    def _epoch(self, run: "_Run", *, event: Event) -> None:
+        now = self.clock()
+        run.take(event, now=now)
+        if self.bars and now - self.drawn >= DRAW_SECONDS:
+            self._draw()
+        elif not self.bars and now - run.spoke >= PLAIN_LINE_SECONDS:
+            run.spoke = now
+            self.say(f"{run.title}: {run.state(now)}")
+
+    def _draw(self, above: str = "") -> None:
+        with self._watched():
+            if not self.bars:
+                self.stream.write(above)
+            else:
+                self.drawn = self.clock()
+                columns, rows = _size(self.stream)
+                shown = list(self.runs.values())[: rows - 1]
+                block = "\n".join(run.bar(self.drawn, columns=columns - 1) for run in shown)
+                up = f"\x1b[{len(shown) - 1}A" if len(shown) > 1 else ""
+                self.stream.write(f"{CLEAR}{above}{block}{up}\r")
+            self.stream.flush()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.bars, self.stream = False, Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
 
 
-def _title(event: Event) -> str:
-    return f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
+class _Run:
+    """What is shown of one run."""
+
+    def __init__(self, event: Event, *, now: float) -> None:
+        self.title = f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
+        self.epochs_total: int = event["epochs_total"]
+        self.started = self.spoke = self.taken = now
+        self.epoch = self.epochs_before = 0
+        self.numbers = ""
+
+    def take(self, event: Event, *, now: float) -> None:
+        if not self.epoch:
+            self.epochs_before = event["epoch"] - 1  # a resumed run does not begin at 1
+        self.epoch, self.taken = event["epoch"], now
+        self.numbers = f", loss {event['loss']:.4f}, train {event['accuracy_percent']:.2f} %"
+
+    def state(self, now: float) -> str:
+        """Such as "epoch 3/20, 78 s left, loss 0.0750, train 97.73 %"."""
+        left = ""
+        if self.epoch:
+            seconds_each = (self.taken - self.started) / (self.epoch - self.epochs_before)
+            seconds = seconds_each * (self.epochs_total - self.epoch) - (now - self.taken)
+            left = f", {duration(max(seconds, 0.0))} left"
+        return f"epoch {self.epoch}/{self.epochs_total}{left}{self.numbers}"
+
+    def bar(self, now: float, *, columns: int) -> str:
+        """The same after a bar that fills the line."""
+        state = self.state(now)
+        width = min(columns - len(self.title) - len(state) - 3, 40)
+        if width < 5:
+            return f"{self.title} {state}"[:columns]
+        filled = width * self.epoch // self.epochs_total
+        return f"{self.title} {'█' * filled}{'░' * (width - filled)} {state}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _ending(event: Event) -> str:
-    """Such as "97.810 % in 9.8 s", "diverged" or "interrupted"."""
+    """Such as "97.810 % in 9.8 s", "diverged: …" or "interrupted; …"."""
     record = event.get("record") or {}
-    if record.get("accuracy_percent") is None:
-        return str(event.get("reason") or event["event"])
-    return f"{record['accuracy_percent']:.3f} % in {record['wall_seconds']:.1f} s"
+    if record.get("accuracy_percent") is not None:
+        return f"{record['accuracy_percent']:.3f} % in {record['wall_seconds']:.1f} s"
+    if event["event"] == "interrupted":
+        return "interrupted; start it again and it goes on"
+    return f"{event['event']}: {event['reason']}" if event.get("reason") else str(event["event"])
 
 
-class _Bar:
-    def __init__(self, event: Event, *, stream: TextIO) -> None:
-        self.stream, self.title = stream, _title(event)
-        self.bar = tqdm(
-            total=event["epochs_total"], desc=self.title, unit="epoch", file=stream, leave=False, dynamic_ncols=True
-        )
-
-    def epoch(self, event: Event) -> None:
-        self.bar.n = event["epoch"]
-        self.bar.set_postfix_str(f"loss {event['loss']:.4f}, train {event['accuracy_percent']:.2f} %")
-
-    def end(self, event: Event) -> None:
-        self.bar.close()
-        tqdm.write(f"{self.title}: {_ending(event)}", file=self.stream)
-
-
-class _Lines:
-    def __init__(self, event: Event, *, stream: TextIO) -> None:
-        self.stream, self.title, self.epochs_total = stream, _title(event), event["epochs_total"]
-        self.started = self.spoke = time.monotonic()
-        self.first_epoch: int | None = None
-        print(f"{self.title}: {event['event']}, {self.epochs_total} epochs", file=stream, flush=True)
-
-    def epoch(self, event: Event) -> None:
-        now = time.monotonic()
-        self.first_epoch = self.first_epoch or event["epoch"]  # a resumed run does not begin at 1
-        if now - self.spoke < PLAIN_LINE_SECONDS:
-            return
-        self.spoke = now
-        seconds_each = (now - self.started) / (event["epoch"] - self.first_epoch + 1)
-        left = seconds_each * (self.epochs_total - event["epoch"])
-        print(
-            f"{self.title}: epoch {event['epoch']}/{self.epochs_total}, loss {event['loss']:.4f}, "
-            f"train {event['accuracy_percent']:.2f} %, {left:.0f} s left",
-            file=self.stream,
-            flush=True,
-        )
-
-    def end(self, event: Event) -> None:
-        print(f"{self.title}: {_ending(event)}", file=self.stream, flush=True)
+def _size(stream: TextIO) -> tuple[int, int]:
+    """Columns and rows of a terminal; 80 and 24 where it does not say."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except OSError:
+        return 80, 24
+    return size.columns or 80, size.lines or 24

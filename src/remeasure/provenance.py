@@ -19,11 +19,15 @@ PACKAGES = (
     "scikit-learn",
     "scipy",
 )
+WATCHED = ("src", "conf", "pyproject.toml", "requirements.lock")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revision:
-    """The checkout's `commit` ("" outside git), whether tracked files differ from it, and the `diff` as a patch."""
+    """The checkout's `commit` ("" outside git), whether a file differs from it or is new, and the `diff` as a patch.
+
+    Only what can move a number counts: code, configs and versions, not results or texts. New files are not in `diff`.
+    """
 
     commit: str
     dirty: bool
@@ -34,14 +38,21 @@ class Revision:
 def revision(root: Path) -> Revision:
     """The state of the checkout, read once a process: what is imported is what stood there at the start."""
     commit = _git(root, "rev-parse", "HEAD").strip()
-    diff = _git(root, "diff", "HEAD", "--", "src", "conf", "pyproject.toml", "requirements.lock") if commit else ""
-    return Revision(commit=commit, dirty=bool(diff), diff=diff)
+    if not commit:
+        return Revision(commit="", dirty=False, diff="")
+    dirty = bool(_git(root, "status", "--porcelain", "--", *WATCHED))
+    return Revision(commit=commit, dirty=dirty, diff=_git(root, "diff", "--no-color", "HEAD", "--", *WATCHED))
 
 
 def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, timeout=30
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=30,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

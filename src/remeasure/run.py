@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import json
+import math
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +38,8 @@ def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fre
     with _held(directory):
         if (directory / "record.json").is_file():  # another process finished it while this one waited
             return Outcome(record=read_record(directory), directory=directory, reused=True)
-        record = _measure(spec, seed=seed, row=row, place=place, directory=directory, sink=sink)
+        with _processor(spec):
+            record = _measure(spec, seed=seed, row=row, place=place, directory=directory, sink=sink)
     return Outcome(record=record, directory=directory, reused=False)
 
 
@@ -48,6 +51,19 @@ def _held(directory: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _processor(spec: RunSpec) -> Iterator[None]:
+    """The spec's number of threads, and no denormal numbers; as before afterwards."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(spec.cpu_threads)
+    torch.set_flush_denormal(True)  # a confident LeNet-5 has denormal gradients, and its steps take twice as long
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(num_threads)
+
+
 def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Path, sink: Sink) -> RunRecord:
     """Train, evaluate once after the last epoch, and keep what came out in `directory`; the record is written last."""
     journal = Journal(directory)
@@ -55,12 +71,10 @@ def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Pat
     def report(event: str, /, **values: object) -> None:
         sink(directory, journal.write(event, **values))
 
-    torch.set_num_threads(spec.cpu_threads)
-    torch.set_flush_denormal(True)  # a confident LeNet-5 has denormal gradients, and its steps take twice as long
     training = _training(spec, seed=seed, place=place)
     facts = _facts(spec, seed=seed, row=row, place=place, num_params=models.num_trainable(training.network))
-    _announce(directory, spec=spec, facts=facts, place=place, report=report)
     checkpoint = directory / "checkpoint.ckpt"
+    _announce(directory, spec=spec, facts=facts, place=place, report=report, checkpoint=_sound(checkpoint))
     try:
         wall_seconds = train(
             training,
@@ -73,11 +87,13 @@ def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Pat
         predictions = predict(
             training.network, images, labels=labels, spec=spec, device=torch.device(place.device_kind)
         )
+        if not math.isfinite(predictions.loss):  # the very last steps blew up
+            raise DivergenceError(
+                epoch=spec.recipe.epochs_total - 1, step=spec.recipe.epochs_total * training.steps_per_epoch - 1
+            )
     except DivergenceError as reason:
         report("diverged", epoch=reason.epoch, step=reason.step, reason=str(reason))
-        record = RunRecord(
-            **facts, **_no_result(len(_scored_on(spec, place=place)[1])), wall_seconds=0.0, finished_at=now()
-        )
+        record = RunRecord(**facts, **_no_result(spec), wall_seconds=0.0, finished_at=now())
     except BaseException as error:
         report("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed", reason=repr(error))
         raise
@@ -90,8 +106,23 @@ def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Pat
     report("finished", record=asdict(record))
     if spec.data.split == "test":  # tuning leaves no record
         write_record(directory, record)
-    checkpoint.unlink(missing_ok=True)
+    for leftover in directory.glob("checkpoint.*"):
+        leftover.unlink()
     return record
+
+
+def _sound(checkpoint: Path) -> Literal["used", "none", "corrupt"]:
+    """Whether there is a checkpoint to go on from. One that the disk did not keep whole is removed."""
+    if not checkpoint.exists():
+        return "none"
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            if archive.testzip() is None:
+                return "used"
+    except Exception:  # whatever zipfile stumbles over
+        pass
+    checkpoint.unlink()
+    return "corrupt"
 
 
 _LOADED: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # a worker process trains many seeds on the same images
@@ -115,6 +146,8 @@ def _training(spec: RunSpec, *, seed: int, place: Place) -> Training:
         num_classes=spec.data.num_classes,
         generator_seed=derive(seed, purpose="weights", step=0),
     )
+    if spec.compile:
+        network.compile()
     return Training(network, recipe=spec.recipe, seed=seed, images=images[:num], labels=labels[:num])
 
 
@@ -149,11 +182,18 @@ def _facts(spec: RunSpec, *, seed: int, row: str, place: Place, num_params: int)
 
 
 def _announce(
-    directory: Path, *, spec: RunSpec, facts: dict[str, Any], place: Place, report: Callable[..., None]
+    directory: Path,
+    *,
+    spec: RunSpec,
+    facts: dict[str, Any],
+    place: Place,
+    report: Callable[..., None],
+    checkpoint: str,
 ) -> None:
     """Write what the run is into its directory, then journal that it started or goes on."""
     if started := last(read(directory), "started"):
-        report("resumed", **{key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")})
+        names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
+        report("resumed", **names, checkpoint=checkpoint)
         return
     config = {"row": facts["row"], "seed": facts["seed"], **asdict(spec)}
     write_whole(directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
@@ -181,8 +221,9 @@ def _result(predictions: Predictions, *, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def _no_result(num_test: int) -> dict[str, Any]:
-    """What a seed that diverged has to show."""
+def _no_result(spec: RunSpec) -> dict[str, Any]:
+    """What a seed that diverged has to show. It need not have read what it would have been scored on."""
+    num_test = spec.data.num_test if spec.data.split == "test" else spec.data.num_validation
     return {"accuracy_percent": None, "num_correct": None, "num_test": num_test, "loss": None, "predicted_sha256": None}
 
 

@@ -17,7 +17,7 @@ Compose = Callable[[Sequence[str]], Config]
 def run_single(config: Config, *, compose: Compose) -> int:
     """Train, or report a finished run, and print the contract's last line. Returns the exit status."""
     place = Place(
-        runs=paths.project_root() / "runs",
+        runs=paths.writable(paths.project_root() / "runs"),
         project=paths.project_root(),
         data_root=paths.data_root(),
         device_kind=resolve_device(config.device),

@@ -1,6 +1,6 @@
 """MLflow as a projection of the runs' journals and of the committed records. The only file that imports mlflow.
 
-What an MLflow run should hold is a function of the files alone (`_run_content`, `_record_content`, `_row_points`);
+What an MLflow run should hold is a function of the files alone (projection.py);
 `Tracker._bring_up_to_date` sends what the store lacks of it. So projecting twice adds nothing, and a store that was
 down, deleted or left behind in the middle is completed by projecting again.
 
@@ -8,7 +8,6 @@ mlflow takes about two seconds to import: it is imported when a Tracker is made,
 """
 
 import fcntl
-import json
 import logging
 import math
 import os
@@ -17,17 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from functools import lru_cache
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec
-
-import yaml
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from remeasure import journal
+from remeasure.projection import Content, Measured, milliseconds, record_content, row_content, run_content
 from remeasure.spec import InputError, Row, RunRecord, Verdict
 
 if TYPE_CHECKING:
@@ -35,13 +31,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 P = ParamSpec("P")
-Measured = Literal["measured here", "committed record"]
-Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) to (value, time in milliseconds)
 
 EXPERIMENT = "remeasure"
-PARENT_TAG = "mlflow.parentRunId"
-MAX_TEXT = 500  # characters of a parameter or tag; MLflow 3 takes 6000 and 8000, but nobody reads them in a table
-MAX_DIGEST = 36  # characters of a data set's digest in MLflow; the whole fingerprint is in the tag data_sha256
 
 # Set before mlflow is imported, where the user has not. A dead server is then known in 10 s, not in minutes.
 _ENVIRONMENT = {
@@ -51,18 +42,6 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
-_STATUS = {
-    "started": "RUNNING",
-    "resumed": "RUNNING",
-    "interrupted": "KILLED",
-    "failed": "FAILED",
-    "diverged": "FAILED",
-    "finished": "FINISHED",
-}
-_FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
-_FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
-_INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
-_MORE_TAGS = ("data_sha256", "data_official", "dirty", "precision", "engine")
 
 
 # ---------------------------------------------------------------- where
@@ -101,183 +80,6 @@ def _sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite URI, None for any other store."""
     match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
     return Path(match[1]) if match and match[1] != ":memory:" else None
-
-
-# ---------------------------------------------------------------- what a run in MLflow should hold
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Content:
-    """What one MLflow run should hold. `identity`: the tag, and its value, by which the run is found again."""
-
-    identity: tuple[str, str]
-    name: str
-    status: str
-    started_ms: int
-    ended_ms: int
-    tags: dict[str, str]
-    points: Points
-    params: dict[str, str] = field(default_factory=dict)
-    dataset: tuple[str, str, str] | None = None  # name, digest, source
-    files: tuple[Path, ...] = ()
-
-
-def _run_content(directory: Path, *, parent_id: str) -> _Content | None:
-    """Of a run directory; None if its journal holds no `started` event (a crash tore it)."""
-    events = journal.read(directory)
-    started = next((event for event in events if event["event"] == "started"), None)
-    if started is None:
-        return None
-    state = next(event for event in reversed(events) if event["event"] in _STATUS)
-    record = state.get("record") or {}
-    end_ms = _milliseconds(state["time"])
-    if record and record["accuracy_percent"] is None:
-        state = journal.last(events, "diverged") or {**state, "event": "diverged"}
-    status = _STATUS[state["event"]]
-    config = _config(directory / "config.yaml")
-    info = {**_names(config), **started, **record}
-    names = _FILES_AT_START if status == "RUNNING" else (*_FILES_AT_START, *_FILES_AT_END)
-    return _Content(
-        identity=("remeasure.run_id", str(started.get("run_id", directory.name))),
-        name=_run_name(info),
-        status=status,
-        started_ms=_milliseconds(started["time"]),
-        ended_ms=end_ms,
-        tags={**_tags(info, measured="measured here", parent_id=parent_id), "outcome": _outcome(state)},
-        points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
-        params=_flat(config),
-        dataset=_dataset(info, config=config),
-        files=tuple(path for name in names if (path := directory / name).is_file()),
-    )
-
-
-def _record_content(
-    record: RunRecord, *, spec: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], parent_id: str
-) -> _Content:
-    info = {**_names(spec), **asdict(record)}
-    end_ms = _milliseconds(record.finished_at)
-    status = "FAILED" if record.accuracy_percent is None else "FINISHED"
-    identity = f"{record.row}/{record.seed}/{record.spec_sha256[:12]}/{record.device_kind}/{record.finished_at}"
-    outcome = {"outcome": "finished" if status == "FINISHED" else "diverged"}
-    return _Content(
-        identity=("remeasure.record", identity),
-        name=_run_name(info),
-        status=status,
-        started_ms=end_ms - round(1000 * record.wall_seconds),
-        ended_ms=end_ms,
-        tags={**_tags(info, measured="committed record", parent_id=parent_id), **outcome},
-        points={**_final_points(info, config=spec, time_ms=end_ms), **_curve_points(curve, time_ms=end_ms)},
-        params=_flat(spec),
-        dataset=_dataset(info, config=spec),
-    )
-
-
-def _row_points(verdict: Verdict, *, published_percent: float) -> Points:
-    """All at step 0, now: MLflow shows what is last at the largest step, and a fresh campaign starts with few seeds."""
-    mean = verdict.mean_percent
-    values = {
-        "mean_percent": mean,
-        "sd_percent": verdict.sd_percent,
-        "interval_low_percent": verdict.interval_low_percent,
-        "interval_high_percent": verdict.interval_high_percent,
-        "published_percent": published_percent,
-        "gap_pp": None if mean is None else mean - published_percent,
-        "num_seeds": verdict.num_seeds,
-    }
-    return _points(values, step=0, time_ms=round(1000 * time.time()))
-
-
-def _names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resolved config says about the run, under the names that tags use."""
-    names = {key: config[key]["name"] for key in ("model", "data", "recipe") if key in config}
-    return names | {key: config[key] for key in ("precision", "engine", "data_sha256") if key in config}
-
-
-def _run_name(info: Mapping[str, Any]) -> str:
-    what = info.get("row") or f"{info['model']}-{info['data']}"
-    return f"{what} seed {info['seed']}"
-
-
-def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dict[str, str]:
-    known = {key: _cut(info[key]) for key in (*_INFO_TAGS, *_MORE_TAGS) if info.get(key) is not None}
-    parent = {PARENT_TAG: parent_id} if parent_id else {}
-    return {**known, **parent, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
-
-
-def _outcome(state: journal.Event) -> str:
-    """How the run stands: `running`, `finished`, or `<event>: <why>`."""
-    if _STATUS[state["event"]] == "RUNNING":
-        return "running"
-    why = state.get("reason") or state.get("signal")
-    return _cut(f"{state['event']}: {why}") if why else str(state["event"])
-
-
-def _curve_points(curve: Sequence[Mapping[str, Any]], *, time_ms: int = 0) -> Points:
-    """One step an epoch. `time_ms` stands for points without a time of their own."""
-    points: Points = {}
-    for point in curve:
-        split, epoch = point["split"], int(point["epoch"])
-        values = {f"{split}_loss": point["loss"], f"{split}_accuracy_percent": point["accuracy_percent"]}
-        at_ms = _milliseconds(point["time"]) if "time" in point else time_ms
-        points |= _points({**values, "lr": point.get("lr")}, step=epoch, time_ms=at_ms)
-    return points
-
-
-def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_ms: int) -> Points:
-    """The record's numbers, named after the split that they were taken on; none while there is no record."""
-    if not record:
-        return {}
-    split = config["data"]["split"] if config else "test"
-    values = {key: record[key] for key in ("num_correct", "num_params", "wall_seconds")}
-    values |= {f"{split}_accuracy_percent": record["accuracy_percent"], f"{split}_loss": record["loss"]}
-    return _points(values, step=record["epochs"], time_ms=time_ms)
-
-
-def _points(values: Mapping[str, Any], *, step: int, time_ms: int) -> Points:
-    """Those that are known; infinity as the largest float, which is what MLflow keeps of it."""
-    largest = sys.float_info.max
-    known = {key: float(value) for key, value in values.items() if value not in (None, "")}
-    return {
-        (key, step): (value if math.isnan(value) else min(max(value, -largest), largest), time_ms)
-        for key, value in known.items()
-    }
-
-
-def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    data, sha256 = config.get("data"), info.get("data_sha256")
-    if not data or not sha256:
-        return None
-    known_copy = data["known_copies"].get(sha256)
-    source = {"title": data["title"], "sha256": sha256, "official": info.get("data_official"), "known_copy": known_copy}
-    return data["name"], sha256[:MAX_DIGEST], json.dumps(source)
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    return _read_yaml(path, path.stat().st_mtime_ns) if path.is_file() else {}
-
-
-@lru_cache(maxsize=16)
-def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
-    """Read once a version: a live run asks every epoch, and a parse takes longer than the rest of the call."""
-    config = yaml.safe_load(path.read_text())
-    return config if isinstance(config, dict) else {}
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, str]:
-    """Nested keys joined by dots, lists as JSON, in characters and lengths that MLflow accepts."""
-    if not isinstance(value, Mapping):
-        return {prefix: _cut(value)}
-    parts = (_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
-    return {re.sub(r"[^\w.:/ -]", "_", key)[:250]: text for part in parts for key, text in part.items()}
-
-
-def _cut(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-
-
-def _milliseconds(time_utc: str) -> int:
-    return round(1000 * datetime.fromisoformat(time_utc).timestamp())
 
 
 # ---------------------------------------------------------------- sending it
@@ -322,7 +124,7 @@ class Tracker:
 
         `parent_id`: what `project_row` returned for the run's campaign. Returns "" if the journal has not begun.
         """
-        content = _run_content(run_directory, parent_id=parent_id)
+        content = run_content(run_directory, parent_id=parent_id)
         return self._bring_up_to_date(content) if content else ""
 
     def project_row(
@@ -341,20 +143,15 @@ class Tracker:
 
         `agreement`: how the older record compares, in words. `at`: the time of the measurement, ISO 8601; None is now.
         """
-        time_ms = _milliseconds(at or journal.now())
-        tags = {
-            **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
-            **{"verdict": verdict.verdict, "reason": verdict.reason, "agreement": agreement, "measured": measured},
-            **{"spec_sha256": spec_sha256, "device_kind": device_kind},
-        }
-        content = _Content(
-            identity=("remeasure.campaign", f"{row.name}/{spec_sha256[:12]}/{device_kind}"),
-            name=row.name,
-            status="RUNNING" if running else "FINISHED",
-            started_ms=time_ms,
-            ended_ms=time_ms,
-            tags={key: _cut(value) for key, value in tags.items()},
-            points=_row_points(verdict, published_percent=row.published.accuracy_percent),
+        content = row_content(
+            row,
+            verdict=verdict,
+            spec_sha256=spec_sha256,
+            device_kind=device_kind,
+            measured=measured,
+            agreement=agreement,
+            running=running,
+            time_ms=milliseconds(at or journal.now()),
         )
         return self._bring_up_to_date(content)
 
@@ -365,7 +162,7 @@ class Tracker:
 
         `spec`: the row's results/specs/<row>.yaml. `curve`: this seed's lines of results/curves/<row>.csv.
         """
-        content = _record_content(record, spec=spec, curve=curve, parent_id=parent_id)
+        content = record_content(record, spec=spec, curve=curve, parent_id=parent_id)
         same = {key: getattr(record, key) for key in ("row", "seed", "spec_sha256", "device_kind")}
         own = self._search({**same, "measured": "measured here"}, status=content.status)
         return str(own.info.run_id) if own else self._bring_up_to_date(content)
@@ -388,7 +185,7 @@ class Tracker:
             if monitor:
                 monitor.finish()
 
-    def _bring_up_to_date(self, content: _Content) -> str:
+    def _bring_up_to_date(self, content: Content) -> str:
         """Send what the store lacks. A call that fails forgets what was known, so that the next looks it up again."""
         self._check_database()
         held = self._held.pop(content.identity, None) or self._find_or_create(content)
@@ -403,7 +200,7 @@ class Tracker:
         if self._database and not (self._database.exists() and self._database.stat().st_ino == self._inode):
             raise OSError(f"{self._database} was deleted or replaced under this process")
 
-    def _find_or_create(self, content: _Content) -> _Held:
+    def _find_or_create(self, content: Content) -> _Held:
         with _locked(self._database):
             run = self._search({content.identity[0]: content.identity[1]})
             if run is None:
@@ -429,23 +226,21 @@ class Tracker:
     def _files(self, run_id: str) -> dict[str, int]:
         return {entry.path: entry.file_size or 0 for entry in self._client.list_artifacts(run_id)}
 
-    def _send_batches(self, content: _Content, *, held: _Held) -> None:
+    def _send_batches(self, content: Content, *, held: _Held) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        points = {at: point for at, point in content.points.items() if not _same(held.points.get(at), point[0])}
+        points = {at: point for at, point in content.points.items() if held.points.get(at) != point[0]}
         metrics = [Metric(key, value, time_ms, step) for (key, step), (value, time_ms) in points.items()]
         params = [Param(key, value) for key, value in content.params.items() if key not in held.params]
         tags = [RunTag(key, value) for key, value in content.tags.items() if held.tags.get(key) != value]
-        while metrics or params or tags:  # MLflow takes at most 1000 in all and 100 of the latter two
-            self._client.log_batch(held.run_id, metrics[:800], params[:100], tags[:100], synchronous=True)
-            metrics, params, tags = metrics[800:], params[100:], tags[100:]
+        self._client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one
         held.points |= {at: value for at, (value, _) in points.items()}
         held.params |= content.params.keys()
         held.tags |= content.tags
 
-    def _send_files(self, content: _Content, *, held: _Held) -> None:
+    def _send_files(self, content: Content, *, held: _Held) -> None:
         if content.dataset and content.dataset[0] not in held.datasets:
-            self._client.log_inputs(held.run_id, datasets=[_dataset_input(content.dataset)])
+            self._log_dataset(content.dataset, run_id=held.run_id)
             held.datasets.add(content.dataset[0])
         for path in content.files:
             size = path.stat().st_size
@@ -453,7 +248,17 @@ class Tracker:
                 self._client.log_artifact(held.run_id, str(path))
                 held.files[path.name] = size
 
-    def _send_status(self, content: _Content, *, held: _Held) -> None:
+    def _log_dataset(self, dataset: tuple[str, str, str], *, run_id: str) -> None:
+        """Once more if that fails: MLflow makes the entry of a data set twice where two processes name it at once."""
+        from mlflow.exceptions import MlflowException
+
+        datasets = [_dataset_input(dataset)]
+        try:
+            self._client.log_inputs(run_id, datasets=datasets)
+        except MlflowException:
+            self._client.log_inputs(run_id, datasets=datasets)
+
+    def _send_status(self, content: Content, *, held: _Held) -> None:
         if content.status == "RUNNING" and held.status != "RUNNING":
             self._client.update_run(held.run_id, status="RUNNING")
         if content.status != "RUNNING" and (content.status, content.ended_ms) != (held.status, held.ended_ms):
@@ -573,7 +378,3 @@ def _dataset_input(dataset: tuple[str, str, str]) -> Any:
 
     name, digest, source = dataset
     return DatasetInput(Dataset(name, digest, "remeasure", source), [InputTag("mlflow.data.context", "train and test")])
-
-
-def _same(held: float | None, value: float) -> bool:
-    return held is not None and (held == value or (math.isnan(held) and math.isnan(value)))

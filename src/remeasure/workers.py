@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -40,12 +42,14 @@ class Workers:
 
     def __init__(self, place: Place) -> None:
         self.place, self.num = place, num_workers(place)
-        context = multiprocessing.get_context("spawn")  # a forked torch can hang
-        self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
-        self._pool = ProcessPoolExecutor(
-            self.num, mp_context=context, initializer=_begin, initargs=(self._events, os.getpid())
-        )
+        self._context = multiprocessing.get_context("spawn")  # a forked torch can hang
+        self._events: SimpleQueue[tuple[Path, Event]] = self._context.SimpleQueue()
+        self._pool = self._new_pool()
         self._active: dict[Future[Outcome], Task] = {}
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        start = (self._events, os.getpid())
+        return ProcessPoolExecutor(self.num, mp_context=self._context, initializer=_begin, initargs=start)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +57,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._active:  # interrupted: each run journals that it was, and its checkpoint stays
+        if kind:  # interrupted: each run journals that it was, and its checkpoint stays
             for process in multiprocessing.active_children():
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -68,7 +72,13 @@ class Workers:
         return list(self._active.values())
 
     def submit(self, task: Task) -> None:
-        self._active[self._pool.submit(_execute, task, self.place)] = task
+        with _interrupts_held():
+            try:
+                future = self._pool.submit(_execute, task, self.place)
+            except BrokenProcessPool:  # a worker was killed, and its task has failed; this one is another
+                self._pool = self._new_pool()
+                future = self._pool.submit(_execute, task, self.place)
+            self._active[future] = task
 
     def finished(self) -> Iterator[tuple[Task, Future[Outcome]]]:
         """Wait a moment for tasks to end, and yield those that did."""
@@ -82,6 +92,16 @@ class Workers:
             yield self._events.get()
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Signals wait. A process that is started here inherits that, so that Ctrl-C does not hit it before `_begin`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _SINK: Any = None  # this worker's end of the event queue
 
 
@@ -90,6 +110,7 @@ def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
     global _SINK
     _SINK = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # one that waited ends the worker here, silently
     signal.signal(signal.SIGTERM, _terminated)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

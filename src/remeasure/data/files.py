@@ -71,7 +71,7 @@ def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path
                 try:
                     download_url(url, partial, filename=filename, md5=md5)
                 except (OSError, RuntimeError, http.client.HTTPException) as error:
-                    reasons.append(f"download of {url} failed: {error!r}")
+                    reasons.append(f"download of {url} failed: {error}")
                     continue
                 os.replace(Path(partial) / filename, directory / filename)
                 return []

@@ -16,34 +16,43 @@ STEMS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+ALL = (*STEMS["train"], *STEMS["test"])
 
 
 def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
     """The official split: images (N, 1, 28, 28) uint8, labels (N,) int64."""
-    images, labels = (_read_idx(stem, root=root, files_md5=files_md5, fetch=fetch) for stem in STEMS[split])
+    if unlisted := [name for stem in ALL for name in (f"{stem}.gz", stem) if name not in files_md5]:
+        raise InputError(f"data.files_md5: lacks {', '.join(unlisted)}")
+    directory = root / "MNIST" / "raw"
+    arrays = []
+    for stem in STEMS[split]:
+        path = _find(directory, stem) or _fetch(stem, root=root, files_md5=files_md5, fetch=fetch)
+        content = verified_bytes(path, md5=files_md5[path.name])
+        arrays.append(parse_idx(gzip.decompress(content) if path.suffix == ".gz" else content, name=str(path)))
+    images, labels = arrays
     return Split(images=images[:, None], labels=labels.astype(np.int64))
 
 
-def _read_idx(stem: str, *, root: Path, files_md5: dict[str, str], fetch: bool) -> np.ndarray:
-    """One IDX file as an array of uint8; the .gz first, then the unpacked file, then a download of the .gz."""
-    directory = root / "MNIST" / "raw"
-    path = _find(directory, stem)
-    if path is None:
-        path = directory / f"{stem}.gz"
-        md5 = files_md5[path.name]
-        reasons = download(path.name, mirrors=MIRRORS, md5=md5, directory=directory) if fetch else []
-        if reasons or not fetch:
-            wanted = [f"{other}.gz" for stems in STEMS.values() for other in stems if not _find(directory, other)]
-            raise missing({directory / name: files_md5[name] for name in wanted}, root=root, reasons=reasons)
-    content = verified_bytes(path, md5=files_md5[path.name])
-    return parse_idx(gzip.decompress(content) if path.suffix == ".gz" else content, name=str(path))
-
-
 def _find(directory: Path, stem: str) -> Path | None:
+    """The .gz, else the unpacked file, else nothing."""
     for path in (directory / f"{stem}.gz", directory / stem):
-        if os.access(path, os.F_OK):  # Path.exists() raises where the folder cannot be read
+        if os.access(path, os.F_OK):  # Path.exists() raises where the folder may not be read
             return path
     return None
+
+
+def _fetch(stem: str, *, root: Path, files_md5: dict[str, str], fetch: bool) -> Path:
+    """The .gz, downloaded. Raises DataMissingError, which names all files of MNIST that are still missing."""
+    directory = root / "MNIST" / "raw"
+    packed = directory / f"{stem}.gz"
+    reasons = ["nothing is downloaded for this command"]
+    if fetch:
+        reasons = download(packed.name, mirrors=MIRRORS, md5=files_md5[packed.name], directory=directory)
+    if reasons:
+        packs = (directory / f"{each}.gz" for each in ALL if not _find(directory, each))
+        wanted = {path: files_md5[path.name] for path in packs}
+        raise missing(wanted, root=root, reasons=reasons)
+    return packed
 
 
 def parse_idx(content: bytes, *, name: str) -> np.ndarray:
@@ -51,5 +60,8 @@ def parse_idx(content: bytes, *, name: str) -> np.ndarray:
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise InputError(f"{name}: not an IDX file of unsigned bytes")
     rank = content[3]
-    shape = np.frombuffer(content, ">i4", count=rank, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    sizes = np.frombuffer(content[4 : 4 + 4 * rank], ">i4")
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes))
+    if len(sizes) != rank or len(values) != sizes.prod():
+        raise InputError(f"{name}: another length than its header says")
+    return values.reshape(sizes)
