@@ -1,11 +1,15 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.project import Command, Ended, Project, copy_project
 
-from remeasure import paths
+from remeasure import cli, paths
 
 MNIST_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -20,3 +24,29 @@ def data_root() -> Path:
     if os.environ.get("REMEASURE_REQUIRE_DATA"):
         pytest.fail(f"REMEASURE_REQUIRE_DATA is set, but {raw} lacks MNIST")
     pytest.skip(f"{raw} lacks MNIST")
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A scratch copy of the project, shared by the tests that only add runs of their own to it."""
+    return copy_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Call a script of a project in this process, which has imported torch already: `here(project, "train.py", …)`."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+
+    def call(project: Project, script: str, *arguments: str) -> Ended:
+        monkeypatch.setattr(paths, "_CHECKOUT", project.root)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.train_main() if script == "train.py" else sys.exit(cli.reproduce_main(arguments))
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, *capfd.readouterr())
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -156,6 +156,13 @@ def test_a_number_of_seeds_is_trained_whatever_the_verdict(tmp_path: Path) -> No
     assert seeds(tmp_path) == [0, 1, 2, 3]
 
 
+def test_a_later_rule_trains_seeds_from_its_first(tmp_path: Path, workers: type[InProcess]) -> None:
+    entry = row()
+    later = dataclasses.replace(entry, rule=dataclasses.replace(entry.rule, first_seed=20))
+    measure(tmp_path, later)
+    assert sorted(seed for _, seed in workers.trained) == [20, 21] == seeds(tmp_path)
+
+
 def test_no_budget_trains_nothing_and_says_so(tmp_path: Path, workers: type[InProcess]) -> None:
     said: list[str] = []
     measure(tmp_path, row(), said=said, budget_seconds=0.0)

@@ -119,8 +119,8 @@ def test_mnist_pixel_statistics_are_those_of_the_training_pixels(data_root: Path
     counts = sum(np.bincount(part.ravel(), minlength=256) for part in np.array_split(images, 100))
     share, value = counts / images.size, np.arange(256) / 255
     mean = share @ value
-    assert MNIST.pixel_mean == pytest.approx([mean], abs=1e-12)
-    assert MNIST.pixel_std == pytest.approx([np.sqrt(share @ (value - mean) ** 2)], abs=1e-12)
+    assert MNIST.pixel_mean == pytest.approx([mean], abs=1e-14)
+    assert MNIST.pixel_std == pytest.approx([np.sqrt(share @ (value - mean) ** 2)], abs=1e-14)
 
 
 def test_mnist_splits_are_whole_and_in_the_official_order(data_root: Path) -> None:
@@ -162,8 +162,8 @@ def test_digits_are_the_bundles_first_1297_and_last_500_images() -> None:
 
 def test_digits_pixel_statistics_are_those_of_the_training_pixels() -> None:
     pixels = np.floor(load_digits().images[:1297] * 255 / 16) / 255
-    assert DIGITS.pixel_mean == pytest.approx([pixels.mean()], abs=1e-12)
-    assert DIGITS.pixel_std == pytest.approx([pixels.std()], abs=1e-12)
+    assert DIGITS.pixel_mean == pytest.approx([pixels.mean()], abs=1e-14)
+    assert DIGITS.pixel_std == pytest.approx([pixels.std()], abs=1e-14)
 
 
 def test_digits_are_a_known_copy_and_never_called_official() -> None:

@@ -218,6 +218,8 @@ FAULTS: list[tuple[type, dict[str, Any], str]] = [
         {"name": "lbfgs", "weight_decay": 0.0},
         "weight_decay: lbfgs has no such argument; it has history_size",
     ),
+    (Optimizer, {"name": "sgd", "nesterov": True}, "nesterov: needs a momentum above 0"),
+    (Optimizer, {"name": "sgd", "nesterov": True, "momentum": 0.0}, "nesterov: needs a momentum above 0"),
     (Schedule, {"epochs_warmup": -0.5}, "epochs_warmup: expected 0 or more, got -0.5"),
     (Schedule, {"epochs_warmup": NAN}, "epochs_warmup: expected 0 or more, got nan"),
     (Schedule, {"lr_start_factor": 1.5}, "lr_start_factor: expected a fraction in [0, 1], got 1.5"),
@@ -305,6 +307,22 @@ def test_a_schedule_that_is_longer_than_the_run_is_refused(schedule: dict[str, A
         "schedule: reaches to epoch 3, but the run ends after epochs_total=3; shorten the schedule or train longer"
     )
     assert a_recipe(schedule=longer, epochs_total=4).schedule == longer
+
+
+def test_a_milestone_inside_the_warm_up_is_refused() -> None:
+    hidden = Schedule(**{**VALID[Schedule], **STEPS, "epochs_warmup": 1.0})
+    message = "schedule: a milestone lies in the warm-up, which ends after epoch 1"
+    assert fault(a_recipe(), schedule=hidden) == message
+    assert a_recipe(schedule=dataclasses.replace(hidden, epochs_warmup=0.5)).schedule.epochs_warmup == 0.5
+
+
+def test_normalisation_has_one_value_or_one_a_channel() -> None:
+    three = dataclasses.replace(a_spec().recipe, normalisation=Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3))
+    message = "recipe.normalisation: expected 1 value, or 1 for the channels, got 3"
+    assert fault(a_spec(), recipe=three) == message
+    colour = dataclasses.replace(a_spec().data, image_shape=(3, 32, 32))
+    assert dataclasses.replace(a_spec(), recipe=three, data=colour).recipe == three
+    assert dataclasses.replace(a_spec(), data=colour).data == colour  # one value serves all three
 
 
 def test_a_spec_out_of_range_is_refused() -> None:

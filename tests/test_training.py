@@ -94,7 +94,8 @@ def test_an_epoch_takes_each_image_once_the_partial_last_batch_included(
     assert first.tolist() != second.tolist()
 
 
-def test_reports_count_optimiser_steps_and_give_the_last_steps_rate(tmp_path: Path, small_blocks: None) -> None:
+@pytest.mark.usefixtures("small_blocks")
+def test_reports_count_optimiser_steps_and_give_the_last_steps_rate(tmp_path: Path) -> None:
     linear = spec("recipe.schedule.name=linear", "recipe.optimizer.lr_peak=0.5", "recipe.epochs_total=4")
     reports = trained(training(linear), spec=linear, folder=tmp_path)
     assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
@@ -141,6 +142,14 @@ def _moved(spec: RunSpec, *, folder: Path) -> float:
     return math.sqrt(sum(float((one_step.network.state_dict()[name] - before[name]).square().sum()) for name in before))
 
 
+def test_steps_on_a_cpu_do_not_look_for_a_gpu_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning has torch's optimisers do so at each step: 0.1 ms, a tenth of the article's whole step."""
+    searches: list[int] = []
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: searches.append(1) or -1)
+    trained(training(spec()), spec=spec(), folder=tmp_path)
+    assert len(searches) < 2 * STEPS_PER_EPOCH
+
+
 # ---------------------------------------------------------------- randomness
 
 
@@ -162,9 +171,8 @@ def test_a_seed_gives_the_same_weights_and_curve_and_another_seed_does_not(
     assert first_curve != other_curve
 
 
-def test_every_block_drops_other_units_and_distorts_otherwise(
-    tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("small_blocks")
+def test_every_block_drops_other_units_and_distorts_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, float]] = []  # the next number of either source of randomness, at each block's first step
     original = Training._optimiser_step
 
@@ -195,7 +203,8 @@ def test_a_batch_of_everything_keeps_its_own_order() -> None:
 # ---------------------------------------------------------------- divergence and precision
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_says_where(tmp_path: Path, small_blocks: None) -> None:
+@pytest.mark.usefixtures("small_blocks")
+def test_a_loss_that_is_not_finite_stops_training_and_says_where(tmp_path: Path) -> None:
     wild = spec("recipe.optimizer={name: sgd, lr_peak: 1.0e+30}", "recipe.clip_norm=null")
     with pytest.raises(DivergenceError, match=r"not finite after step 3 \(epoch 1\)") as raised:
         trained(training(wild), spec=wild, folder=tmp_path)

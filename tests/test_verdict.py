@@ -478,3 +478,32 @@ def test_parameter_audit(num_params: int, published_text: str, audit: str) -> No
 def test_parameter_audit_refuses_what_is_no_count(text: str) -> None:
     with pytest.raises(ValueError, match="num_params_text: expected a count like"):
         audit_params(1000, published_text=text)
+
+
+# ---------------------------------------------------------------- a second rule on seeds never used before
+
+
+def test_a_later_rule_judges_only_its_own_seeds() -> None:
+    fresh = {20 + seed: count for seed, count in enumerate(FIVE)}
+    used = dict.fromkeys(range(20), 9000)  # a look that these took part in would fall short
+    rule = Rule(margin_pp=0.35, first_seed=20)
+    result = judge(Evidence(num_correct=used | fresh, num_test=NUM_TEST), published_percent=97.7, rule=rule)
+    assert result == judged(FIVE, margin=0.35)
+
+
+def test_a_later_rule_names_its_seeds_by_their_numbers() -> None:
+    rule = Rule(margin_pp=0.35, first_seed=20)
+    counts: dict[int, int | None] = {20: 9770, 22: 9770}
+    assert judge(Evidence(num_correct=counts, num_test=NUM_TEST), published_percent=97.7, rule=rule).reason == (
+        "seed 21 is missing"
+    )
+    counts[21] = None
+    assert "seed 21 diverged" in (
+        judge(Evidence(num_correct=counts, num_test=NUM_TEST), published_percent=97.7, rule=rule).reason
+    )
+
+
+def test_a_later_rule_without_its_own_seeds_is_not_measured() -> None:
+    rule = Rule(margin_pp=0.35, first_seed=20)
+    used = Evidence(num_correct=dict.fromkeys(range(20), 9770), num_test=NUM_TEST)
+    assert judge(used, published_percent=97.7, rule=rule).verdict == "not measured"

@@ -52,14 +52,22 @@ class RowCampaign:
         if self.failures or any(part.record.num_correct is None for part in self.done.values()):
             return []  # a seed that crashed or diverged is never replaced
         target = self.options.seeds or self._look()
-        return [seed for seed in range(target) if seed not in self.done and seed not in self.running]
+        return [seed for seed in self._seeds(target) if seed not in self.done and seed not in self.running]
 
     def _look(self) -> int:
         """The look that is being worked on: 0 once an earlier one decided, the last once all are reached."""
         if self.verdict().verdict not in ("undecided", "not measured"):
             return 0
-        contiguous = next(seed for seed in range(len(self.done) + 1) if seed not in self.done)
-        return next((look for look in self.row.rule.looks if look > contiguous), self.row.rule.looks[-1])
+        leading = next(num for num, seed in enumerate(self._seeds(len(self.done) + 1)) if seed not in self.done)
+        return next((look for look in self.row.rule.looks if look > leading), self.row.rule.looks[-1])
+
+    def _seeds(self, num: int) -> range:
+        """The first `num` seeds of the row's rule."""
+        return range(self.row.rule.first_seed, self.row.rule.first_seed + num)
+
+    def planned(self) -> range:
+        """Every seed that the plan may come to."""
+        return self._seeds(max(self.options.seeds or 0, self.row.rule.looks[-1]))
 
     def seconds_per_seed(self, *, device_kind: str) -> float | None:
         """What a seed costs: from this campaign's seeds, else from the committed ones of its spec and device kind."""
@@ -78,8 +86,8 @@ class RowCampaign:
 
     def publishable(self) -> bool:
         """Whether results/ may take this campaign: its first look is reached, or the row has no record yet."""
-        first = self.row.rule.looks[0]
-        return bool(self.done) and (self.committed is None or all(seed in self.done for seed in range(first)))
+        first_look = self._seeds(self.row.rule.looks[0])
+        return bool(self.done) and (self.committed is None or all(seed in self.done for seed in first_look))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +139,7 @@ class Campaign:
         return found
 
     def _find_finished(self, campaign: RowCampaign) -> None:
-        for seed in range(max(self.options.seeds or 0, campaign.row.rule.looks[-1])):
+        for seed in campaign.planned():
             outcome = finished(campaign.spec, seed=seed, place=self.place)
             if outcome and seed not in campaign.done:
                 campaign.done[seed] = from_run(outcome, row=campaign.row.name)

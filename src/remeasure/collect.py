@@ -73,7 +73,7 @@ def from_results(results: RowResults) -> list[SeedResults]:
             record=record,
             predicted=results.predicted[index[record.seed]] if record.seed in index else None,
             confidence=results.confidence[index[record.seed]] if record.seed in index else None,
-            filters=results.filters if record.seed == 0 and results.filters.size else None,
+            filters=results.filters if record is results.records[0] and results.filters.size else None,
             curve=tuple(point for point in results.curves if point.seed == record.seed),
             spec=results.spec,
             environment=results.environments[record.versions_sha256],
@@ -89,7 +89,7 @@ def put_together(row: str, *, seeds: Sequence[SeedResults]) -> RowResults:
     predicted = [part.predicted for part in seeds if part.predicted is not None]
     confidence = [part.confidence for part in seeds if part.confidence is not None]
     shape = (0, seeds[0].record.num_test)
-    filters = next((part.filters for part in seeds if part.record.seed == 0 and part.filters is not None), None)
+    filters = seeds[0].filters
     return RowResults(
         row=row,
         records=tuple(part.record for part in seeds),

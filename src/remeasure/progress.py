@@ -107,7 +107,7 @@ class _Run:
     def bar(self, now: float, *, columns: int) -> str:
         """The same after a bar that fills the line."""
         state = self.state(now)
-        width = min(columns - len(self.title) - len(state) - 3, 40)
+        width = min(columns - len(self.title) - len(state) - 2, 40)
         if width < 5:
             return f"{self.title} {state}"[:columns]
         filled = width * self.epoch // self.epochs_total

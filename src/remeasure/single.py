@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from remeasure import data, ledger, paths
+from remeasure import data, ledger, models, paths
 from remeasure.devices import resolve_device
 from remeasure.observe import Observer
 from remeasure.rundir import Outcome, Place, finished
@@ -22,6 +22,8 @@ def run_single(config: Config, *, compose: Compose) -> int:
         data_root=paths.data_root(),
         device_kind=resolve_device(config.device),
     )
+    image_shape, num_classes = config.data.image_shape, config.data.num_classes
+    models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it now
     spec = config.spec(data_sha256=data.fingerprint(config.data, root=place.data_root).data_sha256)
     row, departures = _row_of(config, spec=spec, compose=compose)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)

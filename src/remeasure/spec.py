@@ -130,6 +130,8 @@ class Optimizer(_Strict):
             yield f"eps: expected a number above 0, got {self.eps}"
         if self.history_size is not None and not self.history_size >= 1:
             yield f"history_size: expected 1 or more, got {self.history_size}"
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            yield "nesterov: needs a momentum above 0"
         allowed = self._USES[self.name]
         for entry in fields(self):
             if entry.name in ("name", "lr_peak", *allowed) or getattr(self, entry.name) is None:
@@ -260,6 +262,8 @@ class Recipe(_Strict):
         if self.clip_norm is not None and not self.clip_norm > 0:
             yield f"clip_norm: expected a number above 0 or null, got {self.clip_norm}"
         last = max((*self.schedule.milestones, self.schedule.epochs_warmup))
+        if any(epoch <= self.schedule.epochs_warmup for epoch in self.schedule.milestones):
+            yield f"schedule: a milestone lies in the warm-up, which ends after epoch {self.schedule.epochs_warmup:g}"
         if last >= self.epochs_total:
             yield (
                 f"schedule: reaches to epoch {last:g}, but the run ends after epochs_total={self.epochs_total}; "
@@ -291,6 +295,9 @@ class RunSpec(_Strict):
                 yield f"{key}: expected 1 or more, got {getattr(self, key)}"
         if self.engine_width > 1:
             yield f"engine_width: the serial engine trains one seed at a time, got {self.engine_width}"
+        num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
+        if num_means not in (1, num_channels):
+            yield f"recipe.normalisation: expected 1 value, or {num_channels} for the channels, got {num_means}"
 
     @property
     def spec_sha256(self) -> str:
@@ -436,11 +443,15 @@ class Published(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(_Strict):
-    """The rule of decision, written before the first measurement. `looks`: the seed counts at which it is applied."""
+    """The rule of decision, written before the first measurement. `looks`: the seed counts at which it is applied.
+
+    `first_seed`: look k uses seeds first_seed … first_seed + looks[k] - 1; a later rule takes seeds never used before.
+    """
 
     margin_pp: float
     confidence: float = 0.95
     looks: tuple[int, ...] = (5, 10, 20)
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         _refuse(self._faults())
@@ -452,8 +463,9 @@ class Rule(_Strict):
             yield f"confidence: expected a fraction in (0.5, 1), got {self.confidence}"
         if len(self.looks) == 0 or list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 1:
             yield f"looks: expected rising numbers of seeds, got {list(self.looks)}"
-        elif self.looks[-1] > FIRST_TUNING_SEED:
-            yield f"looks: seeds from {FIRST_TUNING_SEED} up are for tuning, got a look at {self.looks[-1]}"
+        elif self.first_seed < 0 or self.first_seed + self.looks[-1] > FIRST_TUNING_SEED:
+            last = self.first_seed + self.looks[-1] - 1
+            yield f"looks: expected seeds from 0 to {FIRST_TUNING_SEED - 1}, got {self.first_seed} to {last}"
 
 
 @dataclass(frozen=True, kw_only=True)

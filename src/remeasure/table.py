@@ -114,7 +114,8 @@ def _judge(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
 
 def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> dict[str, Any]:
     """What the judged seeds say about themselves; where none could be judged, what all seeds say."""
-    judged = [record for record in records if record.seed < verdict.num_seeds] or records
+    first = row.rule.first_seed
+    judged = [record for record in records if first <= record.seed < first + verdict.num_seeds] or records
     if not judged:
         return {**dict.fromkeys(_WITHOUT_RECORD), "stale": ""}
     last = max(judged, key=lambda record: (record.finished_at, record.seed))

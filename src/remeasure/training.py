@@ -26,16 +26,17 @@ from remeasure.recipe import augment, build_optimizer, learning_rate, normalise,
 from remeasure.spec import Recipe, RunSpec
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no list of the accelerators it found
-# Lightning 2.6 calls a torch function that torch has deprecated; nothing of ours can change that.
-warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*is deprecated", module="pytorch_lightning")
-# Few batches are the point: one holds a block of steps. And the loader is a range, which needs no workers.
-warnings.filterwarnings("ignore", message=r"The number of training batches", module="pytorch_lightning")
 # Importing Lightning sets this to 1; without a GPU, torch's optimisers then search the disk for a driver at each step.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 STEPS_PER_BLOCK = 100  # randomness restarts with each block: another length is another TRAINING_VERSION
 CHECKPOINT_SECONDS = 30.0
 EVALUATION_BATCH = 1000
+HARMLESS_WARNINGS = (
+    r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
+    r"The number of training batches",  # few are the point: one holds a block of steps
+    r"You're resuming from a checkpoint that ended before the epoch",  # where a step stands follows from global_step
+)
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
@@ -115,7 +116,7 @@ class Training(LightningModule):
             optimizer.zero_grad()
             logits = self.network(images)
             loss = training_loss(logits, labels, loss=recipe.loss, parameters=self.network.parameters())
-            loss.backward()  # no loss is scaled here, and Lightning's manual_backward costs 3 % of a small step
+            torch.autograd.backward([loss])  # no loss is scaled; Lightning's manual_backward costs 3 % a step
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
             seen.append((loss.detach(), logits.detach()))
@@ -206,21 +207,24 @@ def train(
 ) -> float:
     """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError."""
     keeper = Keeper(checkpoint, report=report)
-    trainer = Trainer(
-        accelerator=device_kind,
-        devices=1,
-        precision=TRAINER_PRECISION[spec.precision],
-        max_epochs=spec.recipe.epochs_total,
-        callbacks=[keeper],
-        deterministic="warn" if device_kind == "cuda" else None,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    blocks = range(training.blocks_per_epoch)
-    trainer.fit(training, train_dataloaders=blocks, ckpt_path=checkpoint if checkpoint.exists() else None)
+    with warnings.catch_warnings():
+        for message in HARMLESS_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        trainer = Trainer(
+            accelerator=device_kind,
+            devices=1,
+            precision=TRAINER_PRECISION[spec.precision],
+            max_epochs=spec.recipe.epochs_total,
+            callbacks=[keeper],
+            deterministic="warn" if device_kind == "cuda" else None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        blocks = range(training.blocks_per_epoch)
+        trainer.fit(training, train_dataloaders=blocks, ckpt_path=checkpoint if checkpoint.exists() else None)
     return keeper.wall_seconds
 
 

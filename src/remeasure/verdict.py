@@ -36,10 +36,11 @@ ParamsAudit = Literal["exact", "rounds to it", "truncates to it", "differs"]
 def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdict:
     """The verdict of the first planned look that decides; until one does, 'undecided' and why.
 
-    Look k uses exactly seeds 0 … looks[k]-1, in whatever order they finished. A missing or diverged seed ends what can
-    be looked at; one beyond the deciding look changes nothing. Mean, sd and interval are those of the deciding look,
-    else of the last one reached, else (no interval then) of the leading seeds. The sd is the floored one, so that the
-    interval can be worked out again from the table. looks [1] is deterministic: m against p±δ, no sd, no interval.
+    Look k uses exactly the rule's first looks[k] seeds, in whatever order they finished. A missing or diverged seed
+    ends what can be looked at; one beyond the deciding look changes nothing. Mean, sd and interval are those of the
+    deciding look, else of the last one reached, else (no interval then) of the leading seeds. The sd is the floored
+    one, so that the interval can be worked out again from the table. looks [1] is deterministic: m against p±δ, no sd,
+    no interval.
 
     `seeds_needed`: the first look that would decide at this mean and sd, for decided rows too (how much was enough);
     None where that is more than the plan, or where a diverged seed lies in the way, or for fewer than two seeds.
@@ -47,6 +48,10 @@ def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdic
     ValueError: no test images, counts outside 0 … num_test, or looks that begin with a single seed and go on.
     """
     _check(evidence, rule=rule)
+    first = rule.first_seed
+    evidence = replace(
+        evidence, num_correct={seed - first: n for seed, n in evidence.num_correct.items() if seed >= first}
+    )
     if not evidence.num_correct:
         return Verdict(verdict="not measured", reason="no seed has been measured", num_seeds=0)
     counts = _leading_counts(evidence.num_correct)
@@ -62,7 +67,7 @@ def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdic
     verdict = replace(verdict, seeds_needed=needed)
     if verdict.verdict != "undecided":
         return verdict
-    obstacles = _obstacles(verdict, num_correct=evidence.num_correct, diverged=diverged, looks=rule.looks)
+    obstacles = _obstacles(verdict, num_correct=evidence.num_correct, diverged=diverged, rule=rule)
     return replace(verdict, reason="; ".join(filter(None, (verdict.reason, *obstacles))))
 
 
@@ -154,26 +159,26 @@ def _seeds_needed(verdict: Verdict, *, published_percent: float, rule: Rule, loo
 
 
 def _obstacles(
-    verdict: Verdict, *, num_correct: Mapping[int, int | None], diverged: Sequence[int], looks: Sequence[int]
+    verdict: Verdict, *, num_correct: Mapping[int, int | None], diverged: Sequence[int], rule: Rule
 ) -> Iterator[str]:
     """What stands between an undecided row and its decision."""
     num_leading = len(_leading_counts(num_correct))
     if diverged:
-        yield f"{_seeds(diverged)} diverged, and no seed is replaced"
+        yield f"{_seeds(diverged, first=rule.first_seed)} diverged, and no seed is replaced"
         return
-    next_look = next((look for look in looks if look > num_leading), None)
+    next_look = next((look for look in rule.looks if look > num_leading), None)
     if next_look is not None:
         last = min(next_look, max(num_correct))
         gaps = [seed for seed in range(num_leading, last) if seed not in num_correct]
-        which = "first" if next_look == looks[0] else "next"
+        which = "first" if next_look == rule.looks[0] else "next"
         progress = f"{num_leading} of {next_look} seeds of the {which} look"
-        yield f"{_seeds(gaps)} {'is' if len(gaps) == 1 else 'are'} missing" if gaps else progress
+        yield f"{_seeds(gaps, first=rule.first_seed)} {'is' if len(gaps) == 1 else 'are'} missing" if gaps else progress
     if verdict.num_seeds > 1 and verdict.seeds_needed is None:
         yield "seeds needed: more than the plan"
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+def _seeds(seeds: Sequence[int], *, first: int) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(str(first + seed) for seed in seeds)}"
 
 
 def wilson_interval(num_correct: float, *, num_test: int, confidence: float) -> tuple[float, float]:

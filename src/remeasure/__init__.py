@@ -1,0 +1,1 @@
+"""Measures a table of published benchmark accuracies again, and judges each number."""

@@ -1,0 +1,36 @@
+"""What the worker processes of tests/test_workers.py do in place of training: they import no torch."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from remeasure import workers
+from remeasure.rundir import Place
+from remeasure.workers import Task
+
+
+def report(task: Task, place: Place) -> Any:
+    """Two events, then the process's own state."""
+    for number in (1, 2):
+        workers._SINK.put((place.runs, {"event": "epoch", "epoch": number, "seed": task.seed}))
+    return {"seed": task.seed, "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
+
+
+def wait_for_ever(task: Task, place: Place) -> Any:
+    """Until SIGTERM: the file then says that what waited was left as a run is, by an exception."""
+    path = Path(place.runs) / f"{task.seed}"
+    path.write_text(str(os.getpid()))
+    try:
+        time.sleep(600)
+    except SystemExit as reason:
+        path.write_text(f"SystemExit({reason.code})")
+        raise
+
+
+def kill_itself_if_seed_0(task: Task, place: Place) -> Any:
+    """Seed 0 dies as of lack of memory."""
+    if task.seed == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return report(task, place)

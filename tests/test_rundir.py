@@ -1,0 +1,118 @@
+"""Folders of runs: found by what was trained, on what kind of device, with which seed; files whole or not at all."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from tests.measured import record
+from tests.trained import place, spec
+
+from remeasure.rundir import finished, open_directory, read_record, write_record, write_whole
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    for written in (record(3), record(1, accuracy_percent=None, num_correct=None, loss=None, predicted_sha256=None)):
+        write_record(tmp_path, written)
+        assert read_record(tmp_path) == written
+
+
+def test_a_run_is_named_by_what_it_is(tmp_path: Path) -> None:
+    directory = open_directory(spec(), seed=3, place=place(tmp_path), fresh=False)
+    assert directory == tmp_path / "runs" / f"mlp2-digits-{spec().spec_sha256[:12]}-cpu-s3-a1"
+    assert directory.is_dir()
+
+
+def test_only_a_record_makes_a_run_finished(tmp_path: Path) -> None:
+    here = place(tmp_path)
+    assert finished(spec(), seed=3, place=here) is None
+    directory = open_directory(spec(), seed=3, place=here, fresh=False)
+    (directory / "journal.jsonl").write_text('{"event": "finished"}\n')
+    assert finished(spec(), seed=3, place=here) is None
+    write_record(directory, record(3))
+    outcome = finished(spec(), seed=3, place=here)
+    assert outcome is not None
+    assert (outcome.record, outcome.directory, outcome.reused) == (record(3), directory, True)
+
+
+def test_another_seed_spec_or_device_is_another_run(tmp_path: Path) -> None:
+    here = place(tmp_path)
+    write_record(open_directory(spec(), seed=3, place=here, fresh=False), record(3))
+    for seed in (0, 13, 33, 30):
+        assert finished(spec(), seed=seed, place=here) is None
+    assert finished(spec("recipe.batch_size=32"), seed=3, place=here) is None
+    assert finished(spec(), seed=3, place=dataclasses.replace(here, device_kind="cuda")) is None
+
+
+def test_a_name_does_not_make_another_run(tmp_path: Path) -> None:
+    """Names cannot move a weight."""
+    here = place(tmp_path)
+    write_record(open_directory(spec(), seed=3, place=here, fresh=False), record(3))
+    renamed = dataclasses.replace(spec(), model=dataclasses.replace(spec().model, name="perceptron"))
+    assert finished(renamed, seed=3, place=here) is not None
+
+
+def test_an_unfinished_run_is_gone_on_with_and_fresh_begins_the_next_attempt(tmp_path: Path) -> None:
+    here = place(tmp_path)
+    first = open_directory(spec(), seed=3, place=here, fresh=False)
+    assert open_directory(spec(), seed=3, place=here, fresh=False) == first
+    second = open_directory(spec(), seed=3, place=here, fresh=True)
+    assert second.name == first.name[:-1] + "2"
+    assert open_directory(spec(), seed=3, place=here, fresh=False) == second
+
+
+def test_the_tenth_attempt_is_newer_than_the_ninth(tmp_path: Path) -> None:
+    here, a_spec = place(tmp_path), spec()
+    for attempt in range(1, 11):
+        directory = open_directory(a_spec, seed=3, place=here, fresh=True)
+        write_record(directory, record(3, wall_seconds=float(attempt)))
+    outcome = finished(spec(), seed=3, place=here)
+    assert outcome is not None
+    assert outcome.record.wall_seconds == 10.0
+    assert open_directory(spec(), seed=3, place=here, fresh=True).name.endswith("-a11")
+
+
+def test_the_newest_finished_attempt_counts_while_a_newer_one_is_under_way(tmp_path: Path) -> None:
+    here = place(tmp_path)
+    first = open_directory(spec(), seed=3, place=here, fresh=False)
+    write_record(first, record(3))
+    open_directory(spec(), seed=3, place=here, fresh=True)
+    outcome = finished(spec(), seed=3, place=here)
+    assert outcome is not None
+    assert outcome.directory == first
+
+
+def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    write_whole(path, b"old")
+
+    def crash(*_: object) -> None:
+        raise OSError("no power")
+
+    for moment in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, moment, crash)
+            with pytest.raises(OSError, match="no power"):
+                write_whole(path, b"new")
+        assert path.read_bytes() == b"old"
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        happened.append(f"fsync of {os.fstat(descriptor).st_size} bytes")
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        happened.append(f"named {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_whole(tmp_path / "record.json", b"12345")
+    assert happened == ["fsync of 5 bytes", "named record.json"]
