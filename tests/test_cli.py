@@ -248,6 +248,7 @@ BAD_CONFIG = {
     "unknown data": (["data=minst"], ("data", "'minst'", "did you mean 'mnist'", "digits, mnist")),
     "unknown recipe": (["recipe=foo"], ("recipe", "'foo'", "valid: article", "keras_mlp")),
     "unknown experiment": (["experiment=foo"], ("experiment", "'foo'")),
+    "number as a group's choice": (["recipe=3"], ("group", "string", "int")),
     "key added": (["+foo=1"], ("foo: no such key", "valid: model, data, recipe, seed")),
     "key added below": (["+recipe.foo=1"], ("recipe.foo: no such key", "valid: name, epochs_total, batch_size")),
     "unknown group": (["modle=mlp2"], ("modle: no such key", "did you mean 'model'", "valid: model, data, recipe")),
@@ -269,6 +270,14 @@ BAD_CONFIG = {
     "two faults": (
         ["recipe.optimizer.lr_peak=-1", "recipe.normalisation.std=[0.0]", "compile=3"],
         ("recipe.optimizer.lr_peak: expected a number above 0, got -1", "recipe.normalisation.std", "compile", "got 3"),
+    ),
+    "two faults, one beside the branch of the other": (
+        ["recipe.optimizer.lr_peak=-1", "recipe.batch_size=0", "seed=-1"],
+        (
+            "recipe.optimizer.lr_peak: expected",
+            "recipe.batch_size: expected 1 or more, got 0",
+            "seed: expected 0 or more",
+        ),
     ),
     "negative seed": (["seed=-1"], ("seed: expected 0 or more, got -1",)),
     "tuning on a ledger's seed": (

@@ -96,7 +96,7 @@ def _guarded(main: Callable[[], Any]) -> int:
     except InputError as error:
         return _refuse(error.faults)
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in CONFIG_PACKAGES:
+        if _is_config_error(error):
             return _refuse(_config_faults(error))
         traceback.print_exc()
         return EXIT_FAILED
@@ -104,6 +104,13 @@ def _guarded(main: Callable[[], Any]) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     raise SystemExit(128 + number)
+
+
+def _is_config_error(error: Exception) -> bool:
+    """Whether a package that reads configs raised it, be it an error of its own or a plain one."""
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    raised_in = str(innermost.f_globals.get("__name__", ""))
+    return any(name.partition(".")[0] in CONFIG_PACKAGES for name in (type(error).__module__, raised_in))
 
 
 def _refuse(faults: Sequence[str]) -> int:
