@@ -232,7 +232,7 @@ def command(here: Command, scratch: Project) -> Command:
 
 
 def assert_refused(ended: Ended, *, naming: tuple[str, ...], project: Project) -> None:
-    """Exit status 2, a few lines that name all of `naming`, and nothing trained."""
+    """Exit status 2, a few lines that name all of `naming`, and nothing begun: no run, no tracking database."""
     assert ended.status == 2, ended.stderr
     assert [text for text in naming if text not in ended.stderr] == [], ended.stderr
     assert 1 <= len(ended.stderr.splitlines()) <= 8
@@ -240,7 +240,8 @@ def assert_refused(ended: Ended, *, naming: tuple[str, ...], project: Project) -
     assert "Error executing job" not in ended.stderr
     assert "search path" not in ended.stderr
     assert ended.stdout == ""
-    assert project.journals() == {}
+    assert list(project.root.glob("runs/*-s*-a*")) == []
+    assert not (project.root / "mlflow.db").exists()
 
 
 BAD_CONFIG = {

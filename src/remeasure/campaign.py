@@ -151,24 +151,31 @@ class Campaign:
             self._publish(campaign)
         kind = self.place.device_kind
         order = sorted(campaigns, key=lambda campaign: campaign.seconds_per_seed(device_kind=kind) or float("inf"))
-        with Workers(self.place) as workers:
-            while True:
-                left = self.options.budget_seconds - (time.monotonic() - began)
-                for campaign in order:
-                    self._start(campaign, workers=workers, seconds_left=left)
-                if not workers.active:
-                    break
-                for task, future in workers.finished():
-                    self._drain(workers)
-                    self._take(
-                        next(entry for entry in campaigns if entry.row.name == task.row), task=task, future=future
-                    )
-                self._drain(workers)
+        workers = Workers(self.place)
+        try:
+            with workers:
+                self._work(order, workers=workers, deadline=began + self.options.budget_seconds)
+        finally:  # interrupted or not: nothing finished is lost, and nothing is left running in MLflow
+            self._drain(workers)
+            for campaign in campaigns:
+                self._publish(campaign)
+                self._track(campaign, running=False)
         for campaign in campaigns:
-            self._publish(campaign)
-            self._track(campaign, running=False)
             if left_out := len(campaign.wanted()):
                 self.say(f"{campaign.row.name}: {left_out} more seeds do not fit the budget; the same command goes on")
+
+    def _work(self, order: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> None:
+        """Keep every worker busy until there is nothing left to train, or no time."""
+        by_name = {campaign.row.name: campaign for campaign in order}
+        while True:
+            for campaign in order:
+                self._start(campaign, workers=workers, seconds_left=deadline - time.monotonic())
+            if not workers.active:
+                return
+            for task, future in workers.finished():
+                self._drain(workers)
+                self._take(by_name[task.row], task=task, future=future)
+            self._drain(workers)
 
     def _start(self, campaign: RowCampaign, *, workers: Workers, seconds_left: float) -> None:
         """Give idle workers the seeds that this row wants; what another row of the same spec has trained is shared."""

@@ -77,9 +77,9 @@ class Training(LightningModule):
         return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
-        if self.global_step % self.steps_per_epoch == 0:  # not after a resume in mid-epoch
-            self.loss_total.zero_()
-            self.num_correct.zero_()
+        """Begin the totals anew; Lightning does not call this after a resume in mid-epoch."""
+        self.loss_total.zero_()
+        self.num_correct.zero_()
 
     def training_step(self, batch: int, batch_idx: int) -> None:  # noqa: ARG002 - a resumed loader restarts at 0
         """One block of optimiser steps; where it stands follows from `global_step` alone."""
@@ -128,7 +128,7 @@ class Training(LightningModule):
         self.num_correct += (logits.argmax(dim=1) == labels).sum()
 
     def _batch(self, chosen: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels at these indices. A batch of everything is made once: its order is nothing."""
+        """Normalised images and labels at these indices. A batch of everything is made once."""
         if self._whole is not None:
             return self._whole
         images = self.images.index_select(0, chosen)  # ten times as fast as self.images[chosen] on a CPU
