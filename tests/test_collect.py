@@ -64,7 +64,7 @@ def test_seed_0_may_have_diverged_or_all_seeds(diverged: tuple[int, ...]) -> Non
     scored = [seed for seed in (0, 1) if seed not in diverged]
     assert row.seeds.tolist() == scored
     assert row.predicted.shape == row.confidence.shape == (len(scored), 40)
-    assert row.filters.size == 0, "filters are seed 0's"
+    assert row.filters.size == 0, "filters are the first seed's"
 
 
 def test_a_committed_row_taken_apart_and_put_together_is_the_same_row() -> None:

@@ -455,6 +455,15 @@ def test_the_directory_tells_the_whole_run(tmp_path: Path) -> None:
     assert not (directory / "diff.patch").exists()
 
 
+def test_another_seed_begins_with_other_weights(tmp_path: Path, final_weights: list[Weights]) -> None:
+    """A rate of next to nothing leaves them where they began."""
+    still = spec("recipe.optimizer={name: sgd, lr_peak: 1.0e-30}")
+    for seed in (0, 1):
+        run(still, tmp_path, seed=seed)
+    first, second = final_weights
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_every_event_reaches_the_sink_after_the_journal(tmp_path: Path) -> None:
     lags = []
     run(spec(), tmp_path, sink=lambda directory, event: lags.append(read(directory)[-1] == event))

@@ -38,7 +38,8 @@ def test_only_a_record_makes_a_run_finished(tmp_path: Path) -> None:
 def test_another_seed_spec_or_device_is_another_run(tmp_path: Path) -> None:
     here = place(tmp_path)
     write_record(open_directory(spec(), seed=3, place=here, fresh=False), record(3))
-    for seed in (0, 13, 33, 30):
+    write_record(open_directory(spec(), seed=42, place=here, fresh=False), record(42))
+    for seed in (0, 13, 33, 30, 4, 2):
         assert finished(spec(), seed=seed, place=here) is None
     assert finished(spec("recipe.batch_size=32"), seed=3, place=here) is None
     assert finished(spec(), seed=3, place=dataclasses.replace(here, device_kind="cuda")) is None
