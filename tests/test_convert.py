@@ -201,12 +201,10 @@ def test_every_recipe_and_data_set_composes_with_every_model_and_each_keeps_its_
     every = {group: names(group, folder=paths.conf_dir()) for group in ("model", "data", "recipe")}
     assert {"logreg", "mlp2", "mlp4", "lenet5", "lenet5_remake"} <= set(every["model"])
     assert {"mnist", "digits"} <= set(every["data"])
-    assert {"article", "keras_mlp", "lbfgs", "lenet5", "lenet5_plain", "base"} <= set(every["recipe"])
+    assert {"article", "keras_mlp", "lbfgs", "lenet5", "lenet5_plain"} <= set(every["recipe"])
     for model in every["model"]:
         for data in every["data"]:
             for recipe in every["recipe"]:
-                if recipe == "base":  # the keys that each recipe begins with; no recipe by itself
-                    continue
                 config = compose([f"model={model}", f"data={data}", f"recipe={recipe}"])
                 assert (config.model.name, config.data.name, config.recipe.name) == (model, data, recipe)
 

@@ -139,7 +139,7 @@ def test_every_rate_of_every_recipe_lies_between_zero_and_its_peak() -> None:
 
 
 def every_recipe() -> Iterator[Recipe]:
-    names = {path.stem for path in (paths.conf_dir() / "recipe").glob("*.yaml")} - {"base"}
+    names = {path.stem for path in (paths.conf_dir() / "recipe").glob("*.yaml")}
     assert names >= {"article", "keras_mlp", "lbfgs", "lenet5", "lenet5_plain"}
     for name in sorted(names):
         yield compose([f"recipe={name}"]).recipe

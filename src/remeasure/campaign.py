@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remeasure import data
+from remeasure import data, models
 from remeasure.collect import SeedResults, from_results, from_run, put_together
 from remeasure.observe import Observer
 from remeasure.records import RowResults, read_row
@@ -114,6 +114,8 @@ class Campaign:
         Raises InputError: configs or data files that are there and wrong.
         """
         config = compose([f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")])
+        image_shape, num_classes = config.data.image_shape, config.data.num_classes
+        models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it
         try:
             source = self._source(config.data)
         except data.DataMissingError as missing:

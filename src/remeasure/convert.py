@@ -1,10 +1,11 @@
 """Plain values (from YAML or JSON) to the dataclasses of spec.py, with every fault named at once."""
 
+import contextlib
 import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,10 +25,33 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
     try:
         converted: T = TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise InputError(
-            *(line for fault in error.errors() for line in _explain(fault, cls=cls, where=where))
-        ) from None
+        faults = [line for fault in error.errors() for line in _explain(fault, cls=cls, where=where)]
+        raise InputError(*dict.fromkeys([*faults, *_around(cls, value, key=where)])) from None
     return converted
+
+
+def _around(cls: type, value: object, *, key: str) -> Iterator[str]:
+    """What can be told of the dataclasses around a faulty value: pydantic does not ask them once a field has failed."""
+    if not isinstance(value, Mapping):
+        return
+    sound: object = object.__new__(cls)
+    hints = {entry.name: get_type_hints(cls)[entry.name] for entry in fields(cls) if entry.name in value}
+    faulty = [name for name, hint in hints.items() if not _fits(sound, name=name, hint=hint, value=value[name])]
+    for name in faulty:
+        if is_dataclass(hints[name]):
+            yield from _around(hints[name], value[name], key=_dotted(key, name))
+    if faulty:
+        with contextlib.suppress(AttributeError):  # the faulty field's own: the checks from there on need it
+            yield from (_dotted(key, line) for line in getattr(sound, "_faults", list)())
+
+
+def _fits(sound: object, *, name: str, hint: Any, value: object) -> bool:
+    """Set the attribute, if the value is one for it."""
+    try:
+        object.__setattr__(sound, name, TypeAdapter(hint).validate_json(json.dumps(value), strict=True))
+    except ValidationError:
+        return False
+    return True
 
 
 def _unfit(value: object, *, key: str) -> Iterator[str]:

@@ -122,14 +122,15 @@ def _measure(
     place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))
     chosen = Options(seeds=options.seeds, budget_seconds=options.budget, fresh=options.fresh, adopt=options.adopt)
     with Observer(project=_store(files)) as observer:
-        campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=_say)
+        say = observer.progress.say
+        campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=say)
         prepared: list[RowCampaign | NotHere] = []
         for row in rows.values():
             faults = _config_faults(row)
             prepared.append(NotHere(row=row, reasons=faults) if faults else campaign.prepare(row, compose=compose))
         campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
         for line in _plan_lines(prepared, device_kind=place.device_kind):
-            _say(line)
+            say(line)
         if options.command != "plan":
             campaign.measure(campaigns)
         here = [entry.row.name for entry in campaigns if entry.published]
@@ -139,9 +140,12 @@ def _measure(
 
 
 def _config_faults(row: Row) -> tuple[str, ...]:
+    """Why this version cannot measure a row: none of its configs are written yet. Raises InputError: some are."""
     try:
         ledger.check_configs({row.name: row}, conf_dir=paths.conf_dir())
     except InputError as error:
+        if len(error.faults) < len(("model", "data", "recipe")):
+            raise
         return error.faults
     return ()
 
@@ -174,7 +178,7 @@ def _plan_lines(prepared: "Sequence[RowCampaign | NotHere]", *, device_kind: str
         todo = f"{wanted} to train, {cost}" if wanted else f"{entry.verdict().verdict}, nothing to train"
         yield f"{entry.row.name}: {len(entry.done)} seeds are here, {todo}"
     for reasons, names in missing.items():
-        yield "\n  ".join((f"{', '.join(names)}: not measured here, a committed record stands; missing:", *reasons))
+        yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *reasons))
 
 
 def _verify(files: Files) -> int:

@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from remeasure import journal
 from remeasure.spec import DeviceKind, RunRecord, RunSpec
 
 
@@ -39,9 +40,9 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 
 
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
-    """The directory of the newest attempt, to go on with it; of a new one where there is none, or `fresh`."""
+    """The newest attempt's directory, to go on with it; a new one where it ended, or there is none, or `fresh`."""
     attempts = _attempts(spec, seed=seed, place=place)
-    if attempts and not fresh:
+    if attempts and not fresh and not _ended(attempts[-1]):
         return attempts[-1]
     number = _attempt(attempts[-1]) + 1 if attempts else 1
     name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
@@ -51,6 +52,12 @@ def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Pa
 
 def _attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
     return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
+
+
+def _ended(directory: Path) -> bool:
+    """Whether a tuning run is finished, which leaves no record."""
+    events = journal.read(directory)
+    return bool(events) and events[-1]["event"] == "finished" and not (directory / "record.json").is_file()
 
 
 def _attempt(directory: Path) -> int:
