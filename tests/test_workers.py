@@ -162,6 +162,7 @@ def test_a_worker_that_is_killed_fails_its_own_run_and_the_next_ones_go_on(
 def test_a_signal_ends_a_command_with_128_and_its_number(
     number: int, status: int, here: Command, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP comes ignored
     monkeypatch.setattr(reproduce, "main", lambda *_, **__: os.kill(os.getpid(), number))
     assert here(project, "reproduce.py").status == status
 
