@@ -15,8 +15,10 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
     if not tracking.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
     tracker = tracking.open_tracker(project)
-    parents = {name: replay_row(row, tracker=tracker, results=results) for name, row in rows.items()}
     directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
+    for directory in directories:  # first, so that no committed record is replayed beside its own run
+        tracker.project(directory)
+    parents = {name: replay_row(row, tracker=tracker, results=results) for name, row in rows.items()}
     for directory in directories:
         started = journal.last(journal.read(directory), "started") or {}
         tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
