@@ -54,7 +54,7 @@ def training(spec: RunSpec, *, seed: int = 0, num_images: int | None = None) -> 
         spec.model, image_shape=(1, 8, 8), num_classes=10, generator_seed=derive(seed, purpose="weights", step=0)
     )
     images, labels = torch.tensor(split.images)[:num_images], torch.tensor(split.labels)[:num_images]
-    return Training(network, recipe=spec.recipe, seed=seed, images=images, labels=labels)
+    return Training(network, spec=spec, seed=seed, images=images, labels=labels)
 
 
 def trained(training: Training, *, spec: RunSpec, folder: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from remeasure import paths
 from remeasure.convert import convert, did_you_mean
-from remeasure.spec import Config, InputError
+from remeasure.spec import Config, EvaluateConfig, InputError, TrainConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,7 +68,10 @@ def _to_config(composed: "DictConfig") -> Config:
 
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise InputError(*(f"{key}: has no value; give it one ({key}=…)" for key in missing))
-    config = convert(Config, OmegaConf.to_container(composed, resolve=True), where="")
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(values, dict)
+    evaluates = isinstance(values.get("recipe"), dict) and values["recipe"].get("mode") == "evaluate"
+    config: Config = convert(EvaluateConfig if evaluates else TrainConfig, values, where="")
     try:
         config.spec(data_sha256="")
     except ValueError as error:  # what only the whole spec can tell
@@ -138,7 +141,7 @@ def _config_faults(error: Exception) -> list[str]:
 
 def _unknown_key(key: str) -> str:
     """The fault of a dotted key that no config has, with the names that are valid where it goes wrong."""
-    valid, hints = [entry.name for entry in fields(Config)] + ["experiment"], get_type_hints(Config)
+    valid, hints = [entry.name for entry in fields(Config)] + ["experiment"], get_type_hints(TrainConfig)
     parts = key.split(".")
     known = 0
     while parts[known] in hints and is_dataclass(cls := hints[parts[known]]) and known + 1 < len(parts):

@@ -66,13 +66,59 @@ def training_loss(logits: Tensor, labels: Tensor, *, loss: Loss, parameters: Ite
     return value
 
 
-def augment(images: Tensor, *, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Distorted images, shape and range as given; the background, 0 before normalisation, fills what comes in.
+def augment(
+    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator
+) -> Tensor:
+    """Distorted and normalised images: (N, C, H, W) uint8 in 0..255 → float32, as `normalise` makes them."""
+    match augmentation.name:
+        case "none":
+            return normalise(images, normalisation=normalisation)
+        case "affine":
+            moved = distort(images, augmentation=augmentation, generator=generator)
+            return normalise(moved, normalisation=normalisation)
+        case "crop":
+            return crop_flip_cutout(images, augmentation=augmentation, normalisation=normalisation, generator=generator)
 
-    images: (N, C, H, W) uint8 or float32 in 0..255. Returns the same for `none`, else float32.
+
+def crop_flip_cutout(
+    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator
+) -> Tensor:
+    """Cropped out of a black frame, some mirrored, a square cut out: (N, C, H, W) uint8 → normalised float32.
+
+    What is cut out becomes 0 after normalisation, the mean pixel. Each image draws its own place, mirror and square;
+    the square's centre is a pixel of the image, so that part of the square may lie outside (DeVries and Taylor 2017).
     """
-    if augmentation.name == "none":
+    num, _, height, width = images.shape
+    pad, size = augmentation.pad_pixels or 0, augmentation.cutout_pixels or 0
+    shift_y, shift_x = torch.randint(0, 2 * pad + 1, (2, num, 1), generator=generator).to(images.device)
+    mirrored = torch.rand(num, 1, generator=generator).to(images.device) < (augmentation.flip_probability or 0.0)
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    from_columns = torch.where(mirrored, width - 1 - columns, columns) + shift_x  # (N, W)
+    framed = functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # (N, H + 2 pad, W + 2 pad, C)
+    index = torch.arange(num, device=images.device).view(-1, 1, 1)
+    cropped = framed[index, (rows + shift_y).unsqueeze(2), from_columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    batch = normalise(cropped, normalisation=normalisation)
+    if size:
+        centre = torch.stack([torch.randint(0, side, (num, 1), generator=generator) for side in (height, width)])
+        top, left = (centre - size // 2).to(images.device)
+        cut_rows = (rows >= top) & (rows < top + size)  # (N, H)
+        cut_columns = (columns >= left) & (columns < left + size)
+        batch.masked_fill_((cut_rows.unsqueeze(2) & cut_columns.unsqueeze(1)).unsqueeze(1), 0.0)
+    return batch
+
+
+def resized(images: Tensor, *, pixels: int | None) -> Tensor:
+    """(N, C, H, W) float32 → (N, C, pixels, pixels), bilinear with antialiasing; None leaves them as they are."""
+    if pixels is None or images.shape[-2:] == (pixels, pixels):
         return images
+    return functional.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
+
+
+def distort(images: Tensor, *, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Affinely mapped images; the background, 0 before normalisation, fills what comes in.
+
+    images: (N, C, H, W) uint8 or float32 in 0..255. Returns float32 in the same range.
+    """
     maps = affine_maps(len(images), augmentation=augmentation, size=images.shape[-1], generator=generator)
     grid = functional.affine_grid(maps.to(images.device), list(images.shape), align_corners=False)
     return functional.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -46,11 +46,16 @@ class _Strict:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(_Strict):
-    """A builder of `remeasure.models` and the plain keywords it gets."""
+    """A builder of `remeasure.models` and the plain keywords it gets.
+
+    `weights`: where published weights come from: `hub` (timm's, by the architecture's name) or a file's path. Null:
+    the weights are drawn from the seed. What is in them is part of a run's identity (RunSpec.weights_sha256).
+    """
 
     name: str
     builder: str
     options: dict[str, Any]
+    weights: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,27 +203,67 @@ class Augmentation(_Strict):
     `probability`: the share of images that are distorted. Each of the rest is the bound of a uniform u in ±:
     `translation_pixels` on each axis; `scaling`, both axes by exp(u); `squeezing`, the axes by exp(u) and exp(-u);
     `shear`, horizontal, pixels a row.
+
+    `crop`: a random crop of the image's own size after `pad_pixels` of black on each side (He et al. 2016, section
+    4.2); mirrored left to right with `flip_probability`; then a square of `cutout_pixels` at a random place becomes
+    the mean pixel, clipped at the image's border (DeVries and Taylor 2017), 0 for none.
     """
 
-    name: Literal["none", "affine"]
+    name: Literal["none", "affine", "crop"]
     probability: float | None
     translation_pixels: float | None
     scaling: float | None
     squeezing: float | None
     shear: float | None
+    pad_pixels: int | None
+    flip_probability: float | None
+    cutout_pixels: int | None
+
+    _USES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "none": (),
+        "affine": ("probability", "translation_pixels", "scaling", "squeezing", "shear"),
+        "crop": ("pad_pixels", "flip_probability", "cutout_pixels"),
+    }
 
     def __post_init__(self) -> None:
         _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
-        for key in ("probability", "translation_pixels", "scaling", "squeezing", "shear"):
-            value = getattr(self, key)
-            if (value is not None) != (self.name == "affine"):
-                yield f"{key}: augmentation 'affine' needs it, and 'none' takes none"
+        used = self._USES[self.name]
+        for entry in fields(self)[1:]:
+            key, value = entry.name, getattr(self, entry.name)
+            if value is None and key in used:
+                yield f"{key}: augmentation {self.name!r} needs it"
+            elif value is not None and key not in used:
+                yield f"{key}: augmentation {self.name!r} has no such argument; it has {', '.join(used) or 'none'}"
             elif value is not None and not value >= 0:
                 yield f"{key}: expected 0 or more, got {value}"
-        if self.probability is not None and self.probability > 1:
-            yield f"probability: expected a fraction in [0, 1], got {self.probability}"
+        for key in ("probability", "flip_probability"):
+            if (value := getattr(self, key)) is not None and value > 1:
+                yield f"{key}: expected a fraction in [0, 1], got {value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution(_Strict):
+    """Training on smaller images at first: `pixels[i]` on each side until epoch `until_epoch[i]`, then all pixels."""
+
+    pixels: tuple[int, ...]
+    until_epoch: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if len(self.pixels) != len(self.until_epoch) or not self.pixels:
+            yield f"pixels and until_epoch: expected equally many, got {len(self.pixels)} and {len(self.until_epoch)}"
+        if any(value < 1 for value in self.pixels):
+            yield f"pixels: expected 1 or more, got {list(self.pixels)}"
+        if list(self.until_epoch) != sorted(set(self.until_epoch)) or any(epoch < 1 for epoch in self.until_epoch):
+            yield f"until_epoch: expected rising epochs from 1 up, got {list(self.until_epoch)}"
+
+    def pixels_at(self, epoch: int) -> int | None:
+        """Pixels on each side in `epoch` (from 0); None for the images' own."""
+        return next((size for size, end in zip(self.pixels, self.until_epoch, strict=True) if epoch < end), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +295,7 @@ class Recipe(_Strict):
     loss: Loss
     normalisation: Normalisation
     augmentation: Augmentation
+    resolution: Resolution | None
     clip_norm: float | None
 
     def __post_init__(self) -> None:
@@ -269,6 +315,49 @@ class Recipe(_Strict):
                 f"schedule: reaches to epoch {last:g}, but the run ends after epochs_total={self.epochs_total}; "
                 "shorten the schedule or train longer"
             )
+        if self.resolution and self.resolution.until_epoch[-1] >= self.epochs_total:
+            yield (
+                f"resolution: small images until epoch {self.resolution.until_epoch[-1]}, but the run ends after "
+                f"epochs_total={self.epochs_total}; the last epochs must see all pixels"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(_Strict):
+    """From a photograph to the net's input: the shorter side is resized to crop_pixels / crop_pct (rounded down), the
+    middle crop_pixels x crop_pixels are kept. Names and arithmetic are timm's (`timm.data.create_transform`).
+    """
+
+    crop_pixels: int
+    crop_pct: float
+    interpolation: Literal["bicubic", "bilinear"]
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if self.crop_pixels < 1:
+            yield f"crop_pixels: expected 1 or more, got {self.crop_pixels}"
+        if not 0 < self.crop_pct <= 1:
+            yield f"crop_pct: expected a fraction in (0, 1], got {self.crop_pct}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(_Strict):
+    """The recipe of a row of mode `evaluate`: how published weights see each photograph. Nothing is trained."""
+
+    name: str
+    mode: Literal["evaluate"]
+    batch_size: int
+    transform: Transform
+    normalisation: Normalisation
+
+    def __post_init__(self) -> None:
+        _refuse([f"batch_size: expected 1 or more, got {self.batch_size}"] if self.batch_size < 1 else ())
+
+    @property
+    def epochs_total(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,20 +366,23 @@ class RunSpec(_Strict):
 
     model: ModelSpec
     data: DataSpec
-    recipe: Recipe
+    recipe: Recipe | Evaluation
     precision: Precision
     engine: Engine
     engine_width: int
     compile: bool
+    channels_last: bool
+    steps_per_block: int
     cpu_threads: int
     data_sha256: str
+    weights_sha256: str | None
     training_version: int
 
     def __post_init__(self) -> None:
         _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
-        for key in ("engine_width", "cpu_threads"):
+        for key in ("engine_width", "steps_per_block", "cpu_threads"):
             if getattr(self, key) < 1:
                 yield f"{key}: expected 1 or more, got {getattr(self, key)}"
         if self.engine_width > 1:
@@ -298,10 +390,26 @@ class RunSpec(_Strict):
         num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
         if num_means not in (1, num_channels):
             yield f"recipe.normalisation: expected 1 value, or {num_channels} for the channels, got {num_means}"
+        if self.mode == "evaluate" and self.data.split != "test":
+            yield "data.split: an evaluation reads the test split, got validation"
+
+    @property
+    def mode(self) -> Mode:
+        return "train" if isinstance(self.recipe, Recipe) else "evaluate"
 
     @property
     def spec_sha256(self) -> str:
         return spec_sha256(asdict(self))
+
+
+# Keys that came after the first records, and what they meant before: they count only where they say something else.
+_LATER: Mapping[str, Any] = {
+    "channels_last": False,
+    "steps_per_block": 100,
+    "weights_sha256": None,
+    "resolution": None,
+    **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels")),
+}
 
 
 def spec_sha256(spec: Mapping[str, Any]) -> str:
@@ -309,11 +417,18 @@ def spec_sha256(spec: Mapping[str, Any]) -> str:
     identity = {
         "model": {key: spec["model"][key] for key in ("builder", "options")},
         "data": {key: spec["data"][key] for key in ("num_classes", "num_validation", "split")},
-        "recipe": {key: value for key, value in spec["recipe"].items() if key != "name"},
+        "recipe": _said({key: value for key, value in spec["recipe"].items() if key != "name"}),
         **{key: spec[key] for key in ("precision", "engine", "engine_width", "compile", "cpu_threads")},
         **{key: spec[key] for key in ("data_sha256", "training_version")},
+        **_said({key: spec[key] for key in ("channels_last", "steps_per_block", "weights_sha256") if key in spec}),
     }
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the later keys that stand at their old meaning, in nested mappings, too."""
+    kept = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
+    return {key: _said(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def canonical_json(value: object) -> str:
@@ -327,12 +442,14 @@ class Config(_Strict):
 
     model: ModelSpec
     data: DataSpec
-    recipe: Recipe
+    recipe: Recipe | Evaluation
     seed: int
     precision: Precision
     engine: Engine
     engine_width: int
     compile: bool
+    channels_last: bool
+    steps_per_block: int
     cpu_threads: int
     device: str
     fresh: bool
@@ -347,8 +464,8 @@ class Config(_Strict):
         elif tuning and self.seed < FIRST_TUNING_SEED:
             yield f"seed: tuning on the validation split uses seeds from {FIRST_TUNING_SEED} up, got {self.seed}"
 
-    def spec(self, *, data_sha256: str) -> RunSpec:
-        """What is trained, on data with that fingerprint."""
+    def spec(self, *, data_sha256: str, weights_sha256: str | None = None) -> RunSpec:
+        """What is trained or evaluated, on data with that fingerprint, with published weights of that fingerprint."""
         return RunSpec(
             model=self.model,
             data=self.data,
@@ -357,10 +474,27 @@ class Config(_Strict):
             engine=self.engine,
             engine_width=self.engine_width,
             compile=self.compile,
+            channels_last=self.channels_last,
+            steps_per_block=self.steps_per_block,
             cpu_threads=self.cpu_threads,
             data_sha256=data_sha256,
+            weights_sha256=weights_sha256,
             training_version=TRAINING_VERSION,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """A config that trains."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """A config that evaluates published weights."""
+
+    recipe: Evaluation
 
 
 # ---------------------------------------------------------------- what came out

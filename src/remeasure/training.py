@@ -22,14 +22,13 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remeasure.recipe import augment, build_optimizer, learning_rate, normalise, training_loss
+from remeasure.recipe import augment, build_optimizer, learning_rate, normalise, resized, training_loss
 from remeasure.spec import Recipe, RunSpec
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no list of the accelerators it found
 # Importing Lightning sets this to 1; without a GPU, torch's optimisers then search the disk for a driver at each step.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
-STEPS_PER_BLOCK = 100  # randomness restarts with each block: another length is another TRAINING_VERSION
 CHECKPOINT_SECONDS = 30.0
 EVALUATION_BATCH = 1000
 HARMLESS_WARNINGS = (
@@ -61,17 +60,20 @@ class Training(LightningModule):
     loss_total: Tensor
     num_correct: Tensor
 
-    def __init__(self, network: nn.Module, *, recipe: Recipe, seed: int, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, network: nn.Module, *, spec: RunSpec, seed: int, images: Tensor, labels: Tensor) -> None:
         super().__init__()
+        assert isinstance(spec.recipe, Recipe)
         self.automatic_optimization = False
-        self.network, self.recipe, self.seed = network, recipe, seed
+        self.memory_format = memory_format(spec)
+        self.network: nn.Module = network.to(memory_format=self.memory_format)
+        self.recipe, self.seed, self.steps_per_block = spec.recipe, seed, spec.steps_per_block
         self.register_buffer("images", images, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("loss_total", torch.zeros(()))  # over this epoch's images so far; checkpoints keep both
         self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
         self._whole: tuple[Tensor, Tensor] | None = None
-        self.steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
-        self.blocks_per_epoch = math.ceil(self.steps_per_epoch / STEPS_PER_BLOCK)
+        self.steps_per_epoch = math.ceil(len(images) / self.recipe.batch_size)
+        self.blocks_per_epoch = math.ceil(self.steps_per_epoch / self.steps_per_block)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer)
@@ -82,13 +84,13 @@ class Training(LightningModule):
         self.num_correct.zero_()
 
     def training_step(self, batch: int, batch_idx: int) -> None:  # noqa: ARG002 - a resumed loader restarts at 0
-        """One block of optimiser steps; where it stands follows from `global_step` alone."""
+        """One block of optimiser steps; where it stands follows from `global_step` alone. Its draws restart with it."""
         first = self.global_step
         epoch, start = divmod(first, self.steps_per_epoch)
         torch.manual_seed(derive(self.seed, purpose="dropout", step=first))
         generator = torch.Generator().manual_seed(derive(self.seed, purpose="augmentation", step=first))
         order = self.order(epoch).to(self.device)
-        for index in range(start, min(start + STEPS_PER_BLOCK, self.steps_per_epoch)):
+        for index in range(start, min(start + self.steps_per_block, self.steps_per_epoch)):
             chosen = order[index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
             self._optimiser_step(chosen, step=epoch * self.steps_per_epoch + index, generator=generator)
         if not torch.isfinite(self.loss_total):  # the block's one synchronisation
@@ -110,6 +112,9 @@ class Training(LightningModule):
         optimizer.param_groups[0]["lr"] = self.learning_rate(step)
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
             images, labels = self._batch(chosen, generator=generator)
+            if recipe.resolution:
+                images = resized(images, pixels=recipe.resolution.pixels_at(step // self.steps_per_epoch))
+            images = images.contiguous(memory_format=self.memory_format)
         seen: list[tuple[Tensor, Tensor]] = []
 
         def closure() -> Tensor:
@@ -132,9 +137,12 @@ class Training(LightningModule):
         if self._whole is not None:
             return self._whole
         images = self.images.index_select(0, chosen)  # ten times as fast as self.images[chosen] on a CPU
-        images = augment(images, augmentation=self.recipe.augmentation, generator=generator)
-        batch = normalise(images, normalisation=self.recipe.normalisation), self.labels.index_select(0, chosen)
-        if len(chosen) == len(self.images) and self.recipe.augmentation.name == "none":
+        recipe = self.recipe
+        images = augment(
+            images, augmentation=recipe.augmentation, normalisation=recipe.normalisation, generator=generator
+        )
+        batch = images, self.labels.index_select(0, chosen)
+        if len(chosen) == len(self.images) and recipe.augmentation.name == "none":
             self._whole = batch
         return batch
 
@@ -147,6 +155,10 @@ class Training(LightningModule):
             steps_per_epoch=self.steps_per_epoch,
             epochs_total=recipe.epochs_total,
         )
+
+
+def memory_format(spec: RunSpec) -> torch.memory_format:
+    return torch.channels_last if spec.channels_last else torch.contiguous_format
 
 
 class Keeper(Callback):
@@ -240,12 +252,13 @@ class Predictions:
 @torch.inference_mode()
 def predict(network: nn.Module, images: Tensor, *, labels: Tensor, spec: RunSpec, device: torch.device) -> Predictions:
     """Evaluate `network` on images (N, C, H, W) uint8 and labels (N,), in their order."""
-    network = network.to(device).eval()
+    network = network.to(device).to(memory_format=memory_format(spec)).eval()
     predicted, confidence, loss_total = [], [], 0.0
     for start in range(0, len(images), EVALUATION_BATCH):
         part = slice(start, start + EVALUATION_BATCH)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            logits = network(normalise(images[part].to(device), normalisation=spec.recipe.normalisation)).float()
+            batch = normalise(images[part].to(device), normalisation=spec.recipe.normalisation)
+            logits = network(batch.contiguous(memory_format=memory_format(spec))).float()
         top = logits.softmax(dim=1).max(dim=1)
         predicted.append(top.indices.cpu())
         confidence.append(top.values.cpu())

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from remeasure.convert import convert, did_you_mean
-from remeasure.data import digits, mnist
+from remeasure.data import cifar10, digits, mnist
 from remeasure.data.files import DataMissingError, Split
 from remeasure.spec import DataSpec, InputError
 
@@ -22,7 +22,7 @@ __all__ = ["DataMissingError", "Source", "Split", "fingerprint", "load_split", "
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]
-READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read}
+READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read, "cifar10": cifar10.read}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +71,21 @@ def fingerprint(spec: DataSpec, *, root: Path) -> Source:
 
     A tuning run (split=validation) never loads the test split: its fingerprint is over the training split alone.
     """
-    digest = hashlib.sha256()
+    digest, verified = hashlib.sha256(), True
     for name in SPLITS if spec.split == "test" else SPLITS[:1]:
         split = load_split(spec, name, root=root)
+        verified = verified and split.verified
         digest.update(np.ascontiguousarray(split.images).data)  # as it lies in memory: no second copy
         digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
-    return official(spec, digest.hexdigest())
+    return official(spec, digest.hexdigest(), verified=verified)
 
 
-def official(spec: DataSpec, data_sha256: str) -> Source:
-    """`yes`: the official bytes; `no`: a known copy, with its description; `unknown`: neither, or not comparable."""
-    if data_sha256 == spec.official_sha256:
+def official(spec: DataSpec, data_sha256: str, *, verified: bool) -> Source:
+    """`yes`: the official bytes; `no`: a known copy, with its description; `unknown`: neither, or not comparable.
+
+    Official are bytes with the official fingerprint, and where that is not known, files with the official checksums.
+    """
+    if data_sha256 == spec.official_sha256 or (verified and spec.official_sha256 is None):
         return Source(data_sha256=data_sha256, data_official="yes", description=spec.title)
     if data_sha256 in spec.known_copies:
         return Source(data_sha256=data_sha256, data_official="no", description=spec.known_copies[data_sha256])

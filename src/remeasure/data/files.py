@@ -24,10 +24,14 @@ class DataMissingError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """`images` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64."""
+    """`images` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64.
+
+    `verified`: the files they come from have the checksums that torchvision knows for the official ones.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    verified: bool
 
 
 def verified_bytes(path: Path, *, md5: str) -> bytes:

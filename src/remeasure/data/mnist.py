@@ -30,7 +30,7 @@ def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str],
         content = verified_bytes(path, md5=files_md5[path.name])
         arrays.append(parse_idx(gzip.decompress(content) if path.suffix == ".gz" else content, name=str(path)))
     images, labels = arrays
-    return Split(images=images[:, None], labels=labels.astype(np.int64))
+    return Split(images=images[:, None], labels=labels.astype(np.int64), verified=True)
 
 
 def _find(directory: Path, stem: str) -> Path | None:

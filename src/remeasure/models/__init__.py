@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from remeasure.models import dense, lenet5
+from remeasure.models import dense, lenet5, resnet
 from remeasure.spec import InputError, ModelSpec
 
 Builder = Callable[..., nn.Module]
@@ -23,6 +23,7 @@ BUILDERS: dict[str, Builder] = {
     "logistic_regression": dense.logistic_regression,
     "mlp": dense.mlp,
     "lenet5": lenet5.lenet5,
+    "resnet18": resnet.resnet18,
 }
 _CONTEXT = ("image_shape", "num_classes", "generator")  # what every builder is given beside its options
 

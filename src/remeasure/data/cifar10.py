@@ -1,0 +1,127 @@
+"""CIFAR-10 (Krizhevsky 2009) from what lies under the data root: the official pickles (cifar-10-batches-py), their
+archive, the official binary files (cifar-10-batches-bin) or theirs, in that order.
+
+Pickles and archives are checked against the MD5 that torchvision knows; the binary files have no published checksum,
+so that their fingerprint alone tells whether they are the official ones. Nothing is unpacked onto the disk.
+"""
+
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from remeasure.data.files import Split, download, missing, verified_bytes
+from remeasure.spec import InputError
+
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # torchvision.datasets.CIFAR10 uses this one; a test compares
+PICKLES, PICKLES_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+BINARIES, BINARIES_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
+NAMES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+ALL = (*NAMES["train"], *NAMES["test"])
+RECORD = 1 + 3 * 32 * 32  # a label byte, then 3x32x32 pixels, channel first
+PER_FILE = 10_000
+
+Part = tuple[np.ndarray, np.ndarray]  # images (10000, 3, 32, 32) uint8, labels (10000,) int64
+
+
+def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
+    """The official split: images (N, 3, 32, 32) uint8, labels (N,) int64."""
+    if unlisted := [name for name in (*ALL, PICKLES_ARCHIVE, BINARIES_ARCHIVE) if name not in files_md5]:
+        raise InputError(f"data.files_md5: lacks {', '.join(unlisted)}")
+    layout = _layout(root)
+    if not layout:
+        reasons = ["nothing is downloaded for this command"]
+        if fetch:
+            md5 = files_md5[PICKLES_ARCHIVE]
+            reasons = download(PICKLES_ARCHIVE, mirrors=MIRRORS, md5=md5, directory=root)
+        layout = PICKLES_ARCHIVE
+        if reasons:
+            wanted = {root / PICKLES_ARCHIVE: files_md5[PICKLES_ARCHIVE]}
+            raise missing(wanted, root=root, reasons=[*reasons, f"or the files of {PICKLES} or {BINARIES} there"])
+    contents = _contents(root / layout, names=NAMES[split], files_md5=files_md5)
+    parse = _unpickle if layout in (PICKLES, PICKLES_ARCHIVE) else _parse
+    images, labels = zip(*(parse(content, name=name) for name, content in contents.items()), strict=True)
+    return Split(images=np.concatenate(images), labels=np.concatenate(labels), verified=layout != BINARIES)
+
+
+def _layout(root: Path) -> str:
+    """The first layout that is there, or nothing."""
+    layouts = (PICKLES, PICKLES_ARCHIVE, BINARIES, BINARIES_ARCHIVE)
+    # Path.exists() raises where the folder may not be read
+    return next((name for name in layouts if os.access(root / name, os.F_OK)), "")
+
+
+def _contents(place: Path, *, names: tuple[str, ...], files_md5: Mapping[str, str]) -> dict[str, bytes]:
+    """The bytes of the named batches, by where they stand: in the folder or in the archive `place`."""
+    if place.name == PICKLES:
+        return {str(place / name): verified_bytes(place / name, md5=files_md5[name]) for name in names}
+    if place.name == BINARIES:
+        return {str(place / f"{name}.bin"): _bytes(place / f"{name}.bin") for name in names}
+    pickles = place.name == PICKLES_ARCHIVE
+    members = [f"{PICKLES}/{name}" if pickles else f"{BINARIES}/{name}.bin" for name in names]
+    return _members(place, members, md5=files_md5[place.name])
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); put the official file there") from None
+
+
+def _members(path: Path, members: list[str], *, md5: str) -> dict[str, bytes]:
+    """The named members' bytes, read out of a verified .tar.gz."""
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(verified_bytes(path, md5=md5)), mode="r:gz") as archive:
+        for entry in archive:
+            if entry.name in members and (handle := archive.extractfile(entry)):
+                found[entry.name] = handle.read()
+    if lacking := [member for member in members if member not in found]:
+        raise InputError(f"{path}: lacks {', '.join(lacking)}")
+    return {f"{path}, {member}": found[member] for member in members}
+
+
+def _parse(content: bytes, *, name: str) -> Part:
+    """One official binary file."""
+    if len(content) != PER_FILE * RECORD:
+        raise InputError(f"{name}: expected {PER_FILE * RECORD:,} bytes, got {len(content):,}; it is damaged")
+    records = np.frombuffer(content, np.uint8).reshape(PER_FILE, RECORD)
+    return _part(records[:, 1:], records[:, 0], name=name)
+
+
+def _unpickle(content: bytes, *, name: str) -> Part:
+    """One official pickle: a dict with b"data" (10000, 3072) uint8 and b"labels", a list."""
+    try:
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        return _part(np.asarray(batch[b"data"]), np.asarray(batch[b"labels"]), name=name)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{name}: not a batch of CIFAR-10 ({error})") from None
+
+
+def _part(pixels: np.ndarray, labels: np.ndarray, *, name: str) -> Part:
+    if pixels.shape != (PER_FILE, RECORD - 1) or pixels.dtype != np.uint8 or labels.shape != (PER_FILE,):
+        raise InputError(f"{name}: expected {PER_FILE:,} images of 3x32x32 bytes, got {pixels.dtype} {pixels.shape}")
+    if labels.min() < 0 or labels.max() > 9:
+        raise InputError(f"{name}: expected labels 0 to 9, got {labels.min()} to {labels.max()}")
+    return pixels.reshape(PER_FILE, 3, 32, 32), labels.astype(np.int64)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds NumPy arrays of numbers, and nothing else that a pickle may ask for."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) in (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        ):
+            return np.empty(0).__reduce__()[0]
+        if (module_name, global_name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module_name, global_name) == ("numpy", "dtype"):
+            return np.dtype
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no batch of CIFAR-10 needs")
