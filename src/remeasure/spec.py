@@ -48,8 +48,8 @@ class _Strict:
 class ModelSpec(_Strict):
     """A builder of `remeasure.models` and the plain keywords it gets.
 
-    `weights`: where published weights come from: `hub` (timm's, by the architecture's name) or a file's path. Null:
-    the weights are drawn from the seed. What is in them is part of a run's identity (RunSpec.weights_sha256).
+    `weights`: a file of published weights, for mode evaluate; null: those that the recipe names, from timm's hub.
+    What is in them is part of a run's identity (RunSpec.weights_sha256), their path is not.
     """
 
     name: str
@@ -344,10 +344,14 @@ class Transform(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(_Strict):
-    """The recipe of a row of mode `evaluate`: how published weights see each photograph. Nothing is trained."""
+    """The recipe of a row of mode `evaluate`: which weights, and how they see each photograph. Nothing is trained.
+
+    `weights`: the name of published weights on timm's hub, such as deit_base_patch16_224.fb_in1k.
+    """
 
     name: str
     mode: Literal["evaluate"]
+    weights: str
     batch_size: int
     transform: Transform
     normalisation: Normalisation
