@@ -61,11 +61,14 @@ def check_configs(rows: Mapping[str, Row], *, conf_dir: Path) -> None:
 def row_sha256(row: Row) -> str:
     """SHA-256 of the row's entry as canonical JSON; the name is the entry's key, not part of it.
 
-    `confidence` and `looks` are filled in where the entry leaves them out; a `first_seed` of 0 is not there.
+    `confidence` and `looks` are filled in where the entry leaves them out; a `first_seed` of 0 is not there, nor is a
+    `num_params_note` of null.
     """
     entry = {key: value for key, value in asdict(row).items() if key != "name"}
     if row.rule.first_seed == 0:
         del entry["rule"]["first_seed"]
+    if row.published.num_params_note is None:
+        del entry["published"]["num_params_note"]
     return hashlib.sha256(canonical_json(entry).encode()).hexdigest()
 
 

@@ -554,7 +554,8 @@ class Source(_Strict):
 class Published(_Strict):
     """A published accuracy and what is known of how it was measured; null is 'not stated'.
 
-    `num_digits` counts the decimals that were printed: 92.6 has 1, 99.05 has 2.
+    `num_digits` counts the decimals that were printed: 92.6 has 1, 99.05 has 2. `num_params_note`: why the printed
+    number of parameters is not ours, where it differs.
     """
 
     accuracy_percent: float
@@ -564,6 +565,7 @@ class Published(_Strict):
     selection: str | None
     sources: tuple[Source, ...]
     notes: str
+    num_params_note: str | None = None
 
     def __post_init__(self) -> None:
         _refuse(self._faults())

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from remeasure import ledger
 from remeasure.encoding import encode_csv
 from remeasure.records import ensure_header, read_runs
-from remeasure.spec import TRAINING_VERSION, Evidence, InputError, Mode, Row, RunRecord, Verdict, VerdictName
+from remeasure.spec import TRAINING_VERSION, Evidence, InputError, Mode, Published, Row, RunRecord, Verdict, VerdictName
 from remeasure.storage import read_bytes, write_atomic
 from remeasure.verdict import audit_params, judge, wilson_interval
 
@@ -130,9 +130,15 @@ def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> 
         "measured_on": last.finished_at[:10],
         "wilson_low_percent": low,
         "wilson_high_percent": high,
-        "params_audit": audit_params(last.num_params, published_text=row.published.num_params_text),
+        "params_audit": _audit(row.published, num_params=last.num_params),
         "stale": "yes" if last.training_version < TRAINING_VERSION else "",
     }
+
+
+def _audit(published: Published, *, num_params: int) -> str:
+    """Such as "exact", or "differs: " and why."""
+    audit = audit_params(num_params, published_text=published.num_params_text)
+    return f"{audit}: {published.num_params_note}" if audit == "differs" and published.num_params_note else audit
 
 
 def _wilson(row: Row, *, verdict: Verdict, num_test: int) -> tuple[float | None, float | None]:
