@@ -238,6 +238,8 @@ def _notes(line: TableRow, *, records: Sequence[RunRecord]) -> Iterator[str]:
     yield f"{line.verdict}, {line.reason}"
     if line.data_official in _NOT_OFFICIAL:
         yield f"{_NOT_OFFICIAL[line.data_official]} ({line.data_sha256})"
+    if line.verdict == "not measured":
+        yield f"`{COMMAND} ROWS={line.row}` measures it, and says which files it wants where they are missing"
     if line.stale:
         yield "stale: the training code has changed since, so that it may give other numbers today"
     if records:

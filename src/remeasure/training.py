@@ -111,13 +111,11 @@ class Training(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.param_groups[0]["lr"] = self.learning_rate(step)
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
-            images, labels = self._batch(chosen, generator=generator)
-            if recipe.resolution:
-                images = resized(images, pixels=recipe.resolution.pixels_at(step // self.steps_per_epoch))
-            images = images.contiguous(memory_format=self.memory_format)
+            images, labels = self.batch(chosen, step=step, generator=generator)
         seen: list[tuple[Tensor, Tensor]] = []
 
         def closure() -> Tensor:
+            torch.clear_autocast_cache()  # it would keep the block's first weights, as bfloat16, for all its steps
             optimizer.zero_grad()
             logits = self.network(images)
             loss = training_loss(logits, labels, loss=recipe.loss, parameters=self.network.parameters())
@@ -132,8 +130,11 @@ class Training(LightningModule):
         self.loss_total += loss * len(labels)
         self.num_correct += (logits.argmax(dim=1) == labels).sum()
 
-    def _batch(self, chosen: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels at these indices. A batch of everything is made once."""
+    def batch(self, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images as the network gets them in optimiser step `step`, and labels, at these indices.
+
+        A batch of everything is made once.
+        """
         if self._whole is not None:
             return self._whole
         images = self.images.index_select(0, chosen)  # ten times as fast as self.images[chosen] on a CPU
@@ -141,8 +142,10 @@ class Training(LightningModule):
         images = augment(
             images, augmentation=recipe.augmentation, normalisation=recipe.normalisation, generator=generator
         )
-        batch = images, self.labels.index_select(0, chosen)
-        if len(chosen) == len(self.images) and recipe.augmentation.name == "none":
+        if recipe.resolution:
+            images = resized(images, pixels=recipe.resolution.pixels_at(step // self.steps_per_epoch))
+        batch = images.contiguous(memory_format=self.memory_format), self.labels.index_select(0, chosen)
+        if len(chosen) == len(self.images) and recipe.augmentation.name == "none" and recipe.resolution is None:
             self._whole = batch
         return batch
 

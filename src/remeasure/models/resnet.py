@@ -18,12 +18,14 @@ def resnet18(
     num_classes: int,
     generator: Generator,
     stem: Literal["cifar", "imagenet"],
+    zero_init_residual: bool,
 ) -> nn.Module:
     """Eight residual blocks of 64, 128, 256 and 512 channels, batch normalisation, one linear layer.
 
     `stem`: `imagenet` is the paper's, 7x7 with stride 2, then pooling; `cifar` is 3x3 with stride 1 and no pooling, as
     everybody has it for 32x32 images (not in the paper, whose nets for CIFAR-10 are narrower). Weights: He et al.
-    2015, normal, by fan-out, as torchvision draws them; the linear layer as torch draws it.
+    2015, normal, by fan-out, as torchvision draws them; the linear layer as torch draws it. `zero_init_residual`: each
+    block begins as the identity (Goyal et al. 2017, section 5.1), which lets a short training take large steps.
     """
     from torchvision.models import resnet18 as build  # 4 s to import
 
@@ -31,7 +33,7 @@ def resnet18(
         raise InputError(f"model: resnet18 halves its images three times, so they need 8 pixels, got {image_shape}")
     with torch.random.fork_rng(devices=[]):  # torchvision draws from global state
         torch.manual_seed(generator.initial_seed())
-        network: nn.Module = build(num_classes=num_classes)
+        network: nn.Module = build(num_classes=num_classes, zero_init_residual=zero_init_residual)
         if stem == "cifar":
             network.maxpool = nn.Identity()
         if stem == "cifar" or image_shape[0] != 3:
