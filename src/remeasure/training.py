@@ -115,7 +115,6 @@ class Training(LightningModule):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def closure() -> Tensor:
-            torch.clear_autocast_cache()  # it would keep the block's first weights, as bfloat16, for all its steps
             optimizer.zero_grad()
             logits = self.network(images)
             loss = training_loss(logits, labels, loss=recipe.loss, parameters=self.network.parameters())
