@@ -50,12 +50,14 @@ class ModelSpec(_Strict):
 
     `weights`: a file of published weights, for mode evaluate; null: those that the recipe names, from timm's hub.
     What is in them is part of a run's identity (RunSpec.weights_sha256), their path is not.
+    `published`: what recipe=published_eval reads: keys of an Evaluation, such as weights and transform.
     """
 
     name: str
     builder: str
     options: dict[str, Any]
     weights: str | None = None
+    published: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,9 @@ class DataSpec(_Strict):
         _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
-        if not 0 <= self.num_validation < self.num_train:
-            yield f"num_validation: expected 0 to {self.num_train - 1}, got {self.num_validation}"
+        most = max(self.num_train - 1, 0)  # a set that is only evaluated on has no training images
+        if not 0 <= self.num_validation <= most:
+            yield f"num_validation: expected 0 to {most}, got {self.num_validation}"
         if self.split == "validation" and self.num_validation == 0:
             yield "num_validation: split=validation needs some, such as data.num_validation=10000"
 
@@ -296,6 +299,7 @@ class Recipe(_Strict):
     normalisation: Normalisation
     augmentation: Augmentation
     resolution: Resolution | None
+    streaming: "Streaming | None"
     clip_norm: float | None
 
     def __post_init__(self) -> None:
@@ -320,6 +324,14 @@ class Recipe(_Strict):
                 f"resolution: small images until epoch {self.resolution.until_epoch[-1]}, but the run ends after "
                 f"epochs_total={self.epochs_total}; the last epochs must see all pixels"
             )
+        if self.streaming:
+            yield from self._streaming_faults()
+
+    def _streaming_faults(self) -> Iterable[str]:
+        if self.augmentation.name != "none" or self.resolution:
+            yield "streaming: has its own augmentation; set augmentation.name to none and resolution to null"
+        if self.optimizer.name == "lbfgs":
+            yield "streaming: takes its images in batches, and L-BFGS does not"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +355,48 @@ class Transform(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Streaming(_Strict):
+    """Training on photographs that are decoded as they are needed, by timm's means (Touvron et al. 2021, DeiT).
+
+    Each is cropped at random to `transform`'s crop_pixels and mirrored, as timm does by default; the transform as a
+    whole is how the test photographs are seen. `rand_augment`: a policy in timm's notation, null for none.
+    `erase_probability`: a random rectangle becomes noise, pixel by pixel. `mixup_alpha`, `cutmix_alpha`: one of the two
+    for each batch, 0 for never. `num_repeats`: with 3, an epoch shows a third of the images, three times each.
+    `drop_path`: the probability that an image skips the last block's branches, rising from 0 in the first. `ema_decay`:
+    of the moving average of the weights, at each step, null for none. `scored`: the weights that are measured.
+    """
+
+    transform: Transform
+    rand_augment: str | None
+    erase_probability: float
+    mixup_alpha: float
+    cutmix_alpha: float
+    num_repeats: int
+    drop_path: float
+    ema_decay: float | None
+    scored: Literal["model", "ema"]
+
+    def __post_init__(self) -> None:
+        _refuse(self._faults())
+
+    def _faults(self) -> Iterable[str]:
+        if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
+            yield f"rand_augment: expected a policy such as rand-m9-mstd0.5-inc1, or null, got {self.rand_augment!r}"
+        for key in ("erase_probability", "drop_path"):
+            if not 0 <= getattr(self, key) < 1:
+                yield f"{key}: expected a fraction in [0, 1), got {getattr(self, key)}"
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            if not getattr(self, key) >= 0:
+                yield f"{key}: expected 0 or more, got {getattr(self, key)}"
+        if self.num_repeats < 1:
+            yield f"num_repeats: expected 1 or more, got {self.num_repeats}"
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            yield f"ema_decay: expected a fraction in (0, 1) or null, got {self.ema_decay}"
+        if self.scored == "ema" and self.ema_decay is None:
+            yield "scored: the moving average can be scored only where ema_decay says how it is made"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(_Strict):
     """The recipe of a row of mode `evaluate`: which weights, and how they see each photograph. Nothing is trained.
 
@@ -362,6 +416,12 @@ class Evaluation(_Strict):
     @property
     def epochs_total(self) -> int:
         return 0
+
+
+def input_shape(data: DataSpec, *, recipe: Recipe | Evaluation) -> tuple[int, int, int]:
+    """(C, H, W) of what a model sees: the data's images as they are, or what is cropped from their photographs."""
+    seen = recipe.streaming if isinstance(recipe, Recipe) else recipe
+    return data.image_shape if seen is None else (data.image_shape[0], *(seen.transform.crop_pixels,) * 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +458,11 @@ class RunSpec(_Strict):
             yield "data.split: an evaluation reads the test split, got validation"
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the model sees."""
+        return input_shape(self.data, recipe=self.recipe)
+
+    @property
     def mode(self) -> Mode:
         return "train" if isinstance(self.recipe, Recipe) else "evaluate"
 
@@ -412,6 +477,7 @@ _LATER: Mapping[str, Any] = {
     "steps_per_block": 100,
     "weights_sha256": None,
     "resolution": None,
+    "streaming": None,
     **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels")),
 }
 
@@ -467,6 +533,13 @@ class Config(_Strict):
             yield f"seed: expected 0 or more, got {self.seed}"
         elif tuning and self.seed < FIRST_TUNING_SEED:
             yield f"seed: tuning on the validation split uses seeds from {FIRST_TUNING_SEED} up, got {self.seed}"
+        if isinstance(self.recipe, Evaluation) and self.seed:
+            yield f"seed: an evaluation draws nothing, so its seed is 0, got {self.seed}"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the model sees: the images' own, or what the evaluation's transform leaves of them."""
+        return input_shape(self.data, recipe=self.recipe)
 
     def spec(self, *, data_sha256: str, weights_sha256: str | None = None) -> RunSpec:
         """What is trained or evaluated, on data with that fingerprint, with published weights of that fingerprint."""
