@@ -3,7 +3,7 @@ PYTHON ?= python3
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
-.PHONY: setup reproduce train test demo verify track ui lint lock
+.PHONY: setup reproduce train test demo verify track ui gpu lint lock
 
 setup: $(stamp)
 
@@ -34,6 +34,9 @@ track: setup
 
 ui: setup
 	MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+gpu: setup
+	$(python) -m remeasure.gpu --out $(or $(OUT),runs/gpu) $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.project import Command, Ended, Project, copy_project
@@ -12,6 +13,7 @@ from tests.project import Command, Ended, Project, copy_project
 from remeasure import cli, paths
 
 MNIST_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+CIFAR10_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +21,25 @@ def data_root() -> Path:
     """The data root, which holds MNIST: without it, tests are skipped, or fail where REMEASURE_REQUIRE_DATA is set."""
     root = paths.data_root()
     raw = root / "MNIST/raw"
-    if all((raw / f"{stem}.gz").is_file() or (raw / stem).is_file() for stem in MNIST_STEMS):
-        return root
+    if not all((raw / f"{stem}.gz").is_file() or (raw / stem).is_file() for stem in MNIST_STEMS):
+        _do_without(f"{raw} lacks MNIST")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar10_root() -> Path:
+    """The data root, which holds the binary files of CIFAR-10; without them as above."""
+    root = paths.data_root()
+    folder = root / "cifar-10-batches-bin"
+    if not all((folder / f"{name}.bin").is_file() for name in CIFAR10_BATCHES):
+        _do_without(f"{folder} lacks CIFAR-10")
+    return root
+
+
+def _do_without(reason: str) -> NoReturn:
     if os.environ.get("REMEASURE_REQUIRE_DATA"):
-        pytest.fail(f"REMEASURE_REQUIRE_DATA is set, but {raw} lacks MNIST")
-    pytest.skip(f"{raw} lacks MNIST")
+        pytest.fail(f"REMEASURE_REQUIRE_DATA is set, but {reason}")
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

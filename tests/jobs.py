@@ -34,3 +34,14 @@ def kill_itself_if_seed_0(task: Task, place: Place) -> Any:
     if task.seed == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return report(task, place)
+
+
+def wait_for_each_other(spec: Any, place: Place) -> float:  # noqa: ARG001
+    """Until `spec.together` such jobs have begun; returns which of them this one is, from 1."""
+    (spec.folder / str(os.getpid())).touch()
+    number = len(list(spec.folder.iterdir()))
+    ends = time.monotonic() + 60.0
+    while len(list(spec.folder.iterdir())) < spec.together:
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.01)
+    return float(number)

@@ -4,27 +4,35 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests import measured, trained
 
 from remeasure import campaign, tracking
+from remeasure import weights as published_weights
 from remeasure.campaign import Campaign, NotHere, Options, RowCampaign, compare
 from remeasure.cli import compose as compose_config
 from remeasure.collect import SeedResults, put_together
 from remeasure.observe import Observer
 from remeasure.records import RowResults, read_row, read_runs
 from remeasure.rundir import Outcome, Place
-from remeasure.spec import Config, Published, Row, Rule, Source
+from remeasure.spec import Config, InputError, Published, Row, Rule, RunRecord, RunSpec, Source
 from remeasure.storage import publish, recover
 from remeasure.workers import Task
 
+ONE_LOOK = Rule(margin_pp=0.1, looks=(1,))
 OPTIONS = Options(seeds=None, budget_seconds=3600.0, fresh=False, adopt=False)
 
 
 def row(
-    name: str = "mlp2-digits", *, published: float = 80.0, margin: float = 19.0, looks: Sequence[int] = (2, 3)
+    name: str = "mlp2-digits",
+    *,
+    published: float = 80.0,
+    margin: float = 19.0,
+    looks: Sequence[int] = (2, 3),
+    recipe: str = "article",
 ) -> Row:
     source = Source(citation="Nobody 1999", where="nowhere", says="a number", grade="unsourced")
     claim = Published(
@@ -37,7 +45,12 @@ def row(
         notes="",
     )
     rule = Rule(margin_pp=margin, looks=tuple(looks))
-    return Row(name=name, model="mlp2", data="digits", recipe="article", mode="train", published=claim, rule=rule)
+    return Row(name=name, model="mlp2", data="digits", recipe=recipe, mode="train", published=claim, rule=rule)
+
+
+def keras() -> Row:
+    """A row of another spec, for exactly two seeds."""
+    return row("mlp2-digits-keras", recipe="keras_mlp", looks=(2,))
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -46,10 +59,18 @@ def compose(overrides: Sequence[str]) -> Config:
 
 
 class InProcess:
-    """Workers without processes: a task runs when it is submitted. `trained` lists them; a seed in `crash` raises."""
+    """Workers on two cores, without processes: a task runs when it is submitted.
 
+    `trained` lists the tasks; a seed in `crash` raises. A seed of a recipe costs `seconds`, or raises them; `timed`
+    lists the recipes that were asked about. `most` is how many cores were taken at once.
+    """
+
+    num = 2
     trained: list[tuple[str, int]]
+    timed: list[str]
     crash: set[int]
+    seconds: dict[str, float | Exception]
+    most: int
 
     def __init__(self, place: Place) -> None:
         self.place, self.pending = place, list[tuple[Task, Future[Outcome]]]()
@@ -62,7 +83,19 @@ class InProcess:
 
     @property
     def idle(self) -> int:
-        return 2 - len(self.pending)
+        return self.num - sum(self.cores(task.spec) for task, _ in self.pending)
+
+    def cores(self, spec: RunSpec) -> int:
+        return min(spec.cpu_threads, self.num)
+
+    def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
+        assert num_seeds > 0
+        assert not self.pending, "nothing else may run while a row is timed"
+        self.timed.append(spec.recipe.name)
+        found = self.seconds.get(spec.recipe.name, 1.0)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     @property
     def active(self) -> list[Task]:
@@ -77,6 +110,8 @@ class InProcess:
             place = self.place.runs.parent
             future.set_result(trained.run(task.spec, place, seed=task.seed, row=task.row, fresh=task.fresh))
         self.pending.append((task, future))
+        InProcess.most = max(self.most, self.num - self.idle)
+        assert self.idle >= 0
 
     def finished(self) -> Iterator[tuple[Task, Future[Outcome]]]:
         yield self.pending.pop(0)
@@ -87,14 +122,21 @@ class InProcess:
 
 @pytest.fixture(autouse=True)
 def workers(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    InProcess.trained, InProcess.crash = [], set()
+    InProcess.trained, InProcess.crash, InProcess.timed, InProcess.seconds, InProcess.most = [], set(), [], {}, 0
     monkeypatch.setattr(campaign, "Workers", InProcess)
     monkeypatch.setattr(tracking, "available", lambda: False)
     return InProcess
 
 
-def measure(folder: Path, *rows: Row, said: list[str] | None = None, **options: Any) -> list[RowCampaign]:
-    """Measure the rows into folder/results, as `make reproduce` does."""
+def measure(
+    folder: Path,
+    *rows: Row,
+    said: list[str] | None = None,
+    composed_by: campaign.Compose = compose,
+    plan_only: bool = False,
+    **options: Any,
+) -> list[RowCampaign]:
+    """Measure the rows into folder/results, as `make reproduce` does, or only plan it."""
     recover(folder / "results")
     with Observer(project=folder) as observer:
         running = Campaign(
@@ -104,9 +146,9 @@ def measure(folder: Path, *rows: Row, said: list[str] | None = None, **options: 
             observer=observer,
             say=(said if said is not None else []).append,
         )
-        prepared = [running.prepare(entry, compose=compose) for entry in rows]
+        prepared = [running.prepare(entry, compose=composed_by) for entry in rows]
         campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
-        running.measure(campaigns)
+        running.plan(campaigns) if plan_only else running.measure(campaigns)
     return campaigns
 
 
@@ -167,7 +209,95 @@ def test_no_budget_trains_nothing_and_says_so(tmp_path: Path, workers: type[InPr
     said: list[str] = []
     measure(tmp_path, row(), said=said, budget_seconds=0.0)
     assert workers.trained == []
-    assert said == ["mlp2-digits: 2 more seeds do not fit the budget; the same command goes on"]
+    assert said[-1] == "mlp2-digits: 2 more seeds do not fit the budget; one takes about 1 s, so BUDGET=1s starts it"
+
+
+def test_the_cheapest_row_is_trained_first_and_what_does_not_fit_is_not_begun(
+    tmp_path: Path, workers: type[InProcess]
+) -> None:
+    """keras_mlp takes 3 s a seed, two at once; article takes 61 s, and 60 s are there."""
+    workers.seconds = {"article": 61.0, "keras_mlp": 3.0}
+    said: list[str] = []
+    rows = row(), keras()
+    measure(tmp_path, *rows, said=said, budget_seconds=60.0)
+    assert sorted(workers.trained) == [("mlp2-digits-keras", 0), ("mlp2-digits-keras", 1)]
+    assert said == [
+        "mlp2-digits: no seed was timed here before, timing a few steps",
+        "mlp2-digits-keras: no seed was timed here before, timing a few steps",
+        "row                seeds here  to train  a seed  in all  in 60 s",
+        "mlp2-digits-keras           0         2     3 s     3 s  fits",
+        "mlp2-digits                 0         2    61 s    61 s  does not fit; BUDGET=64s would do",
+        "mlp2-digits: 2 more seeds do not fit the budget; one takes about 61 s, so BUDGET=61s starts it",
+    ]
+
+
+def test_rows_are_begun_cheapest_first(tmp_path: Path, workers: type[InProcess]) -> None:
+    workers.seconds = {"article": 9.0, "keras_mlp": 3.0}
+    measure(tmp_path, row(), keras())
+    assert [name for name, _ in workers.trained] == ["mlp2-digits-keras"] * 2 + ["mlp2-digits"] * 2
+
+
+def test_single_seeds_that_fit_are_trained_although_their_look_does_not(
+    tmp_path: Path, workers: type[InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 s a seed, one core, 60 s: the first seed begins with 60 s left, the second would with 20 s."""
+    monkeypatch.setattr(InProcess, "num", 1)
+    workers.seconds = {"article": 40.0}
+    clock = iter([0.0, 0.0, *[40.0] * 100])  # the deadline, the first start, and all after it
+    monkeypatch.setattr(campaign, "time", SimpleNamespace(monotonic=clock.__next__))
+    monkeypatch.setattr(RowCampaign, "seconds_per_seed", lambda entry, **_: entry.timed_seconds)
+    said: list[str] = []
+    (done,) = measure(tmp_path, row(), said=said, budget_seconds=60.0)
+    assert workers.trained == [("mlp2-digits", 0)]
+    assert said[2].endswith("1 of 2 seeds fit; BUDGET=80s would do")
+    assert said[-1] == "mlp2-digits: 1 more seeds do not fit the budget; the same command goes on"
+    assert done.verdict().verdict == "undecided"
+    assert seeds(tmp_path) == [0], "published although its look is not complete"
+
+
+def test_runs_of_two_threads_are_never_beside_others_on_two_cores(tmp_path: Path, workers: type[InProcess]) -> None:
+    """InProcess refuses more; what a run of one thread leaves is filled."""
+
+    def two_threads(overrides: Sequence[str]) -> Config:
+        return compose([*overrides, *(["cpu_threads=2"] if "recipe=article" in overrides else [])])
+
+    measure(tmp_path, row(), keras(), composed_by=two_threads)
+    assert len(workers.trained) == 4
+    assert workers.most == 2
+
+
+def test_a_run_never_takes_more_cores_than_there_are(tmp_path: Path, workers: type[InProcess]) -> None:
+    measure(tmp_path, row(), composed_by=lambda overrides: compose([*overrides, "cpu_threads=64"]))
+    assert (len(workers.trained), workers.most) == (2, 2)
+
+
+def test_planning_times_each_spec_once_and_trains_nothing(tmp_path: Path, workers: type[InProcess]) -> None:
+    said: list[str] = []
+    measure(tmp_path, row(), row("mlp2-digits-high", published=99.0), said=said, plan_only=True)
+    assert (workers.timed, workers.trained) == (["article"], [])
+    assert [line.split()[0] for line in said] == ["mlp2-digits:", "row", "mlp2-digits", "mlp2-digits-high"]
+    assert list(tmp_path.glob("results/runs/*")) == []
+
+
+def test_a_row_whose_cost_is_known_is_not_timed(tmp_path: Path, workers: type[InProcess]) -> None:
+    measure(tmp_path, row(), seeds=1)
+    workers.timed.clear()
+    measure(tmp_path, row())
+    assert workers.timed == []
+
+
+def test_a_row_that_cannot_be_timed_has_failed_and_others_go_on(tmp_path: Path, workers: type[InProcess]) -> None:
+    workers.seconds = {"article": MemoryError("no room")}
+    failed, other = measure(tmp_path, row(), keras())
+    assert failed.failures == ["timing it: MemoryError: no room"]
+    assert (other.failures, len(other.done)) == ([], 2)
+
+
+def test_a_checkpoint_makes_its_seed_cheaper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign.planner, "share_left", lambda _, seed, **__: 0.25 if seed == 1 else 1.0)
+    InProcess.seconds = {"article": 40.0}
+    (entry,) = measure(tmp_path, row(looks=(3,)), plan_only=True)
+    assert list(entry.seconds(device="any").values()) == [40.0, 10.0, 40.0]
 
 
 def test_rows_of_one_spec_share_their_seeds(tmp_path: Path, workers: type[InProcess]) -> None:
@@ -178,7 +308,7 @@ def test_rows_of_one_spec_share_their_seeds(tmp_path: Path, workers: type[InProc
 
 def test_a_seed_that_crashes_is_not_replaced_and_other_rows_go_on(tmp_path: Path, workers: type[InProcess]) -> None:
     workers.crash = {1}
-    other = row("mlp2-digits-b", looks=(2,))
+    other = row("mlp2-digits-b", looks=(5, 6))  # its seeds are the same
     said: list[str] = []
     failed, _ = measure(tmp_path, row(looks=(4, 5)), other, said=said)
     assert failed.failures == ["seed 1: MemoryError: no room"]
@@ -219,7 +349,37 @@ def test_data_that_are_nowhere_leave_the_row_to_its_record(tmp_path: Path, monke
         running = Campaign(
             place=trained.place(tmp_path), results=tmp_path, options=OPTIONS, observer=observer, say=print
         )
-        assert running.prepare(row(), compose=compose) == NotHere(row=row(), reasons=("digits.csv: missing",))
+        assert running.prepare(row(), compose=compose) == NotHere(row=row(), missing=(("digits.csv: missing",),))
+
+
+def prepare(folder: Path, entry: Row, *, composed_by: campaign.Compose = compose) -> RowCampaign | NotHere:
+    with Observer(project=folder) as observer:
+        running = Campaign(place=trained.place(folder), results=folder, options=OPTIONS, observer=observer, say=print)
+        return running.prepare(entry, compose=composed_by)
+
+
+def test_missing_photographs_and_missing_weights_are_both_named_and_nothing_large_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> object:
+        raise campaign.data.DataMissingError("weights: missing")
+
+    monkeypatch.setattr(published_weights, "fingerprint", missing)
+    monkeypatch.setattr(campaign.data, "fingerprint", lambda *_, **__: pytest.fail("read the data"))
+    entry = dataclasses.replace(
+        row("vit_b16-imagenet"), model="vit_b16", data="imagenet", recipe="deit_b_eval", mode="evaluate", rule=ONE_LOOK
+    )
+    found = prepare(tmp_path, entry, composed_by=compose_config)
+    assert isinstance(found, NotHere)
+    photographs, published = found.missing
+    assert photographs[1] == f"  {tmp_path}/data/imagenet/val/<synset>/*.JPEG"
+    assert published == ("weights: missing",)
+
+
+def test_a_row_whose_recipe_is_for_another_mode_is_refused(tmp_path: Path) -> None:
+    entry = dataclasses.replace(row(), mode="evaluate", rule=ONE_LOOK)
+    with pytest.raises(InputError, match="row mlp2-digits: mode is evaluate, but recipe article is for mode train"):
+        prepare(tmp_path, entry)
 
 
 # ---------------------------------------------------------------- what happens to the committed record
@@ -288,7 +448,7 @@ def test_a_new_measurement_says_whether_it_agrees_with_the_one_it_replaces(tmp_p
     committed(tmp_path, num_seeds=3)
     said: list[str] = []
     measure(tmp_path, row(), said=said)
-    (line,) = said
+    line = said[-1]
     assert line.startswith("mlp2-digits: ")
     assert "(3 seeds) before" in line
     assert "(2 seeds) now: they agree (Welch's t-test, p = " in line
@@ -307,22 +467,25 @@ def test_records_that_differ_are_called_different() -> None:
     assert "50.000 % (5 seeds) now: they differ" in compare(old, new, row=row())
 
 
-def test_costs_come_from_this_campaign_then_from_a_record_of_the_same_kind() -> None:
-    spec = trained.spec()
+def test_costs_come_from_this_campaign_then_from_records_of_this_device_then_from_a_few_steps() -> None:
+    """The record's seeds 0 to 4 took 1.25 to 5.25 s, so 3.25 s on average, on "Some CPU, two cores"."""
+    here, spec = "Some CPU, two cores", trained.spec()
+    same = [dataclasses.replace(entry, spec_sha256=spec.spec_sha256) for entry in measured.group().records]
     old = measured.group()
-    entry = RowCampaign(row=row(), spec=spec, committed=old, options=OPTIONS)
-    assert entry.seconds_per_seed(device_kind="cpu") is None, "another spec tells nothing"
-    part = SeedResults(
-        record=measured.record(0, wall_seconds=4.0),
-        predicted=None,
-        confidence=None,
-        filters=None,
-        curve=(),
-        spec={},
-        environment={},
-    )
-    entry.done[0] = part
-    assert entry.seconds_per_seed(device_kind="cpu") == 4.0
+    entry = RowCampaign(row=row(), spec=spec, committed=old, options=OPTIONS, timed_seconds=7.0)
+    assert entry.seconds_per_seed(device=here) == 7.0, "another spec tells nothing"
+    object.__setattr__(old, "records", tuple(same))
+    assert entry.seconds_per_seed(device=here) == 3.25
+    assert entry.seconds_per_seed(device="Another CPU") == 7.0
+    entry.done[0] = seed_results(dataclasses.replace(same[0], wall_seconds=4.0))
+    assert entry.seconds_per_seed(device=here) == 4.0
+    diverged = {"accuracy_percent": None, "num_correct": None, "loss": None, "predicted_sha256": None}
+    entry.done[1] = seed_results(dataclasses.replace(same[1], wall_seconds=0.0, **diverged))
+    assert entry.seconds_per_seed(device=here) == 4.0, "a seed that diverged tells nothing"
+
+
+def seed_results(record: RunRecord) -> SeedResults:
+    return SeedResults(record=record, predicted=None, confidence=None, filters=None, curve=(), spec={}, environment={})
 
 
 def test_published_rows_can_be_read_back(tmp_path: Path) -> None:

@@ -191,6 +191,11 @@ def test_bash_completes_python_src_train_py(project: Project) -> None:
         (["data=digits", "model=mlp4"], ("mlp4", "digits", "keras_mlp")),
         (["recipe=article", "model=mlp4", "data=digits"], ("mlp4", "digits", "article")),
         (["data=digits", "recipe=lenet5_plain", "model=logreg"], ("logreg", "digits", "lenet5_plain")),
+        (["model=resnet18"], ("resnet18", "cifar10", "resnet18_fast")),
+        (["model=resnet18", "data=digits"], ("resnet18", "digits", "resnet18_fast")),
+        (["recipe=resnet18_200epochs", "model=resnet18"], ("resnet18", "cifar10", "resnet18_200epochs")),
+        (["data=cifar10", "model=mlp2"], ("mlp2", "cifar10", "article")),
+        (["model=vit_b16"], ("vit_b16", "imagenet", "deit_b_eval")),
     ],
 )
 def test_a_model_brings_its_home_and_what_is_named_beside_it_wins(
@@ -198,6 +203,15 @@ def test_a_model_brings_its_home_and_what_is_named_beside_it_wins(
 ) -> None:
     config = cli.compose(overrides)
     assert (config.model.name, config.data.name, config.recipe.name) == expected
+
+
+def test_resnet18_brings_bfloat16_and_channels_last_and_what_is_named_beside_it_wins() -> None:
+    own = cli.compose(["model=resnet18"])
+    assert (own.precision, own.channels_last, own.steps_per_block, own.cpu_threads) == ("bfloat16", True, 10, 2)
+    other = cli.compose(["precision=float32", "model=resnet18", "channels_last=false", "steps_per_block=7"])
+    assert (other.precision, other.channels_last, other.steps_per_block) == ("float32", False, 7)
+    plain = cli.compose(["data=cifar10", "recipe=resnet18_fast"])  # they are the model's, not the data's or recipe's
+    assert (plain.precision, plain.channels_last, plain.steps_per_block) == ("float32", False, 100)
 
 
 def test_an_experiment_is_a_file_and_the_command_line_wins_over_it(
@@ -246,7 +260,7 @@ def assert_refused(ended: Ended, *, naming: tuple[str, ...], project: Project) -
 
 BAD_CONFIG = {
     "unknown model": (["model=mpl2"], ("model", "'mpl2'", "did you mean 'mlp2'", "lenet5, lenet5_remake, logreg")),
-    "unknown data": (["data=minst"], ("data", "'minst'", "did you mean 'mnist'", "digits, mnist")),
+    "unknown data": (["data=minst"], ("data", "'minst'", "did you mean 'mnist'", "cifar10, digits, imagenet")),
     "unknown recipe": (["recipe=foo"], ("recipe", "'foo'", "valid: article", "keras_mlp")),
     "unknown experiment": (["experiment=foo"], ("experiment", "'foo'")),
     "number as a group's choice": (["recipe=3"], ("group", "string", "int")),
@@ -294,6 +308,34 @@ BAD_CONFIG = {
         ("model.options.dropout", "less than 1", "got 2.0"),
     ),
     "data the model cannot take": (["model=lenet5", "data=digits"], ("lenet5", "28x28", "1x8x8", "choose")),
+    "no block of steps": (["steps_per_block=0"], ("steps_per_block: expected 1 or more, got 0",)),
+    "half a block": (["steps_per_block=0.5"], ("steps_per_block", "integer", "got 0.5")),
+    "text for a memory format": (["channels_last=maybe"], ("channels_last", "boolean", "'maybe'")),
+    "negative padding": (
+        ["model=resnet18", "recipe.augmentation.pad_pixels=-1"],
+        ("recipe.augmentation.pad_pixels: expected 0 or more, got -1",),
+    ),
+    "padding that affine maps lack": (
+        ["recipe=lenet5", "recipe.augmentation.pad_pixels=4"],
+        ("recipe.augmentation.pad_pixels: augmentation 'affine' has no such argument", "shear"),
+    ),
+    "flips more than always": (
+        ["model=resnet18", "recipe.augmentation.flip_probability=2"],
+        ("recipe.augmentation.flip_probability: expected a fraction in [0, 1], got 2",),
+    ),
+    "a square of half a pixel": (
+        ["model=resnet18", "recipe.augmentation.cutout_pixels=0.5"],
+        ("recipe.augmentation.cutout_pixels", "integer", "got 0.5"),
+    ),
+    "sizes without epochs": (
+        ["model=resnet18", "recipe.resolution={pixels: [16, 24], until_epoch: [4]}"],
+        ("recipe.resolution.pixels and until_epoch: expected equally many, got 2 and 1",),
+    ),
+    "small images to the end": (
+        ["model=resnet18", "recipe.epochs_total=8"],
+        ("recipe.resolution", "until epoch 8", "epochs_total=8"),
+    ),
+    "unknown stem": (["model=resnet18", "model.options.stem=tiny"], ("model.options.stem", "'cifar'", "'tiny'")),
     "device that is not there": (["data=digits", "device=tpu"], ("device", "'tpu'", "cpu", "auto")),
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf.errors import InterpolationResolutionError
 
 from remeasure import paths
 from remeasure.cli import compose
@@ -45,7 +46,12 @@ RECIPE: dict[str, Any] = {
         "scaling": None,
         "squeezing": None,
         "shear": None,
+        "pad_pixels": None,
+        "flip_probability": None,
+        "cutout_pixels": None,
     },
+    "resolution": None,
+    "streaming": None,
     "clip_norm": None,
 }
 
@@ -84,7 +90,7 @@ def test_faults_of_several_blocks_are_named_together_each_with_its_dotted_key() 
         "recipe.optimizer.momentum: adam has no such argument; it has weight_decay, betas, eps",
         "recipe.schedule.epochs_warmup: expected 0 or more, got -1.0",
         "recipe.colour: no such key; valid: name, epochs_total, batch_size, optimizer, schedule, loss, "
-        "normalisation, augmentation, clip_norm",
+        "normalisation, augmentation, resolution, streaming, clip_norm",
     }
     assert len(found) == 5
 
@@ -197,15 +203,28 @@ def names(group: str, *, folder: Path) -> list[str]:
     return sorted(path.stem for path in (folder / group).glob("*.yaml"))
 
 
+COLOUR = {"deit_b", "deit_b_eval", "deit_b_timm_eval", "vit_in21k_eval"}  # three channels' statistics, as published
+
+
 def test_every_recipe_and_data_set_composes_with_every_model_and_each_keeps_its_name() -> None:
     every = {group: names(group, folder=paths.conf_dir()) for group in ("model", "data", "recipe")}
-    assert {"logreg", "mlp2", "mlp4", "lenet5", "lenet5_remake"} <= set(every["model"])
-    assert {"mnist", "digits"} <= set(every["data"])
-    assert {"article", "keras_mlp", "lbfgs", "lenet5", "lenet5_plain"} <= set(every["recipe"])
+    assert {"logreg", "mlp2", "mlp4", "lenet5", "lenet5_remake", "resnet18", "vit_b16"} <= set(every["model"])
+    assert {"mnist", "digits", "cifar10", "imagenet"} <= set(every["data"])
+    assert {"article", "keras_mlp", "lbfgs", "lenet5", "lenet5_plain", "resnet18_fast"} <= set(every["recipe"])
+    every["recipe"].remove("published_eval")  # it reads what a model's file says was published; few do
     for model in every["model"]:
         for data in every["data"]:
             for recipe in every["recipe"]:
-                config = compose([f"model={model}", f"data={data}", f"recipe={recipe}"])
+                overrides = [f"model={model}", f"data={data}", f"recipe={recipe}"]
+                if recipe in COLOUR and data in ("mnist", "digits"):
+                    with pytest.raises(InputError, match=r"recipe.normalisation: expected 1 value, .*got 3"):
+                        compose(overrides)
+                    continue
+                if (recipe, data) == ("lbfgs", "imagenet_sample"):  # a penalty over its training images, which are none
+                    with pytest.raises(InterpolationResolutionError, match="division by zero"):
+                        compose(overrides)
+                    continue
+                config = compose(overrides)
                 assert (config.model.name, config.data.name, config.recipe.name) == (model, data, recipe)
 
 

@@ -5,16 +5,15 @@ import gzip
 import hashlib
 import io
 import socket
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision
 from sklearn.datasets import load_digits
+from tests.mirror import DEAD_MIRROR, Server, serving
 
 from remeasure import data, paths
 from remeasure.data import files, mnist
@@ -22,7 +21,6 @@ from remeasure.data.digits import NUM_TRAIN
 from remeasure.spec import InputError
 
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-DEAD_MIRROR = "http://127.0.0.1:9/"  # port 9 of this machine: nobody listens
 MNIST = data.read_config("mnist", conf_dir=paths.conf_dir())
 DIGITS = data.read_config("digits", conf_dir=paths.conf_dir())
 
@@ -201,7 +199,7 @@ def test_a_tuning_run_never_opens_the_test_split(tmp_path: Path) -> None:
 
 def test_official_is_yes_for_the_official_bytes_no_for_a_known_copy_else_unknown() -> None:
     spec = dataclasses.replace(MNIST, official_sha256="a" * 64, known_copies={"b" * 64: "93 images are JPEG copies"})
-    sources = [data.official(spec, letter * 64) for letter in "abc"]
+    sources = [data.official(spec, letter * 64, verified=True) for letter in "abc"]
     assert [source.data_official for source in sources] == ["yes", "no", "unknown"]
     assert [source.description for source in sources] == [
         "MNIST, the official files",
@@ -212,7 +210,7 @@ def test_official_is_yes_for_the_official_bytes_no_for_a_known_copy_else_unknown
 
 def test_taking_a_fingerprint_copies_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((1000, 1, 100, 100), np.uint8)  # 10 MB
-    split = data.Split(images=images, labels=np.zeros(1000, np.int64))
+    split = data.Split(images=images, labels=np.zeros(1000, np.int64), verified=True)
     spec = dataclasses.replace(DIGITS, num_train=1000, num_test=1000, image_shape=(1, 100, 100))
     monkeypatch.setitem(data.READERS, "digits", lambda *_: split)
     tracemalloc.start()
@@ -320,7 +318,7 @@ def test_missing_data_names_every_wanted_file_its_place_and_what_to_do(tmp_path:
     assert "refused" in lines[4]
 
 
-def test_with_fetch_false_nothing_is_downloaded_or_written(tmp_path: Path, server: "Server") -> None:
+def test_with_fetch_false_nothing_is_downloaded_or_written(tmp_path: Path, server: Server) -> None:
     for split in ("train", "test"):
         with pytest.raises(data.DataMissingError, match=rf"{PACKED[0]}(?s:.)*nothing is downloaded"):
             data.load_split(TINY, split, root=tmp_path, fetch=False)
@@ -351,52 +349,13 @@ def test_reading_writes_nothing_into_the_data_root(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- downloads
 
 
-class Server:
-    """A mirror on this machine. `answers`: path to (status, headers, body); what else is asked for is not found."""
-
-    def __init__(self) -> None:
-        self.answers = {f"/{name}": (200, {}, content) for name, content in TINY_FILES.items()}
-        self.asked: list[str] = []
-        self.silent = threading.Event()  # set: hold every answer back
-        self.released = threading.Event()
-
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.asked.append(self.path)
-                if server.silent.is_set():
-                    server.released.wait(10)
-                    return
-                status, headers, body = server.answers.get(self.path, (404, {}, b""))
-                self.send_response(status)
-                for key, value in ({"Content-Length": str(len(body))} | headers).items():
-                    self.send_header(key, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        return Handler
-
-
 @pytest.fixture
 def server(mirrors: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A good mirror of the tiny MNIST, the only one that is asked."""
-    local = Server()
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), local.handler())
-    listening.handle_error = lambda *_: None  # type: ignore[method-assign] # a client that hangs up is a test's doing
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    mirrors(f"http://127.0.0.1:{listening.server_address[1]}/")
     monkeypatch.setattr(files, "DOWNLOAD_TIMEOUT_SECONDS", 5.0)
-    yield local
-    local.released.set()
-    listening.shutdown()
-    listening.server_close()
-    thread.join()
+    with serving(TINY_FILES) as local:
+        mirrors(local.url)
+        yield local
 
 
 def test_missing_files_are_downloaded_whole_with_a_progress_bar(

@@ -19,6 +19,9 @@ VERDICTS = {"logreg-digits": "reproduced", "mlp2-digits": "reproduced", "mlp2-di
 NUM_PARAMS = {"logreg-digits": 64 * 10 + 10, "mlp2-digits": 64 * 256 + 256 + 256 * 10 + 10}
 
 
+EVERYWHERE = "    model: any\n    data: where\n    recipe: elsewhere\n"
+
+
 class Demo(NamedTuple):
     project: Project
     before: set[str]
@@ -141,3 +144,19 @@ def test_a_changed_digit_of_the_demos_table_is_found(demo: Demo, here: Command) 
         path.write_bytes(before)
     assert ended.status == 1
     assert str(path) in ended.stderr
+
+
+def test_a_row_whose_config_is_nowhere_is_refused_before_anything_is_measured(tmp_path: Path, here: Command) -> None:
+    """Also where none of its configs is there."""
+    project = copy_project(tmp_path / "project")
+    path = project.root / "conf/demo.yaml"
+    own = "    model: logreg\n    data: digits\n    recipe: lbfgs\n"
+    path.write_text(path.read_text().replace("logreg-digits:", "any-where:").replace(own, EVERYWHERE))
+    ended = here(project, "reproduce.py", "--demo")
+    assert (ended.status, ended.stdout) == (2, "")
+    faults = ended.stderr.splitlines()
+    assert [fault.partition(": no ")[0] for fault in faults] == [
+        f"row any-where: {group}" for group in ("model", "data", "recipe")
+    ]
+    assert f"{project.root}/conf/recipe/elsewhere.yaml" in faults[2]
+    assert project.journals() == {}

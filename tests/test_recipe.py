@@ -8,17 +8,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torchvision.transforms import functional
 
 from remeasure import data, models, paths
 from remeasure.cli import compose
-from remeasure.recipe import affine_maps, augment, build_optimizer, learning_rate, normalise, training_loss
-from remeasure.spec import Augmentation, Loss, Normalisation, Optimizer, Recipe, Schedule
+from remeasure.recipe import (
+    affine_maps,
+    augment,
+    build_optimizer,
+    crop_flip_cutout,
+    distort,
+    learning_rate,
+    normalise,
+    resized,
+    training_loss,
+)
+from remeasure.spec import Augmentation, Loss, Normalisation, Optimizer, Recipe, Resolution, Schedule
 from remeasure.training import Training, train
 
 STEPS, EPOCHS = 7, 10  # a run of 70 steps
+UNSET = dict.fromkeys(field.name for field in dataclasses.fields(Augmentation)[1:])  # but for the name
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -41,7 +54,12 @@ def a_loss(**changes: float) -> Loss:
 
 def affine(**changes: float) -> Augmentation:
     still = {"probability": 1.0, "translation_pixels": 0.0, "scaling": 0.0, "squeezing": 0.0, "shear": 0.0}
-    return Augmentation(name="affine", **{**still, **changes})
+    return Augmentation(**{**UNSET, **still, **changes, "name": "affine"})
+
+
+def crop(**changes: float) -> Augmentation:
+    still = {"pad_pixels": 0, "flip_probability": 0.0, "cutout_pixels": 0}
+    return Augmentation(**{**UNSET, **still, **changes, "name": "crop"})
 
 
 # ---------------------------------------------------------------- learning rate
@@ -135,14 +153,15 @@ def test_every_rate_of_every_recipe_lies_between_zero_and_its_peak() -> None:
                 steps_per_epoch=469,
                 epochs_total=recipe.epochs_total,
             )
-            assert 0 < rate <= recipe.optimizer.lr_peak
+            assert rate <= recipe.optimizer.lr_peak
+            assert rate > 0 or step == recipe.schedule.lr_start_factor == 0
 
 
 def every_recipe() -> Iterator[Recipe]:
-    names = {path.stem for path in (paths.conf_dir() / "recipe").glob("*.yaml")}
+    names = {path.stem for path in (paths.conf_dir() / "recipe").glob("*.yaml") if not path.stem.endswith("_eval")}
     assert names >= {"article", "keras_mlp", "lbfgs", "lenet5", "lenet5_plain"}
     for name in sorted(names):
-        yield compose([f"recipe={name}"]).recipe
+        yield compose(["data=cifar10", f"recipe={name}"]).recipe
 
 
 # ---------------------------------------------------------------- optimiser
@@ -361,22 +380,34 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return draw
 
 
+COLOURS = Normalisation(mean=(0.5, 0.25, 0.0), std=(0.25, 0.5, 1.0))
+
+
 def distorted(image: Tensor, augmentation: Augmentation) -> Tensor:
-    return augment(image[None, None], augmentation=augmentation, generator=generator())[0, 0]
+    return distort(image[None, None], augmentation=augmentation, generator=generator())[0, 0]
 
 
-def test_no_augmentation_returns_the_images_untouched() -> None:
-    nothing = Augmentation(
-        name="none", probability=None, translation_pixels=None, scaling=None, squeezing=None, shear=None
-    )
-    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    assert augment(images, augmentation=nothing, generator=generator()) is images
+def test_no_augmentation_normalises_and_no_more() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), generator=generator(), dtype=torch.uint8)
+    nothing = Augmentation(**UNSET, name="none")
+    found = augment(images, augmentation=nothing, normalisation=COLOURS, generator=generator())
+    assert torch.equal(found, normalise(images, normalisation=COLOURS))
+
+
+def test_affine_images_are_normalised_after_they_were_distorted() -> None:
+    """So that what comes in is black, and not the mean pixel."""
+    images = torch.full((9, 3, 4, 4), 255, dtype=torch.uint8)
+    moving = affine(translation_pixels=3.0)
+    found = augment(images, augmentation=moving, normalisation=COLOURS, generator=generator(1))
+    expected = distort(images, augmentation=moving, generator=generator(1))
+    assert torch.equal(found, normalise(expected, normalisation=COLOURS))
+    assert found[:, 0].min() == pytest.approx((0 - 0.5) / 0.25)
 
 
 def test_probability_zero_distorts_nothing() -> None:
     images = torch.randint(0, 256, (50, 1, 28, 28), generator=generator(), dtype=torch.uint8)
     still = affine(probability=0.0, translation_pixels=9.0, scaling=0.5, squeezing=0.5, shear=0.5)
-    found = augment(images, augmentation=still, generator=generator())
+    found = distort(images, augmentation=still, generator=generator())
     torch.testing.assert_close(found, images.float(), atol=1e-3, rtol=0)
 
 
@@ -470,8 +501,8 @@ def test_draws_are_independent_of_each_other() -> None:
 
 def test_black_stays_black_and_the_range_stays_0_to_255() -> None:
     every = affine(translation_pixels=2.0, scaling=0.1, squeezing=0.1, shear=0.2)
-    assert not augment(torch.zeros(9, 1, 28, 28), augmentation=every, generator=generator()).any()
-    found = augment(torch.full((9, 1, 28, 28), 255, dtype=torch.uint8), augmentation=every, generator=generator())
+    assert not distort(torch.zeros(9, 1, 28, 28), augmentation=every, generator=generator()).any()
+    found = distort(torch.full((9, 1, 28, 28), 255, dtype=torch.uint8), augmentation=every, generator=generator())
     assert (found.dtype, found.shape) == (torch.float32, (9, 1, 28, 28))
     assert found.min() == 0
     assert 254.9 < found.max() <= 255.1
@@ -488,6 +519,144 @@ def test_the_same_generator_seed_gives_the_same_maps_and_another_one_others() ->
     assert torch.equal(after, torch.rand(1))  # global random state was not touched
 
 
+# ---------------------------------------------------------------- crop, flip and cut-out
+
+AS_THEY_ARE = Normalisation(mean=(0.0,), std=(1 / 255,))  # pixels stay 0 to 255, but for rounding
+
+
+def random_images(num: int, *, size: tuple[int, int] = (6, 9)) -> Tensor:
+    return torch.randint(1, 256, (num, 3, *size), generator=generator(5), dtype=torch.uint8)
+
+
+def cropped(images: Tensor, *, seed: int = 0, normalisation: Normalisation = AS_THEY_ARE, **changes: float) -> Tensor:
+    return crop_flip_cutout(
+        images, augmentation=crop(**changes), normalisation=normalisation, generator=generator(seed)
+    )
+
+
+def moves(images: Tensor, found: Tensor, *, pad: int) -> Tensor:
+    """(N, 3): top and left of each image's crop in the framed image and whether it is mirrored, by torchvision."""
+    framed, (height, width) = functional.pad(images, [pad] * 4), images.shape[-2:]
+    candidates = [(top, left, flip) for top in range(2 * pad + 1) for left in range(2 * pad + 1) for flip in (0, 1)]
+    fits = []
+    for top, left, flip in candidates:
+        theirs = functional.crop(framed, top, left, height, width)
+        theirs = functional.hflip(theirs) if flip else theirs
+        fits.append((theirs == found.round()).flatten(1).all(dim=1))
+    assert (torch.stack(fits).sum(dim=0) == 1).all(), "an image is no crop of its own"
+    return torch.tensor(candidates)[torch.stack(fits).int().argmax(dim=0)]
+
+
+def assert_evenly_filled(drawn: Tensor, *, num_cells: int) -> None:
+    """(N,) cell numbers: all cells are drawn, none more often than chance has it (five standard deviations)."""
+    counts = torch.bincount(drawn, minlength=num_cells)
+    expected = len(drawn) / num_cells
+    assert len(counts) == num_cells
+    assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
+
+
+def test_a_crop_is_torchvisions_pad_crop_and_hflip_and_all_are_drawn_evenly_and_apart() -> None:
+    images = random_images(5000)
+    top, left, flip = moves(images, cropped(images, pad_pixels=2, flip_probability=0.5), pad=2).unbind(1)
+    assert_evenly_filled((top * 5 + left) * 2 + flip, num_cells=50)
+    for draw in (top, left, flip):  # nor does one image's draw tell the next one's
+        pairs = torch.corrcoef(torch.stack([draw[1:], draw[:-1]]).double())
+        assert abs(pairs[0, 1]) < 5 / math.sqrt(5000)
+
+
+def test_a_crop_by_hand() -> None:
+    """1 2 / 3 4 in a frame of one black pixel is 4x4; its nine crops begin at rows and columns 0 to 2."""
+    image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8)
+    found = cropped(image.expand(500, 1, 2, 2), pad_pixels=1).round().int().flatten(1)
+    assert {tuple(each) for each in found.tolist()} == {
+        *((0, 0, 0, 1), (0, 0, 1, 2), (0, 0, 2, 0)),
+        *((0, 1, 0, 3), (1, 2, 3, 4), (2, 0, 4, 0)),
+        *((0, 3, 0, 0), (3, 4, 0, 0), (4, 0, 0, 0)),
+    }
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_the_mirrored_share_is_the_probability(probability: float) -> None:
+    images = random_images(5000)
+    flip = moves(images, cropped(images, flip_probability=probability), pad=0)[:, 2]
+    share = flip.double().mean().item()
+    assert share == pytest.approx(probability, abs=5 * math.sqrt(probability * (1 - probability) / 5000))
+
+
+def test_without_padding_mirror_and_square_images_are_only_normalised() -> None:
+    images = random_images(9)
+    found = cropped(images, normalisation=COLOURS)
+    assert torch.equal(found, normalise(images, normalisation=COLOURS))
+    assert (found.dtype, found.shape) == (torch.float32, images.shape)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_square_around_each_pixel_becomes_the_mean_pixel_clipped_at_the_border(size: int) -> None:
+    images = torch.full((5000, 3, 6, 9), 200, dtype=torch.uint8)
+    found = cropped(images, cutout_pixels=size, normalisation=COLOURS)
+    whole = normalise(images[:1], normalisation=COLOURS)
+    fits = []
+    for row, column in np.ndindex(6, 9):  # the square's centre; of an even one, the pixel after the middle
+        theirs = whole.clone()
+        top, left = row - size // 2, column - size // 2
+        theirs[..., max(top, 0) : top + size, max(left, 0) : left + size] = 0.0
+        fits.append((theirs == found).flatten(1).all(dim=1))
+    assert (torch.stack(fits).sum(dim=0) == 1).all()
+    assert_evenly_filled(torch.stack(fits).int().argmax(dim=0), num_cells=54)
+
+
+def test_a_square_stands_apart_from_crop_and_mirror() -> None:
+    images = random_images(2000)
+    plain, cut = (cropped(images, pad_pixels=2, flip_probability=0.5, cutout_pixels=size) for size in (0, 3))
+    changed = cut != plain
+    assert not cut[changed].any()
+    assert 1 < changed.any(dim=1).flatten(1).sum(dim=1).max() <= 9  # pixels of an image
+
+
+def test_black_padding_is_black_and_not_the_mean_pixel() -> None:
+    found = cropped(torch.full((50, 3, 4, 4), 255, dtype=torch.uint8), pad_pixels=4, normalisation=COLOURS)
+    assert found[:, 0].min() == (0 - 0.5) / 0.25
+
+
+def test_a_crop_follows_from_its_generator_alone_and_leaves_its_input_alone() -> None:
+    images = random_images(50)
+    before, options = images.clone(), {"pad_pixels": 2, "flip_probability": 0.5, "cutout_pixels": 3}
+    torch.manual_seed(1)
+    first = cropped(images, seed=1, **options)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))  # global random state was not touched
+    assert torch.equal(first, cropped(images, seed=1, **options))
+    assert not torch.equal(first, cropped(images, seed=2, **options))
+    assert torch.equal(images, before)
+
+
+def test_augment_hands_crops_on() -> None:
+    images, chosen = random_images(50), crop(pad_pixels=2, flip_probability=0.5, cutout_pixels=3)
+    options = {"augmentation": chosen, "normalisation": COLOURS}
+    found = augment(images, **options, generator=generator(1))
+    assert torch.equal(found, crop_flip_cutout(images, **options, generator=generator(1)))
+
+
+# ---------------------------------------------------------------- smaller images
+
+
+@pytest.mark.parametrize(("pixels", "size"), [(16, 32), (24, 32), (5, 8), (12, 8)])
+def test_smaller_images_are_those_that_pillow_makes(pixels: int, size: int) -> None:
+    images = torch.randn(3, 2, size, size, generator=generator())
+    found = resized(images, pixels=pixels)
+    assert (found.dtype, found.shape) == (torch.float32, (3, 2, pixels, pixels))
+    for image, ours in zip(images.flatten(0, 1), found.flatten(0, 1), strict=True):
+        theirs = Image.fromarray(image.numpy()).resize((pixels, pixels), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(ours.numpy(), np.asarray(theirs), atol=1e-5)
+
+
+def test_images_of_that_size_already_and_of_no_size_are_left_alone() -> None:
+    images = torch.randn(3, 2, 8, 8, generator=generator())
+    assert resized(images, pixels=8) is images
+    assert resized(images, pixels=None) is images
+
+
 # ---------------------------------------------------------------- every option moves the weights
 
 SGD = an_optimizer("sgd", momentum=0.5, nesterov=False, weight_decay=0.0)
@@ -500,6 +669,8 @@ BASE = Recipe(
     loss=a_loss(),
     normalisation=Normalisation(mean=(0.25,), std=(0.5,)),
     augmentation=affine(),
+    resolution=Resolution(pixels=(4,), until_epoch=(1,)),
+    streaming=None,
     clip_norm=100.0,
 )
 ADAM = {"optimizer": an_optimizer("adam", betas=(0.9, 0.99), eps=1e-8)}
@@ -507,7 +678,7 @@ RMSPROP = {"optimizer": an_optimizer("rmsprop", alpha=0.9, eps=1e-8)}
 LBFGS = {"optimizer": an_optimizer("lbfgs", history_size=10, lr_peak=0.5), "batch_size": 32, "epochs_total": 6}
 STEPPED = {"schedule": a_schedule("milestones", milestones=(1,), gamma=0.5)}
 SHEARED = {"augmentation": affine(shear=0.5)}
-UNSET = {"probability": None, "translation_pixels": None, "scaling": None, "squeezing": None, "shear": None}
+CROPPED = {"augmentation": crop(pad_pixels=1, flip_probability=0.5, cutout_pixels=2)}
 FLIPS: dict[str, tuple[dict[str, object], object]] = {  # option: (what it needs beside BASE, its other value)
     "epochs_total": ({}, 4),
     "batch_size": ({}, 16),
@@ -536,9 +707,16 @@ FLIPS: dict[str, tuple[dict[str, object], object]] = {  # option: (what it needs
     "augmentation.scaling": ({}, 0.3),
     "augmentation.squeezing": ({}, 0.3),
     "augmentation.shear": ({}, 0.3),
+    "augmentation.pad_pixels": (CROPPED, 2),
+    "augmentation.flip_probability": (CROPPED, 0.0),
+    "augmentation.cutout_pixels": (CROPPED, 0),
+    "resolution": ({}, None),
+    "resolution.pixels": ({}, (6,)),
+    "resolution.until_epoch": ({}, (2,)),
     "clip_norm": ({}, 0.01),
 }
 ONLY_VALUES = {"loss.name"}  # options that have one valid value yet
+ELSEWHERE = {"streaming"}  # tests/test_streaming.py flips its options
 
 
 def options(recipe: Recipe) -> set[str]:
@@ -568,14 +746,15 @@ def trained(recipe: Recipe, folder: Path) -> Tensor:
     labels = torch.randint(0, 10, (32,), generator=draw)
     config = compose(["model=logreg", "data=digits"])
     network = models.build(config.model, image_shape=(1, 8, 8), num_classes=10, generator_seed=0)
-    training = Training(network, recipe=recipe, seed=0, images=images, labels=labels)
+    any_size = nn.Sequential(nn.AdaptiveAvgPool2d(8), network)  # 8x8 images stay as they are
     spec = dataclasses.replace(config.spec(data_sha256=""), recipe=recipe)
+    training = Training(any_size, spec=spec, seed=0, images=images, labels=labels)
     train(training, spec=spec, device_kind="cpu", checkpoint=folder / "checkpoint", report=lambda _: None)
     return nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
 def test_every_option_of_a_recipe_is_flipped_below() -> None:
-    assert options(BASE) == set(FLIPS) | ONLY_VALUES
+    assert options(BASE) | {"resolution"} == set(FLIPS) | ONLY_VALUES | ELSEWHERE
 
 
 @pytest.mark.parametrize("option", FLIPS)

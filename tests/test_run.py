@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.trained import STEPS_PER_EPOCH, quiet, run, same, spec, weights
+from tests import trained
+from tests.trained import STEPS_PER_EPOCH, quiet, run, same, weights
 from torch import Tensor, nn
 
+import remeasure.recipe
 import remeasure.run
 import remeasure.training
-from remeasure import data, devices
+from remeasure import data, devices, models
 from remeasure.data.files import Split
 from remeasure.journal import Event, curve, read
 from remeasure.rundir import Outcome
@@ -47,6 +49,11 @@ class CutError(Exception):
     """The lights go out."""
 
 
+def spec(*overrides: str) -> RunSpec:
+    """As in tests/trained.py, the 21 steps of an epoch in blocks of 4."""
+    return trained.spec("steps_per_block=4", *overrides)
+
+
 @pytest.fixture(autouse=True)
 def fresh_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data are read anew, not taken from an earlier test."""
@@ -54,9 +61,8 @@ def fresh_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def blocks_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    """21 steps an epoch in blocks of 4, and a checkpoint after each."""
-    monkeypatch.setattr(remeasure.training, "STEPS_PER_BLOCK", 4)
+def checkpoints_after_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after each block."""
     monkeypatch.setattr(remeasure.training, "CHECKPOINT_SECONDS", 0.0)
 
 
@@ -73,7 +79,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     """A run of EVERYTHING that nothing cut short, and its final weights."""
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remeasure.training, "STEPS_PER_BLOCK", 4)
         patch.setattr(remeasure.run, "predict", _keeping(kept))
         outcome = run(spec(*EVERYTHING), tmp_path_factory.mktemp("unbroken"))
     return outcome, kept[0]
@@ -175,6 +180,35 @@ def test_a_run_cut_short_ends_as_an_unbroken_one_bit_for_bit(
     whole, whole_weights = unbroken
     resumed = _cut_and_resumed(spec(*EVERYTHING), cut=cut, folder=tmp_path)
     assert same(final_weights[-1], whole_weights)
+    _assert_alike(resumed, whole)
+
+
+@pytest.mark.parametrize(("steps_per_block", "saved_at"), [(1, 45), (10, 52), (100, 42)])
+def test_a_run_cut_short_in_mid_epoch_ends_bit_for_bit_alike_at_any_block_length_image_size_and_crop(
+    steps_per_block: int, saved_at: int, tmp_path: Path, final_weights: list[Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut in the third of four epochs, the first that sees 6x6 images; the last checkpoint may lie in it, too."""
+    build = models.build
+    monkeypatch.setattr(
+        models, "build", lambda *given, **named: nn.Sequential(nn.AdaptiveAvgPool2d(8), build(*given, **named))
+    )
+    augmentation = (
+        "{name: crop, probability: null, translation_pixels: null, scaling: null, squeezing: null, shear: null"
+    )
+    augmentation += ", pad_pixels: 1, flip_probability: 0.5, cutout_pixels: 2}"
+    in_blocks = spec(
+        *(*EVERYTHING, f"steps_per_block={steps_per_block}", "channels_last=true"),
+        *("recipe.resolution={pixels: [4, 6], until_epoch: [2, 3]}", f"recipe.augmentation={augmentation}"),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(remeasure.training, "CHECKPOINT_SECONDS", 1e9)
+        whole = run(in_blocks, tmp_path / "whole")
+
+    def cut(patch: pytest.MonkeyPatch) -> Callable[[Path, Event], None]:
+        return _after_the_checkpoint_at(saved_at, patch)
+
+    resumed = _cut_and_resumed(in_blocks, cut=cut, folder=tmp_path / "cut")
+    assert same(*final_weights)
     _assert_alike(resumed, whole)
 
 
@@ -303,7 +337,7 @@ def _poison(monkeypatch: pytest.MonkeyPatch, name: str, *, part: slice) -> None:
             return loaded
         images, labels = loaded.images.copy(), loaded.labels.copy()
         images[part], labels[part] = 255 - images[part], (labels[part] + 1) % 10
-        return Split(images=images, labels=labels)
+        return Split(images=images, labels=labels, verified=False)
 
     monkeypatch.setattr(data, "load_split", load)
 
@@ -400,8 +434,8 @@ def test_images_that_are_not_numbers_diverge_in_the_first_block(
         normal[0, 0, 0, 0] = torch.nan
         return normal
 
-    original = remeasure.training.normalise
-    monkeypatch.setattr(remeasure.training, "normalise", one_is_nan)
+    original = remeasure.recipe.normalise
+    monkeypatch.setattr(remeasure.recipe, "normalise", one_is_nan)
     outcome = run(spec(), tmp_path)
     assert outcome.record.accuracy_percent is None
     assert (read(outcome.directory)[1]["epoch"], read(outcome.directory)[1]["step"]) == (0, 3)

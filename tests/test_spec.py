@@ -1,27 +1,34 @@
 """The identity of a run and the faults of its parts."""
 
+import csv
 import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from remeasure import ledger, paths
 from remeasure.cli import compose
 from remeasure.spec import (
     FIRST_TUNING_SEED,
     TRAINING_VERSION,
     Augmentation,
     Config,
+    Evaluation,
     InputError,
     Loss,
     Normalisation,
     Optimizer,
     Recipe,
+    Resolution,
     RunSpec,
     Schedule,
+    Transform,
     canonical_json,
     spec_sha256,
 )
@@ -61,17 +68,27 @@ IDENTITY = {
     "recipe.augmentation.scaling",
     "recipe.augmentation.squeezing",
     "recipe.augmentation.shear",
+    "recipe.augmentation.pad_pixels",
+    "recipe.augmentation.flip_probability",
+    "recipe.augmentation.cutout_pixels",
+    "recipe.resolution",
+    "recipe.streaming",
     "recipe.clip_norm",
     "precision",
     "engine",
     "engine_width",
     "compile",
+    "channels_last",
+    "steps_per_block",
     "cpu_threads",
     "data_sha256",
+    "weights_sha256",
     "training_version",
 }
 NO_IDENTITY = {  # names, and what the fingerprint already says
     "model.name",
+    "model.weights",
+    "model.published",
     "recipe.name",
     "data.name",
     "data.source",
@@ -85,6 +102,18 @@ NO_IDENTITY = {  # names, and what the fingerprint already says
     "data.official_sha256",
     "data.known_copies",
 }
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+COMMITTED = sorted(path.stem for path in (RESULTS / "specs").glob("*.yaml"))
+
+
+def records(row: str) -> list[dict[str, str]]:
+    """The lines of results/runs/<row>.csv."""
+    with (RESULTS / f"runs/{row}.csv").open() as lines:
+        found = list(csv.DictReader(lines))
+    assert found
+    return found
 
 
 @functools.cache
@@ -175,9 +204,45 @@ def test_an_input_error_holds_one_line_for_each_fault() -> None:
     assert str(error) == "a: wrong\nb: wrong"
 
 
+@pytest.mark.parametrize("row", COMMITTED)
+def test_the_specs_of_committed_records_keep_their_hash(row: str) -> None:
+    """Keys that came later do not move the identity of what was measured before."""
+    recorded = yaml.safe_load((RESULTS / f"specs/{row}.yaml").read_text())
+    assert {spec_sha256(recorded)} == {record["spec_sha256"] for record in records(row)}
+
+
+@pytest.mark.parametrize("row", [row for row in COMMITTED if row.endswith(("-mnist", "-mnist-plain"))])
+def test_todays_configs_of_the_mnist_rows_are_what_was_measured(row: str) -> None:
+    entry = ledger.read(paths.conf_dir() / "benchmark.yaml")[row]
+    config = compose([f"{key}={getattr(entry, key)}" for key in ("model", "data", "recipe")])
+    for record in records(row):
+        assert config.spec(data_sha256=record["data_sha256"]).spec_sha256 == record["spec_sha256"]
+
+
+def test_all_mnist_rows_have_committed_records() -> None:
+    """So that the two tests above do not pass on nothing."""
+    assert {"logreg-mnist", "mlp2-mnist", "mlp4-mnist", "lenet5-mnist", "lenet5-mnist-plain"} <= set(COMMITTED)
+
+
+def test_a_new_key_counts_as_soon_as_it_says_something_new() -> None:
+    """Flipped one by one from what they meant when they did not exist."""
+    spec = dataclasses.asdict(a_spec())
+    flips: list[tuple[str, object]] = [("channels_last", True), ("steps_per_block", 10), ("weights_sha256", "w" * 64)]
+    changed_specs = [{**spec, key: value} for key, value in flips]
+    recipe = spec["recipe"]
+    small = {"pixels": (16,), "until_epoch": (1,)}
+    changed_specs += [{**spec, "recipe": {**recipe, "resolution": small}}]
+    for key, value in (("pad_pixels", 0), ("flip_probability", 0.0), ("cutout_pixels", 0)):
+        changed_specs.append({**spec, "recipe": {**recipe, "augmentation": {**recipe["augmentation"], key: value}}})
+    assert len({spec_sha256(each) for each in (spec, *changed_specs)}) == 8
+    for key, value in (("channels_last", False), ("steps_per_block", 100), ("weights_sha256", None)):
+        assert spec_sha256({name: it for name, it in spec.items() if name != key}) == spec_sha256({**spec, key: value})
+
+
 # ---------------------------------------------------------------- faults
 
-NO_AUGMENTATION = dict.fromkeys(["probability", "translation_pixels", "scaling", "squeezing", "shear"])
+NO_AUGMENTATION = dict.fromkeys(field.name for field in dataclasses.fields(Augmentation)[1:])
+AFFINE_KEYS = ("probability", "translation_pixels", "scaling", "squeezing", "shear")
 VALID: dict[type, dict[str, Any]] = {
     Optimizer: {**dict.fromkeys(field.name for field in dataclasses.fields(Optimizer)), "name": "adam", "lr_peak": 0.1},
     Schedule: {
@@ -191,10 +256,13 @@ VALID: dict[type, dict[str, Any]] = {
     Loss: {"name": "cross_entropy", "label_smoothing": 0.0, "l2_penalty": 0.0},
     Augmentation: {"name": "none", **NO_AUGMENTATION},
     Normalisation: {"mean": (0.5,), "std": (0.5,)},
+    Resolution: {"pixels": (16,), "until_epoch": (1,)},
+    Transform: {"crop_pixels": 224, "crop_pct": 0.875, "interpolation": "bicubic"},
 }
 NAN = float("nan")
 STEPS = {"name": "milestones", "milestones": (1, 2), "gamma": 0.1}
-AFFINE = {"name": "affine", **dict.fromkeys(NO_AUGMENTATION, 0.5)}
+AFFINE = {"name": "affine", **dict.fromkeys(AFFINE_KEYS, 0.5)}
+CROP = {"name": "crop", "pad_pixels": 4, "flip_probability": 0.5, "cutout_pixels": 0}
 
 FAULTS: list[tuple[type, dict[str, Any], str]] = [
     (Optimizer, {"lr_peak": 0.0}, "lr_peak: expected a number above 0, got 0.0"),
@@ -243,13 +311,39 @@ FAULTS: list[tuple[type, dict[str, Any], str]] = [
     (Loss, {"label_smoothing": 1.0}, "label_smoothing: expected a fraction in [0, 1), got 1.0"),
     (Loss, {"label_smoothing": -0.1}, "label_smoothing: expected a fraction in [0, 1), got -0.1"),
     (Loss, {"l2_penalty": -0.1}, "l2_penalty: expected 0 or more, got -0.1"),
-    (Augmentation, {"shear": 0.1}, "shear: augmentation 'affine' needs it, and 'none' takes none"),
-    (Augmentation, {**AFFINE, "scaling": None}, "scaling: augmentation 'affine' needs it, and 'none' takes none"),
+    (Augmentation, {"shear": 0.1}, "shear: augmentation 'none' has no such argument; it has none"),
+    (
+        Augmentation,
+        {**CROP, "shear": 0.1},
+        "shear: augmentation 'crop' has no such argument; it has pad_pixels, flip_probability, cutout_pixels",
+    ),
+    (Augmentation, {**AFFINE, "scaling": None}, "scaling: augmentation 'affine' needs it"),
+    (Augmentation, {**CROP, "pad_pixels": None}, "pad_pixels: augmentation 'crop' needs it"),
+    (Augmentation, {**CROP, "pad_pixels": -1}, "pad_pixels: expected 0 or more, got -1"),
+    (Augmentation, {**CROP, "cutout_pixels": -1}, "cutout_pixels: expected 0 or more, got -1"),
+    (Augmentation, {**CROP, "flip_probability": 1.5}, "flip_probability: expected a fraction in [0, 1], got 1.5"),
     (Augmentation, {**AFFINE, "squeezing": -1.0}, "squeezing: expected 0 or more, got -1.0"),
     (Augmentation, {**AFFINE, "probability": 1.5}, "probability: expected a fraction in [0, 1], got 1.5"),
     (Normalisation, {"mean": (0.5, 0.5)}, "mean and std: expected equally many values, got 2 and 1"),
     (Normalisation, {"mean": (), "std": ()}, "mean and std: expected equally many values, got 0 and 0"),
     (Normalisation, {"std": (0.0,)}, "std: expected numbers above 0, got [0.0]"),
+    (Resolution, {"pixels": (16, 24)}, "pixels and until_epoch: expected equally many, got 2 and 1"),
+    (Resolution, {"pixels": (), "until_epoch": ()}, "pixels and until_epoch: expected equally many, got 0 and 0"),
+    (Resolution, {"pixels": (0,)}, "pixels: expected 1 or more, got [0]"),
+    (Resolution, {"until_epoch": (0,)}, "until_epoch: expected rising epochs from 1 up, got [0]"),
+    (
+        Resolution,
+        {"pixels": (16, 24), "until_epoch": (4, 4)},
+        "until_epoch: expected rising epochs from 1 up, got [4, 4]",
+    ),
+    (
+        Resolution,
+        {"pixels": (16, 24), "until_epoch": (8, 4)},
+        "until_epoch: expected rising epochs from 1 up, got [8, 4]",
+    ),
+    (Transform, {"crop_pixels": 0}, "crop_pixels: expected 1 or more, got 0"),
+    (Transform, {"crop_pct": 0.0}, "crop_pct: expected a fraction in (0, 1], got 0.0"),
+    (Transform, {"crop_pct": 1.1}, "crop_pct: expected a fraction in (0, 1], got 1.1"),
 ]
 
 
@@ -284,7 +378,8 @@ def a_recipe(**changes: object) -> Recipe:
     blocks = {"optimizer": Optimizer, "schedule": Schedule, "loss": Loss}
     blocks |= {"normalisation": Normalisation, "augmentation": Augmentation}
     parts = {key: cls(**VALID[cls]) for key, cls in blocks.items()}
-    return Recipe(**{"name": "r", "epochs_total": 3, "batch_size": 8, "clip_norm": None, **parts, **changes})
+    unset = dict.fromkeys(("resolution", "streaming", "clip_norm"))
+    return Recipe(**{"name": "r", "epochs_total": 3, "batch_size": 8, **unset, **parts, **changes})
 
 
 @pytest.mark.parametrize(
@@ -316,6 +411,48 @@ def test_a_milestone_inside_the_warm_up_is_refused() -> None:
     assert a_recipe(schedule=dataclasses.replace(hidden, epochs_warmup=0.5)).schedule.epochs_warmup == 0.5
 
 
+def test_small_images_until_the_very_end_are_refused() -> None:
+    small = Resolution(pixels=(16, 24), until_epoch=(1, 3))
+    assert fault(a_recipe(), resolution=small) == (
+        "resolution: small images until epoch 3, but the run ends after epochs_total=3; the last epochs must see "
+        "all pixels"
+    )
+    assert a_recipe(resolution=small, epochs_total=4).resolution == small
+
+
+def test_pixels_at_is_the_size_in_that_epoch_and_none_once_all_pixels_are_seen() -> None:
+    small = Resolution(pixels=(16, 24), until_epoch=(2, 3))
+    assert [small.pixels_at(epoch) for epoch in range(6)] == [16, 16, 24, None, None, None]
+
+
+def an_evaluation(**changes: object) -> Evaluation:
+    parts = {"transform": Transform(**VALID[Transform]), "normalisation": Normalisation(**VALID[Normalisation])}
+    return Evaluation(**{"name": "e", "mode": "evaluate", "weights": "w", "batch_size": 8, **parts, **changes})
+
+
+def test_an_evaluation_trains_no_epoch_and_takes_images_in_batches() -> None:
+    assert an_evaluation().epochs_total == 0
+    assert fault(an_evaluation(), batch_size=0) == "batch_size: expected 1 or more, got 0"
+    spec = dataclasses.replace(a_spec(), recipe=an_evaluation())
+    assert (a_spec().mode, spec.mode) == ("train", "evaluate")
+
+
+def test_an_evaluation_reads_the_test_split() -> None:
+    tuning = dataclasses.replace(a_spec().data, num_validation=10_000, split="validation")
+    message = "data.split: an evaluation reads the test split, got validation"
+    assert fault(dataclasses.replace(a_spec(), recipe=an_evaluation()), data=tuning).startswith(message)
+
+
+@pytest.mark.parametrize("flip", [{"weights": "others"}, {"batch_size": 9}, {"weights_sha256": "w" * 64}])
+def test_another_evaluation_is_another_spec(flip: dict[str, Any]) -> None:
+    spec = dataclasses.replace(a_spec(), recipe=an_evaluation())
+    if "weights_sha256" in flip:
+        other = dataclasses.replace(spec, **flip)
+    else:
+        other = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, **flip))
+    assert other.spec_sha256 != spec.spec_sha256
+
+
 def test_normalisation_has_one_value_or_one_a_channel() -> None:
     three = dataclasses.replace(a_spec().recipe, normalisation=Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3))
     message = "recipe.normalisation: expected 1 value, or 1 for the channels, got 3"
@@ -327,6 +464,7 @@ def test_normalisation_has_one_value_or_one_a_channel() -> None:
 
 def test_a_spec_out_of_range_is_refused() -> None:
     assert fault(a_spec(), cpu_threads=0) == "cpu_threads: expected 1 or more, got 0"
+    assert fault(a_spec(), steps_per_block=0) == "steps_per_block: expected 1 or more, got 0"
     assert fault(a_spec(), engine_width=2).endswith("the serial engine trains one seed at a time, got 2")
 
 

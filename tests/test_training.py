@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,7 @@ AFFINE = ("recipe=lenet5", "recipe.epochs_total=2", "recipe.schedule.epochs_warm
 LBFGS = ("model=logreg", "recipe=lbfgs", "recipe.epochs_total=3")
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 4 steps, so that 21 steps make five whole ones and a last of a single step."""
-    monkeypatch.setattr(remeasure.training, "STEPS_PER_BLOCK", 4)
+SMALL_BLOCKS = "steps_per_block=4"  # 21 steps make five whole ones and a last of a single step
 
 
 def by_hand(training: Training, *, num_epochs: int) -> list[tuple[float, float]]:
@@ -67,14 +65,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
 
 
 @pytest.mark.parametrize("steps_per_block", [1, 4, 100])
-def test_lightning_and_blocks_train_as_a_plain_loop_does(
-    steps_per_block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remeasure.training, "STEPS_PER_BLOCK", steps_per_block)
-    plain = training(spec())
+def test_lightning_and_blocks_train_as_a_plain_loop_does(steps_per_block: int, tmp_path: Path) -> None:
+    in_blocks = spec(f"steps_per_block={steps_per_block}")
+    plain = training(in_blocks)
     expected = by_hand(plain, num_epochs=2)
-    ours = training(spec())
-    reports = trained(ours, spec=spec(), folder=tmp_path)
+    ours = training(in_blocks)
+    reports = trained(ours, spec=in_blocks, folder=tmp_path)
     assert same(weights(ours.network), weights(plain.network))
     assert [report["accuracy_percent"] for report in reports] == [accuracy for _, accuracy in expected]
     assert [report["loss"] for report in reports] == pytest.approx([loss for loss, _ in expected], rel=1e-5)
@@ -94,9 +90,8 @@ def test_an_epoch_takes_each_image_once_the_partial_last_batch_included(
     assert first.tolist() != second.tolist()
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_reports_count_optimiser_steps_and_give_the_last_steps_rate(tmp_path: Path) -> None:
-    linear = spec("recipe.schedule.name=linear", "recipe.optimizer.lr_peak=0.5", "recipe.epochs_total=4")
+    linear = spec(SMALL_BLOCKS, "recipe.schedule.name=linear", "recipe.optimizer.lr_peak=0.5", "recipe.epochs_total=4")
     reports = trained(training(linear), spec=linear, folder=tmp_path)
     assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
     assert [report["step"] for report in reports] == [21, 42, 63, 84]
@@ -171,7 +166,6 @@ def test_a_seed_gives_the_same_weights_and_curve_and_another_seed_does_not(
     assert first_curve != other_curve
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_every_block_drops_other_units_and_distorts_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, float]] = []  # the next number of either source of randomness, at each block's first step
     original = Training._optimiser_step
@@ -182,7 +176,7 @@ def test_every_block_drops_other_units_and_distorts_otherwise(tmp_path: Path, mo
         original(self, chosen, step=step, generator=generator)
 
     monkeypatch.setattr(Training, "_optimiser_step", spy)
-    trained(training(spec()), spec=spec(), folder=tmp_path)
+    trained(training(spec(SMALL_BLOCKS)), spec=spec(SMALL_BLOCKS), folder=tmp_path)
     assert len(drawn) == 12
     assert len({number for pair in drawn for number in pair}) == 24
 
@@ -200,12 +194,82 @@ def test_a_batch_of_everything_keeps_its_own_order() -> None:
     assert full.order(0).tolist() == full.order(7).tolist() == list(range(1297))
 
 
+# ---------------------------------------------------------------- small images, memory format, blocks
+
+GROWING = ("recipe.resolution={pixels: [4, 6], until_epoch: [1, 3]}",)
+
+
+def any_size(spec: RunSpec) -> Training:
+    """A training whose network takes images of any size."""
+    plain = training(spec)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(8), plain.network)
+    return Training(network, spec=spec, seed=0, images=plain.images, labels=plain.labels)
+
+
+def shapes_seen(network: nn.Module) -> list[tuple[int, ...]]:
+    """The shape of each batch that the network gets from now on."""
+    seen: list[tuple[int, ...]] = []
+    network.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    return seen
+
+
+def test_the_network_sees_small_images_at_first_and_all_pixels_in_the_end(tmp_path: Path) -> None:
+    growing = spec(*GROWING, "recipe.epochs_total=4")
+    ours = any_size(growing)
+    seen = shapes_seen(ours.network)
+    trained(ours, spec=growing, folder=tmp_path)
+    for epoch, pixels in enumerate((4, 6, 6, 8)):
+        shapes = set(seen[epoch * STEPS_PER_EPOCH :][:STEPS_PER_EPOCH])
+        assert shapes == {(64, 1, pixels, pixels), (LAST_BATCH, 1, pixels, pixels)}
+    seen.clear()
+    predict(ours.network, ours.images, labels=ours.labels, spec=growing, device=CPU)
+    assert {shape[2:] for shape in seen} == {(8, 8)}
+
+
+def test_one_batch_of_everything_grows_too(tmp_path: Path) -> None:
+    growing = spec(*LBFGS, "recipe.resolution={pixels: [4], until_epoch: [1]}")
+    ours = any_size(growing)
+    seen = shapes_seen(ours.network)
+    trained(ours, spec=growing, folder=tmp_path)
+    assert (seen[0], seen[-1]) == ((1297, 1, 4, 4), (1297, 1, 8, 8))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_and_kernels_have_the_memory_format_of_the_spec(channels_last: bool, tmp_path: Path) -> None:
+    a_spec = spec(f"channels_last={channels_last}", *GROWING, "recipe.epochs_total=4")
+    plain = training(a_spec)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 10))
+    colours = plain.images.repeat(1, 3, 1, 1)
+    ours = Training(network, spec=a_spec, seed=0, images=colours, labels=plain.labels)
+    seen: list[tuple[Tensor, Tensor]] = []
+    network.register_forward_pre_hook(lambda net, given: seen.append((given[0], net[0].weight)))
+    trained(ours, spec=a_spec, folder=tmp_path)
+    predict(network, colours, labels=plain.labels, spec=a_spec, device=CPU)
+    assert len(seen) == 4 * STEPS_PER_EPOCH + 2  # 1,297 images are scored in two batches
+    for tensor in (tensor for pair in seen for tensor in pair):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert tensor.is_contiguous() != channels_last
+
+
+@pytest.mark.parametrize(("steps_per_block", "blocks"), [(1, 21), (4, 6), (10, 3), (21, 1), (100, 1)])
+def test_a_block_is_looked_at_once_however_many_steps_it_has(
+    steps_per_block: int, blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the loss makes a GPU wait."""
+    looks: list[int] = []
+    original = torch.isfinite
+    monkeypatch.setattr(torch, "isfinite", lambda value: looks.append(1) or original(value))
+    in_blocks = spec(f"steps_per_block={steps_per_block}")
+    reports = trained(training(in_blocks), spec=in_blocks, folder=tmp_path)
+    assert len(looks) == 2 * blocks
+    assert [report["step"] for report in reports] == [21, 42]
+
+
 # ---------------------------------------------------------------- divergence and precision
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_a_loss_that_is_not_finite_stops_training_and_says_where(tmp_path: Path) -> None:
-    wild = spec("recipe.optimizer={name: sgd, lr_peak: 1.0e+30}", "recipe.clip_norm=null")
+    wild = spec(SMALL_BLOCKS, "recipe.optimizer={name: sgd, lr_peak: 1.0e+30}", "recipe.clip_norm=null")
     with pytest.raises(DivergenceError, match=r"not finite after step 3 \(epoch 1\)") as raised:
         trained(training(wild), spec=wild, folder=tmp_path)
     assert (raised.value.epoch, raised.value.step) == (0, 3)
@@ -226,17 +290,15 @@ def test_bfloat16_trains_with_other_numbers_and_keeps_its_weights_in_float32(tmp
 def test_bfloat16_distorts_images_as_float32_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixel coordinates in bfloat16 would be up to half a pixel off."""
     batches: dict[str, list[Tensor]] = {"float32": [], "bfloat16": []}
-    original = Training._batch
+    original = Training.batch
     for precision, kept in batches.items():
 
-        def spy(
-            self: Training, chosen: Tensor, *, generator: torch.Generator, kept: list[Tensor] = kept
-        ) -> tuple[Tensor, Tensor]:
-            batch = original(self, chosen, generator=generator)
+        def spy(self: Training, chosen: Tensor, *, kept: list[Tensor] = kept, **rest: Any) -> tuple[Tensor, Tensor]:
+            batch = original(self, chosen, **rest)
             kept.append(batch[0])
             return batch
 
-        monkeypatch.setattr(Training, "_batch", spy)
+        monkeypatch.setattr(Training, "batch", spy)
         a_spec = spec(*AFFINE, f"precision={precision}")
         trained(training(a_spec), spec=a_spec, folder=tmp_path)
     assert len(batches["bfloat16"]) == 2 * STEPS_PER_EPOCH

@@ -7,12 +7,14 @@ import signal
 import sqlite3
 import struct
 import subprocess
+import tempfile
 import termios
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -53,8 +55,9 @@ def pool(place: Place, monkeypatch: pytest.MonkeyPatch) -> Workers:
     return Workers(place)
 
 
-def task(seed: int) -> Task:
-    return Task(row="mlp2-digits", seed=seed, spec=None, fresh=False)  # type: ignore[arg-type]
+def task(seed: int, *, cpu_threads: int = 1) -> Task:
+    spec: Any = SimpleNamespace(cpu_threads=cpu_threads)
+    return Task(row="mlp2-digits", seed=seed, spec=spec, fresh=False)
 
 
 def results(pool: Workers) -> dict[int, Any]:
@@ -82,6 +85,36 @@ def test_a_worker_is_kept_has_one_thread_and_reports_its_events_in_order(
             assert events == [(place.runs, {"event": "epoch", "epoch": number, "seed": seed}) for number in (1, 2)]
     assert len(pids) <= 2  # three tasks, and never a third process
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=SECONDS_TO_END)
+
+
+def test_a_task_takes_as_many_cores_as_it_has_threads_and_at_most_all(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_execute", jobs.report)
+    with pool:
+        for seed, cpu_threads, idle in ((0, 1, 1), (1, 2, 0), (2, 8, 0)):
+            pool.submit(task(seed, cpu_threads=cpu_threads))
+            assert pool.idle == idle
+            with pytest.raises(AssertionError):
+                pool.submit(task(9, cpu_threads=2))
+            results(pool)
+            assert pool.idle == 2
+
+
+def test_a_seed_is_timed_beside_as_many_as_will_run_at_once(pool: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two cores; each timing waits until two have begun, and costs its seconds: 1, 2, … in the order of arrival."""
+    monkeypatch.setattr(workers, "_time", jobs.wait_for_each_other)
+    with pool:
+        assert pool.seconds_of_seed(timed(pool, cpu_threads=1), num_seeds=5) == 2.0
+        assert pool.seconds_of_seed(timed(pool, cpu_threads=2), num_seeds=5) == 1.0
+        assert pool.seconds_of_seed(timed(pool, cpu_threads=1, together=1), num_seeds=1) == 1.0
+
+
+def timed(pool: Workers, *, cpu_threads: int, together: int | None = None) -> Any:
+    """A spec whose timings wait for each other in a folder of their own."""
+    together = together or pool.num // cpu_threads
+    folder = Path(tempfile.mkdtemp(dir=pool.place.runs))
+    return SimpleNamespace(cpu_threads=cpu_threads, folder=folder, together=together)
 
 
 def test_a_pool_without_a_task_starts_no_process(pool: Workers) -> None:
@@ -226,6 +259,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 NUM_WORKERS = min(len(os.sched_getaffinity(0)), 5)  # the first look of the endless row has 5 seeds
+ENDLESS = ("--demo", "--budget", "100000h")  # which an endless run fits
 BEGUN = ("started", "resumed")
 
 
@@ -247,7 +281,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def test_no_worker_outlives_a_parent_that_was_killed(campaign: Project) -> None:
-    process = campaign.start("reproduce.py", "--demo", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = campaign.start("reproduce.py", *ENDLESS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: all_train(campaign, times=1))
         family = workers_of(process)
@@ -260,7 +294,7 @@ def test_no_worker_outlives_a_parent_that_was_killed(campaign: Project) -> None:
 
 def test_sigterm_ends_a_campaign_with_143_and_keeps_what_is_finished(campaign: Project) -> None:
     """The campaign of before, which was killed: its finished seeds are not trained again, the others go on."""
-    process = campaign.start("reproduce.py", "--demo", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = campaign.start("reproduce.py", *ENDLESS, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: all_train(campaign, times=2))
     family = workers_of(process)
     process.send_signal(signal.SIGTERM)
@@ -296,7 +330,7 @@ def test_ctrl_c_ends_a_campaign_with_130_and_leaves_the_terminal_clean(campaign:
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))  # 30 lines of 100 columns
     process = campaign.start(
         "reproduce.py",
-        "--demo",
+        *ENDLESS,
         stdin=inside,
         stdout=inside,
         stderr=inside,

@@ -1,17 +1,21 @@
 """A campaign: the seeds of each row, look by look, until the row is decided; each first look is published at once."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from remeasure import data, models
+from remeasure import data, models, planner
 from remeasure.collect import SeedResults, from_results, from_run, put_together
 from remeasure.observe import Observer
+from remeasure.planner import Forecast, Planned, Seed
+from remeasure.progress import duration
+from remeasure.provenance import device_name
 from remeasure.records import RowResults, read_row
 from remeasure.rundir import Outcome, Place, finished
-from remeasure.spec import Config, DataSpec, Evidence, InputError, Row, RunRecord, RunSpec, Verdict
+from remeasure.spec import Config, DataSpec, Evaluation, Evidence, InputError, Row, RunSpec, Verdict
 from remeasure.storage import publish
 from remeasure.verdict import agree, judge
 from remeasure.workers import Task, Workers
@@ -41,6 +45,8 @@ class RowCampaign:
     running: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     published: int = 0  # seeds
+    timed_seconds: float | None = None  # a seed's, from a few steps
+    shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that go on from a checkpoint
 
     def verdict(self) -> Verdict:
         counts = {seed: part.record.num_correct for seed, part in self.done.items()}
@@ -69,13 +75,25 @@ class RowCampaign:
         """Every seed that the plan may come to."""
         return self._seeds(max(self.options.seeds or 0, self.row.rule.looks[-1]))
 
-    def seconds_per_seed(self, *, device_kind: str) -> float | None:
-        """What a seed costs: from this campaign's seeds, else from the committed ones of its spec and device kind."""
-        records: Iterable[RunRecord] = [part.record for part in self.done.values()]
-        if not self.done and self.committed and self.continues(device_kind=device_kind):
-            records = self.committed.records
-        seconds = [record.wall_seconds for record in records]
-        return sum(seconds) / len(seconds) if seconds else None
+    def seconds_per_seed(self, *, device: str) -> float | None:
+        """What a seed costs on a device of that name: from this campaign's seeds, the committed ones, a few steps."""
+        done = [part.record for part in self.done.values()]
+        for records in (done, self.committed.records if self.committed else ()):
+            seconds = [
+                record.wall_seconds
+                for record in records
+                if (record.spec_sha256, record.device) == (self.spec.spec_sha256, device)
+                and record.accuracy_percent is not None  # a seed that diverged ended early
+            ]
+            if seconds:
+                return sum(seconds) / len(seconds)
+        return self.timed_seconds
+
+    def seconds(self, *, device: str) -> dict[Seed, float]:
+        """What each seed costs that is to be trained next; nothing until a seed's cost is known."""
+        each = self.seconds_per_seed(device=device)
+        sha256 = self.spec.spec_sha256
+        return {(sha256, seed): each * self.shares_left.get(seed, 1.0) for seed in self.wanted()} if each else {}
 
     def continues(self, *, device_kind: str) -> bool:
         """Whether the committed record is of the same spec and device kind, so that one could go on from it."""
@@ -92,10 +110,10 @@ class RowCampaign:
 
 @dataclass(frozen=True, kw_only=True)
 class NotHere:
-    """A row that this machine cannot measure, and why: what it would need."""
+    """A row that this machine cannot measure. `missing`: for each thing that it would need, the lines that say so."""
 
     row: Row
-    reasons: tuple[str, ...]
+    missing: tuple[tuple[str, ...], ...]
 
 
 class Campaign:
@@ -106,7 +124,8 @@ class Campaign:
     ) -> None:
         self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
         self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
-        self._sources: dict[str, data.Source | data.DataMissingError] = {}
+        self._sources: dict[tuple[str, bool], data.Source | data.DataMissingError] = {}
+        self._device = device_name(place.device_kind)
 
     def prepare(self, row: Row, *, compose: Compose) -> "RowCampaign | NotHere":
         """What is there of a row already: finished runs of this checkout, and with CONTINUE=1 committed seeds.
@@ -114,13 +133,13 @@ class Campaign:
         Raises InputError: configs or data files that are there and wrong.
         """
         config = compose([f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")])
-        image_shape, num_classes = config.data.image_shape, config.data.num_classes
+        if (mode := config.spec(data_sha256="").mode) != row.mode:
+            raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {mode}")
+        image_shape, num_classes = config.input_shape, config.data.num_classes
         models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it
-        try:
-            source = self._source(config.data)
-        except data.DataMissingError as missing:
-            return NotHere(row=row, reasons=missing.faults)
-        spec = config.spec(data_sha256=source.data_sha256)
+        spec = self._spec(config)
+        if not isinstance(spec, RunSpec):
+            return NotHere(row=row, missing=tuple(spec))
         campaign = RowCampaign(row=row, spec=spec, committed=read_row(self.results, row=row.name), options=self.options)
         if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
             campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
@@ -128,14 +147,31 @@ class Campaign:
             self._find_finished(campaign)
         return campaign
 
-    def _source(self, spec: DataSpec) -> data.Source:
+    def _spec(self, config: Config) -> RunSpec | list[tuple[str, ...]]:
+        """The config with its fingerprints, or all that is missing for them; what is quick is looked at first."""
+        missing: list[tuple[str, ...]] = []
+        weights_sha256 = None
+        with _noted(missing):
+            if data.streamed(config.data):
+                data.load_listing(config.data, "test", root=self.place.data_root)
+        with _noted(missing):
+            weights_sha256 = _weights_sha256(config, fetch=not missing)
+        if not missing:
+            with _noted(missing):
+                trains = not isinstance(config.recipe, Evaluation)
+                data_sha256 = self._source(config.data, trains=trains).data_sha256
+                return config.spec(data_sha256=data_sha256, weights_sha256=weights_sha256)
+        return missing
+
+    def _source(self, spec: DataSpec, *, trains: bool) -> data.Source:
         """The fingerprint of a data set, taken once a campaign; so is a download that failed."""
-        if spec.name not in self._sources:
+        key = (spec.name, trains)
+        if key not in self._sources:
             try:
-                self._sources[spec.name] = data.fingerprint(spec, root=self.place.data_root)
+                self._sources[key] = data.fingerprint(spec, root=self.place.data_root, trains=trains)
             except data.DataMissingError as missing:
-                self._sources[spec.name] = missing
-        found = self._sources[spec.name]
+                self._sources[key] = missing
+        found = self._sources[key]
         if isinstance(found, data.DataMissingError):
             raise found
         return found
@@ -145,33 +181,84 @@ class Campaign:
             outcome = finished(campaign.spec, seed=seed, place=self.place)
             if outcome and seed not in campaign.done:
                 campaign.done[seed] = from_run(outcome, row=campaign.row.name)
+            elif (share := planner.share_left(campaign.spec, seed=seed, place=self.place)) < 1:
+                campaign.shares_left[seed] = share
+
+    def plan(self, campaigns: Sequence[RowCampaign]) -> None:
+        """Say what would be trained."""
+        with Workers(self.place) as workers:
+            self._plan(campaigns, workers=workers)
+
+    def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> None:
+        """Time the rows whose cost is not known, and say what fits the budget."""
+        for campaign in campaigns:
+            if campaign.wanted() and campaign.seconds_per_seed(device=self._device) is None:
+                self._time(campaign, sharing=campaigns, workers=workers)
+        for campaign in campaigns:
+            if not campaign.wanted():
+                self.say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {_standing(campaign)}")
+        if planned := self.planned(campaigns, workers=workers):
+            for line in planner.table(planned, budget_seconds=self.options.budget_seconds):
+                self.say(line)
+
+    def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Workers) -> None:
+        """What a seed costs, from a few steps; rows of one spec share that."""
+        self.say(f"{campaign.row.name}: no seed was timed here before, timing a few steps")
+        try:
+            seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
+        except InputError:
+            raise
+        except Exception as error:  # one row's fault; the others go on
+            self._fail(campaign, f"timing it: {type(error).__name__}: {error}")
+            return
+        for entry in sharing:
+            if entry.spec.spec_sha256 == campaign.spec.spec_sha256:
+                entry.timed_seconds = seconds
+
+    def planned(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> list[Planned]:
+        """The rows that want seeds, cheapest first."""
+        forecasts = [
+            Forecast(
+                row=campaign.row.name,
+                num_done=len(campaign.done),
+                num_cores=workers.cores(campaign.spec),
+                seconds=seconds,
+            )
+            for campaign in campaigns
+            if (seconds := campaign.seconds(device=self._device))
+        ]
+        return planner.plan(forecasts, num_cores=workers.num, budget_seconds=self.options.budget_seconds)
 
     def measure(self, campaigns: Sequence[RowCampaign]) -> None:
-        """Train what is wanted, cheapest row first, until every row is decided or the budget is spent."""
-        began = time.monotonic()
+        """Train what is wanted and fits the budget, cheapest row first, until every row is decided or none fits."""
         for campaign in campaigns:
             self._publish(campaign)
-        kind = self.place.device_kind
-        order = sorted(campaigns, key=lambda campaign: campaign.seconds_per_seed(device_kind=kind) or float("inf"))
         workers = Workers(self.place)
         try:
             with workers:
-                self._work(order, workers=workers, deadline=began + self.options.budget_seconds)
+                self._plan(campaigns, workers=workers)
+                self._work(campaigns, workers=workers, deadline=time.monotonic() + self.options.budget_seconds)
         finally:  # interrupted or not: nothing finished is lost, and nothing is left running in MLflow
             self._drain(workers)
             for campaign in campaigns:
                 self._publish(campaign)
                 self._track(campaign, running=False)
         for campaign in campaigns:
-            if left_out := len(campaign.wanted()):
-                self.say(f"{campaign.row.name}: {left_out} more seeds do not fit the budget; the same command goes on")
+            if seconds := campaign.seconds(device=self._device):
+                self.say(self._left_out(campaign, seconds=list(seconds.values())))
 
-    def _work(self, order: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> None:
-        """Keep every worker busy until there is nothing left to train, or no time."""
-        by_name = {campaign.row.name: campaign for campaign in order}
+    def _left_out(self, campaign: RowCampaign, *, seconds: Sequence[float]) -> str:
+        line = f"{campaign.row.name}: {len(seconds)} more seeds do not fit the budget; "
+        if min(seconds) <= self.options.budget_seconds:
+            return f"{line}the same command goes on"
+        return f"{line}one takes about {duration(min(seconds))}, so BUDGET={planner.budget(min(seconds))} starts it"
+
+    def _work(self, campaigns: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> None:
+        """Keep every core busy until there is nothing left to train, or no time."""
+        by_name = {campaign.row.name: campaign for campaign in campaigns}
         while True:
-            for campaign in order:
-                self._start(campaign, workers=workers, seconds_left=deadline - time.monotonic())
+            for entry in self.planned(campaigns, workers=workers):
+                self._start(by_name[entry.forecast.row], workers=workers, seconds_left=deadline - time.monotonic())
             if not workers.active:
                 return
             for task, future in workers.finished():
@@ -180,14 +267,15 @@ class Campaign:
             self._drain(workers)
 
     def _start(self, campaign: RowCampaign, *, workers: Workers, seconds_left: float) -> None:
-        """Give idle workers the seeds that this row wants; what another row of the same spec has trained is shared."""
-        spec_sha256 = campaign.spec.spec_sha256
-        for seed in campaign.wanted():
-            if shared := self._trained.get((spec_sha256, seed)):
+        """Give idle cores the seeds that this row wants; what another row of the same spec has trained is shared."""
+        num_cores = workers.cores(campaign.spec)
+        for key, seconds in campaign.seconds(device=self._device).items():
+            seed = key[1]
+            if shared := self._trained.get(key):
                 self._keep(campaign, outcome=shared)
-            elif (spec_sha256, seed) in {(task.spec.spec_sha256, task.seed) for task in workers.active}:
+            elif key in {(task.spec.spec_sha256, task.seed) for task in workers.active}:
                 continue
-            elif workers.idle and (campaign.seconds_per_seed(device_kind=self.place.device_kind) or 0.0) < seconds_left:
+            elif num_cores <= workers.idle and seconds <= seconds_left:
                 if campaign.row.name not in self.observer.parents:
                     self._track(campaign, running=True)
                 campaign.running.add(seed)
@@ -205,11 +293,14 @@ class Campaign:
         except InputError:
             raise
         except Exception as error:  # one run's fault; the other rows go on
-            campaign.failures.append(f"seed {task.seed}: {type(error).__name__}: {error}")
-            self.say(f"{campaign.row.name} failed: {campaign.failures[-1]}")
+            self._fail(campaign, f"seed {task.seed}: {type(error).__name__}: {error}")
             return
         self._trained[campaign.spec.spec_sha256, task.seed] = outcome
         self._keep(campaign, outcome=outcome)
+
+    def _fail(self, campaign: RowCampaign, reason: str) -> None:
+        campaign.failures.append(reason)
+        self.say(f"{campaign.row.name} failed: {reason}")
 
     def _keep(self, campaign: RowCampaign, *, outcome: Outcome) -> None:
         """A seed is finished; publish when its look is complete."""
@@ -243,6 +334,28 @@ class Campaign:
             measured="measured here",
             running=running,
         )
+
+
+def _weights_sha256(config: Config, *, fetch: bool) -> str | None:
+    """The fingerprint of an evaluation's weights. Raises DataMissingError."""
+    if not isinstance(config.recipe, Evaluation):
+        return None
+    from remeasure import weights  # timm: seconds to import
+
+    return weights.fingerprint(config, fetch=fetch)
+
+
+@contextmanager
+def _noted(missing: list[tuple[str, ...]]) -> Iterator[None]:
+    try:
+        yield
+    except data.DataMissingError as error:
+        missing.append(error.faults)
+
+
+def _standing(campaign: RowCampaign) -> str:
+    """Why nothing is trained."""
+    return f"{campaign.verdict().verdict}, nothing to train" if not campaign.failures else campaign.failures[-1]
 
 
 def compare(old: RowResults, new: RowResults, *, row: Row) -> str:

@@ -33,7 +33,11 @@ class Progress:
         if event["event"] in ("started", "resumed"):
             run = self.runs[directory] = _Run(event, now=self.clock())
             if not self.bars:
-                self.say(f"{run.title}: {event['event']}, {run.epochs_total} epochs")
+                epochs = f", {run.total} epochs" if run.total else ""
+                self.say(f"{run.title}: {event['event']}{epochs}")
+        elif event["event"] == "images":
+            if directory in self.runs:
+                self._epoch(self.runs[directory], event=event)
         elif event["event"] == "epoch":
             if event["split"] == "train" and directory in self.runs:
                 self._epoch(self.runs[directory], event=event)
@@ -80,37 +84,46 @@ class Progress:
 
 
 class _Run:
-    """What is shown of one run."""
+    """What is shown of one run: so many of its epochs, or of the photographs that it evaluates, are done."""
 
     def __init__(self, event: Event, *, now: float) -> None:
         self.title = f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
-        self.epochs_total: int = event["epochs_total"]
+        self.unit, self.total = "epoch", int(event["epochs_total"])
         self.started = self.spoke = self.taken = now
-        self.epoch = self.epochs_before = 0
+        self.done = self.done_before = 0
+        self.seconds_each: float | None = None
         self.numbers = ""
 
     def take(self, event: Event, *, now: float) -> None:
-        if not self.epoch:
-            self.epochs_before = event["epoch"] - 1  # a resumed run does not begin at 1
-        self.epoch, self.taken = event["epoch"], now
+        self.taken = now
+        if event["event"] == "images":
+            self.unit, self.done, self.total = "image", event["done"], event["total"]
+            self.seconds_each = 1 / event["images_per_second"]
+            self.numbers = f", {event['images_per_second']:.1f} images/s"
+            return
+        if not self.done:
+            self.done_before = event["epoch"] - 1  # a resumed run does not begin at 1
+        self.done = event["epoch"]
+        self.seconds_each = (now - self.started) / (self.done - self.done_before)
         self.numbers = f", loss {event['loss']:.4f}, train {event['accuracy_percent']:.2f} %"
 
     def state(self, now: float) -> str:
-        """Such as "epoch 3/20, 78 s left, loss 0.0750, train 97.73 %"."""
+        """Such as "epoch 3/20, 78 s left, loss 0.0750, train 97.73 %", "image 512/50000, 83 s left, 594.2 images/s"."""
+        if not self.total:
+            return "begins"
         left = ""
-        if self.epoch:
-            seconds_each = (self.taken - self.started) / (self.epoch - self.epochs_before)
-            seconds = seconds_each * (self.epochs_total - self.epoch) - (now - self.taken)
+        if self.seconds_each is not None:
+            seconds = self.seconds_each * (self.total - self.done) - (now - self.taken)
             left = f", {duration(max(seconds, 0.0))} left"
-        return f"epoch {self.epoch}/{self.epochs_total}{left}{self.numbers}"
+        return f"{self.unit} {self.done}/{self.total}{left}{self.numbers}"
 
     def bar(self, now: float, *, columns: int) -> str:
         """The same after a bar that fills the line."""
         state = self.state(now)
         width = min(columns - len(self.title) - len(state) - 2, 40)
-        if width < 5:
+        if width < 5 or not self.total:
             return f"{self.title} {state}"[:columns]
-        filled = width * self.epoch // self.epochs_total
+        filled = width * self.done // self.total
         return f"{self.title} {'█' * filled}{'░' * (width - filled)} {state}"
 
 

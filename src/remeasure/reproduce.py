@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from remeasure import data, ledger, paths, table, verify
 from remeasure.records import ensure_header, read_runs
-from remeasure.spec import Config, InputError, Row
+from remeasure.spec import Config, Row
 from remeasure.storage import recover
 
 if TYPE_CHECKING:
-    from remeasure.campaign import NotHere, RowCampaign
+    from remeasure.campaign import NotHere
     from remeasure.observe import Observer
 
 EXIT_FAILED = 1
@@ -27,24 +27,27 @@ COMMANDS = {
     "table": "rebuild table and README block from results/ alone",
     "verify": "recompute every accuracy and every digit of the table; no training",
     "track": "replay into MLflow what its store lacks",
-    "plan": "say what `reproduce` would train, and stop",
+    "plan": "say what `reproduce` would train, at what cost, and stop",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The ledger and where its campaign writes; the demo has its own."""
+    """The ledger and where its campaign writes; the demo has its own. `store`: the tracking database's folder, unless
+    MLFLOW_TRACKING_URI names another store.
+    """
 
     ledger: Path
     results: Path
     runs: Path
+    store: Path
     readme: Path | None
 
 
 def main(arguments: Sequence[str], *, compose: Compose) -> int:
     """Run one command; returns the exit status. Raises InputError."""
     options = _parser().parse_args(arguments)
-    files = _files(demo=options.demo)
+    files = _files(demo=options.demo, results=options.results)
     rows = ledger.read(files.ledger)
     chosen = ledger.select(rows, options.rows)
     recover(files.results)
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     if options.command == "track":
         from remeasure.replay import replay
 
-        replay(rows, results=files.results, runs=files.runs, project=_store(files), say=_say)
+        replay(rows, results=files.results, runs=files.runs, project=files.store, say=_say)
     return status
 
 
@@ -76,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=_seconds, default=7200.0, help="such as 4h, 90m, 30s (default: 2h)")
     parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
     parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
+    parser.add_argument(
+        "--results", type=Path, help="a folder to write in place of results/; README stays"
+    )
     parser.add_argument("--demo", action="store_true", help="conf/demo.yaml into runs/demo, offline, under a minute")
     return parser
 
@@ -94,19 +100,20 @@ def _seconds(text: str) -> float:
     return float(found[1]) * {"h": 3600.0, "m": 60.0, "s": 1.0}[found[2]]
 
 
-def _files(*, demo: bool) -> Files:
+def _files(*, demo: bool, results: Path | None) -> Files:
     root, conf = paths.project_root(), paths.conf_dir()
     if demo:
         folder = root / "runs" / "demo"
-        return Files(ledger=conf / "demo.yaml", results=folder / "results", runs=folder, readme=None)
+        return Files(
+            ledger=conf / "demo.yaml", results=results or folder / "results", runs=folder, store=folder, readme=None
+        )
     return Files(
-        ledger=conf / "benchmark.yaml", results=root / "results", runs=root / "runs", readme=root / "README.md"
+        ledger=conf / "benchmark.yaml",
+        results=results or root / "results",
+        runs=root / "runs",
+        store=root,
+        readme=None if results else root / "README.md",
     )
-
-
-def _store(files: Files) -> Path:
-    """The folder of the tracking database, unless MLFLOW_TRACKING_URI names another store."""
-    return paths.project_root() if files.readme else files.runs
 
 
 def _measure(
@@ -121,33 +128,22 @@ def _measure(
     root = paths.project_root()
     place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))
     chosen = Options(seeds=options.seeds, budget_seconds=options.budget, fresh=options.fresh, adopt=options.adopt)
-    with Observer(project=_store(files)) as observer:
-        say = observer.progress.say
+    ledger.check_configs(rows, conf_dir=paths.conf_dir())
+    with Observer(project=files.store) as observer:
+        say = print if options.command == "plan" else observer.progress.say
         campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=say)
-        prepared: list[RowCampaign | NotHere] = []
-        for row in rows.values():
-            faults = _config_faults(row)
-            prepared.append(NotHere(row=row, reasons=faults) if faults else campaign.prepare(row, compose=compose))
+        prepared = [campaign.prepare(row, compose=compose) for row in rows.values()]
         campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
-        for line in _plan_lines(prepared, device_kind=place.device_kind):
+        for line in _missing_lines([entry for entry in prepared if isinstance(entry, NotHere)]):
             say(line)
-        if options.command != "plan":
+        if options.command == "plan":
+            campaign.plan(campaigns)
+        else:
             campaign.measure(campaigns)
         here = [entry.row.name for entry in campaigns if entry.published]
         if options.command != "plan":
             _replay_committed([row for row in rows.values() if row.name not in here], observer=observer, files=files)
     return int(any(entry.failures for entry in campaigns)), dict.fromkeys(here, "measured here")
-
-
-def _config_faults(row: Row) -> tuple[str, ...]:
-    """Why this version cannot measure a row: none of its configs are written yet. Raises InputError: some are."""
-    try:
-        ledger.check_configs({row.name: row}, conf_dir=paths.conf_dir())
-    except InputError as error:
-        if len(error.faults) < len(("model", "data", "recipe")):
-            raise
-        return error.faults
-    return ()
 
 
 def _replay_committed(rows: Sequence[Row], *, observer: "Observer", files: Files) -> None:
@@ -164,21 +160,14 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _plan_lines(prepared: "Sequence[RowCampaign | NotHere]", *, device_kind: str) -> Iterator[str]:
-    """What will be trained, row by row, and what this machine cannot measure and why."""
-    from remeasure.campaign import NotHere
-
+def _missing_lines(not_here: "Sequence[NotHere]") -> Iterator[str]:
+    """What this machine cannot measure, and why; rows that lack the same are named together."""
     missing: dict[tuple[str, ...], list[str]] = {}
-    for entry in prepared:
-        if isinstance(entry, NotHere):
-            missing.setdefault(entry.reasons, []).append(entry.row.name)
-            continue
-        wanted, seconds = len(entry.wanted()), entry.seconds_per_seed(device_kind=device_kind)
-        cost = "at a cost not known yet" if seconds is None else f"about {seconds:.0f} s each"
-        todo = f"{wanted} to train, {cost}" if wanted else f"{entry.verdict().verdict}, nothing to train"
-        yield f"{entry.row.name}: {len(entry.done)} seeds are here, {todo}"
-    for reasons, names in missing.items():
-        yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *reasons))
+    for entry in not_here:
+        for lines in entry.missing:
+            missing.setdefault(lines, []).append(entry.row.name)
+    for lines, names in missing.items():
+        yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
 
 
 def _verify(files: Files) -> int:

@@ -11,40 +11,52 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 import yaml
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from remeasure import data, models, provenance
+from remeasure import data, evaluation, models, provenance, weights
 from remeasure.encoding import encode_npz
 from remeasure.journal import Event, Journal, last, now, read
 from remeasure.records import environment_sha256, predicted_sha256
 from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, write_record, write_whole
-from remeasure.spec import RunRecord, RunSpec
+from remeasure.spec import Evaluation, InputError, Recipe, RunRecord, RunSpec
 from remeasure.training import DivergenceError, Predictions, Training, derive, predict, train
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 Sink = Callable[[Path, Event], None]  # (run directory, event), called as things happen
+Report = Callable[..., None]  # an event's name and values, for the journal
 
 
 def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False) -> Outcome:
-    """Train and evaluate one seed, or return it where it is finished already.
+    """Train and evaluate one seed, or evaluate published weights, or return it where it is finished already.
 
     `row`: the ledger row it belongs to, "" for none. Raises InputError, and what training
     raises; the journal then says so.
     """
+    if getattr(rank_zero_only, "rank", 0):
+        _follow(spec, seed=seed, place=place)
     if not fresh and (done := finished(spec, seed=seed, place=place)):
         return done
     directory = open_directory(spec, seed=seed, place=place, fresh=fresh)
     with _held(directory):
         if (directory / "record.json").is_file():  # another process finished it while this one waited
             return Outcome(record=read_record(directory), directory=directory, reused=True)
-        with _processor(spec):
+        with processor(spec):
             record = _measure(spec, seed=seed, row=row, place=place, directory=directory, sink=sink)
     return Outcome(record=record, directory=directory, reused=False)
+
+
+def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
+    """In the process of a further device: train with the first one, which alone holds, scores and records the run."""
+    directory = open_directory(spec, seed=seed, place=place, fresh=False)
+    network = _network(spec, seed=seed)
+    _stream(network, spec=spec, seed=seed, place=place, checkpoint=directory / "checkpoint.ckpt", report=lambda _: None)
+    raise SystemExit(0)
 
 
 @contextlib.contextmanager
@@ -56,7 +68,7 @@ def _held(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _processor(spec: RunSpec) -> Iterator[None]:
+def processor(spec: RunSpec) -> Iterator[None]:
     """The spec's number of threads, and no denormal numbers; as before afterwards."""
     _keep_freed_memory()
     num_threads = torch.get_num_threads()
@@ -81,6 +93,26 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a run comes to: its predictions, the labels (N,) int64 they are scored by, and its seconds."""
+
+    predictions: Predictions
+    labels: Tensor
+    wall_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run is to do with its network, once it is announced: `do(checkpoint, report, watch)`.
+
+    `report` journals an event; `watch` is for what only a person who waits wants to know, and leaves no trace.
+    """
+
+    network: nn.Module
+    do: Callable[[Path, Report, Report], Scored]
+
+
 def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Path, sink: Sink) -> RunRecord:
     """Train, evaluate once after the last epoch, and keep what came out in `directory`; the record is written last."""
     journal = Journal(directory)
@@ -88,11 +120,105 @@ def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Pat
     def report(event: str, /, **values: object) -> None:
         sink(directory, journal.write(event, **values))
 
-    training = _training(spec, seed=seed, place=place)
-    facts = _facts(spec, seed=seed, row=row, place=place, num_params=models.num_trainable(training.network))
+    def watch(event: str, /, **values: object) -> None:
+        sink(directory, {"event": event, "time": now(), **values})
+
+    work = _work(spec, seed=seed, place=place)
+    facts = _facts(spec, seed=seed, row=row, place=place, num_params=models.num_trainable(work.network))
     checkpoint = directory / "checkpoint.ckpt"
     _announce(directory, spec=spec, facts=facts, place=place, report=report, checkpoint=_sound(checkpoint))
     try:
+        scored = work.do(checkpoint, report, watch)
+    except DivergenceError as reason:
+        report("diverged", epoch=reason.epoch, step=reason.step, reason=str(reason))
+        record = RunRecord(**facts, **_no_result(spec), wall_seconds=0.0, finished_at=now())
+    except BaseException as error:
+        report("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed", reason=repr(error))
+        raise
+    else:
+        seconds = round(scored.wall_seconds, 1)
+        record = RunRecord(**facts, **_result(scored), wall_seconds=seconds, finished_at=now())
+        _keep_arrays(directory, network=work.network, predictions=scored.predictions)
+        report("epoch", **_last_point(spec, record=record))
+    report("finished", record=asdict(record))
+    if spec.data.split == "test":  # tuning leaves no record
+        write_record(directory, record)
+    for leftover in directory.glob("checkpoint.*"):
+        leftover.unlink()
+    return record
+
+
+def _work(spec: RunSpec, *, seed: int, place: Place) -> Work:
+    if isinstance(spec.recipe, Evaluation):
+        return _evaluation(spec, place=place)
+    if spec.recipe.streaming:
+        return _stream_and_score(spec, seed=seed, place=place)
+    return _train_and_score(spec, seed=seed, place=place)
+
+
+def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
+    """Training on photographs that stay in their files, on all devices; the first one scores."""
+    assert isinstance(spec.recipe, Recipe)
+    assert spec.recipe.streaming is not None
+    transform = spec.recipe.streaming.transform
+    listing = data.load_listing(spec.data, "test", root=place.data_root)
+    network = _network(spec, seed=seed)
+
+    def do(checkpoint: Path, report: Report, watch: Report) -> Scored:
+        wall_seconds = _stream(
+            network,
+            spec=spec,
+            seed=seed,
+            place=place,
+            checkpoint=checkpoint,
+            report=lambda values: report("epoch", **values),
+        )
+        _, predictions = evaluation.evaluate(
+            network,
+            listing,
+            spec=spec,
+            transform=transform,
+            device=torch.device(place.device_kind),
+            checkpoint=checkpoint.with_suffix(".npz"),
+            report=lambda values: watch("images", **values),
+        )
+        return Scored(predictions=predictions, labels=torch.tensor(listing.labels), wall_seconds=wall_seconds)
+
+    return Work(network=network, do=do)
+
+
+def _stream(
+    network: nn.Module,
+    *,
+    spec: RunSpec,
+    seed: int,
+    place: Place,
+    checkpoint: Path,
+    report: Callable[[dict[str, Any]], None],
+) -> float:
+    """Seconds of training with all devices of the kind; the network then has the weights to score."""
+    from remeasure import streaming  # timm: seconds to import
+
+    listing = data.load_listing(spec.data, "train", root=place.data_root)
+    devices = torch.cuda.device_count() if place.device_kind == "cuda" else 1
+    return streaming.train(
+        network,
+        spec=spec,
+        seed=seed,
+        paths=[f"{listing.place}/{name}" for name in listing.names],
+        labels=listing.labels,
+        device_kind=place.device_kind,
+        devices=devices,
+        num_workers=evaluation.num_cores() // devices,
+        checkpoint=checkpoint,
+        report=report,
+    )
+
+
+def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
+    training = build_training(spec, seed=seed, place=place)
+
+    def do(checkpoint: Path, report: Report, watch: Report) -> Scored:  # noqa: ARG001
         wall_seconds = train(
             training,
             spec=spec,
@@ -108,24 +234,36 @@ def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Pat
             raise DivergenceError(
                 epoch=spec.recipe.epochs_total - 1, step=spec.recipe.epochs_total * training.steps_per_epoch - 1
             )
-    except DivergenceError as reason:
-        report("diverged", epoch=reason.epoch, step=reason.step, reason=str(reason))
-        record = RunRecord(**facts, **_no_result(spec), wall_seconds=0.0, finished_at=now())
-    except BaseException as error:
-        report("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed", reason=repr(error))
-        raise
-    else:
-        record = RunRecord(
-            **facts, **_result(predictions, labels=labels), wall_seconds=round(wall_seconds, 1), finished_at=now()
+        return Scored(predictions=predictions, labels=labels, wall_seconds=wall_seconds)
+
+    return Work(network=training.network, do=do)
+
+
+def _evaluation(spec: RunSpec, *, place: Place) -> Work:
+    """Published weights on the photographs of the test split."""
+    recipe = spec.recipe
+    assert isinstance(recipe, Evaluation)
+    listing = data.load_listing(spec.data, "test", root=place.data_root)
+    network = _network(spec, seed=0)
+    path = weights.locate(spec)
+    assert path is not None
+    weights.load(network, path, sha256=spec.weights_sha256)
+
+    def do(checkpoint: Path, report: Report, watch: Report) -> Scored:  # noqa: ARG001
+        wall_seconds, predictions = evaluation.evaluate(
+            network,
+            listing,
+            spec=spec,
+            transform=recipe.transform,
+            device=torch.device(place.device_kind),
+            checkpoint=checkpoint,
+            report=lambda values: watch("images", **values),
         )
-        _keep_arrays(directory, network=training.network, predictions=predictions)
-        report("epoch", **_last_point(spec, record=record))
-    report("finished", record=asdict(record))
-    if spec.data.split == "test":  # tuning leaves no record
-        write_record(directory, record)
-    for leftover in directory.glob("checkpoint.*"):
-        leftover.unlink()
-    return record
+        if not math.isfinite(predictions.loss):
+            raise InputError(f"{path}: with these weights the net's answers are not finite in {spec.precision}")
+        return Scored(predictions=predictions, labels=torch.tensor(listing.labels), wall_seconds=wall_seconds)
+
+    return Work(network=network, do=do)
 
 
 def _sound(checkpoint: Path) -> Literal["used", "none", "corrupt"]:
@@ -165,18 +303,24 @@ def _load(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> Lo
     return _LOADED[key]
 
 
-def _training(spec: RunSpec, *, seed: int, place: Place) -> Training:
+def build_training(spec: RunSpec, *, seed: int, place: Place) -> Training:
+    """A Lightning module on the spec's data, with the seed's own initial weights."""
     loaded = _load(spec, "train", place=place)
     num = len(loaded.images) - spec.data.num_validation
+    network = _network(spec, seed=seed)
+    return Training(network, spec=spec, seed=seed, images=loaded.images[:num], labels=loaded.labels[:num])
+
+
+def _network(spec: RunSpec, *, seed: int) -> nn.Module:
     network = models.build(
         spec.model,
-        image_shape=spec.data.image_shape,
+        image_shape=spec.input_shape,
         num_classes=spec.data.num_classes,
         generator_seed=derive(seed, purpose="weights", step=0),
     )
     if spec.compile:
         network.compile()
-    return Training(network, spec=spec, seed=seed, images=loaded.images[:num], labels=loaded.labels[:num])
+    return network
 
 
 def _scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
@@ -211,6 +355,11 @@ def _facts(spec: RunSpec, *, seed: int, row: str, place: Place, num_params: int)
 
 
 def _official(spec: RunSpec, *, place: Place) -> str:
+    if data.streamed(spec.data):
+        source = data.fingerprint(spec.data, root=place.data_root, trains=spec.mode == "train")
+        if source.data_sha256 != spec.data_sha256:
+            raise InputError(f"data {spec.data.name}: its files have changed since the run was planned; start again")
+        return source.data_official
     verified = _load(spec, "train", place=place).verified
     return data.official(spec.data, spec.data_sha256, verified=verified).data_official
 
@@ -221,7 +370,7 @@ def _announce(
     spec: RunSpec,
     facts: dict[str, Any],
     place: Place,
-    report: Callable[..., None],
+    report: Report,
     checkpoint: str,
 ) -> None:
     """Write what the run is into its directory, then journal that it started or goes on."""
@@ -244,7 +393,8 @@ def plain(value: object) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _result(predictions: Predictions, *, labels: Tensor) -> dict[str, Any]:
+def _result(scored: Scored) -> dict[str, Any]:
+    predictions, labels = scored.predictions, scored.labels
     num_correct = int((predictions.predicted == labels).sum())
     return {
         "accuracy_percent": 100 * num_correct / len(labels),

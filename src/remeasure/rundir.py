@@ -33,7 +33,7 @@ class Outcome:
 
 def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
     """The newest finished run with this key (spec_sha256, seed, device kind) in this checkout, if any."""
-    for directory in reversed(_attempts(spec, seed=seed, place=place)):
+    for directory in reversed(attempts(spec, seed=seed, place=place)):
         if (directory / "record.json").is_file():
             return Outcome(record=read_record(directory), directory=directory, reused=True)
     return None
@@ -41,16 +41,17 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
     """The newest attempt's directory, to go on with it; a new one where it ended, or there is none, or `fresh`."""
-    attempts = _attempts(spec, seed=seed, place=place)
-    if attempts and not fresh and not _ended(attempts[-1]):
-        return attempts[-1]
-    number = _attempt(attempts[-1]) + 1 if attempts else 1
+    earlier = attempts(spec, seed=seed, place=place)
+    if earlier and not fresh and not _ended(earlier[-1]):
+        return earlier[-1]
+    number = _attempt(earlier[-1]) + 1 if earlier else 1
     name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
     (place.runs / name).mkdir(parents=True, exist_ok=True)
     return place.runs / name
 
 
-def _attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
+def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
+    """The directories of this key, oldest first, whatever has become of them."""
     return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
 
 

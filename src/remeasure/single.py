@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from remeasure import data, ledger, models, paths
+from remeasure import data, ledger, models, paths, weights
 from remeasure.devices import resolve_device
 from remeasure.observe import Observer
 from remeasure.rundir import Outcome, Place, finished
-from remeasure.spec import Config, Row, RunSpec
+from remeasure.spec import Config, Recipe, Row, RunSpec
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -22,9 +22,7 @@ def run_single(config: Config, *, compose: Compose) -> int:
         data_root=paths.data_root(),
         device_kind=resolve_device(config.device),
     )
-    image_shape, num_classes = config.data.image_shape, config.data.num_classes
-    models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it now
-    spec = config.spec(data_sha256=data.fingerprint(config.data, root=place.data_root).data_sha256)
+    spec = _spec(config, place=place)
     row, departures = _row_of(config, spec=spec, compose=compose)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
     if outcome is None:
@@ -39,14 +37,32 @@ def run_single(config: Config, *, compose: Compose) -> int:
     return 0 if outcome.record.accuracy_percent is not None else 1
 
 
+def _spec(config: Config, *, place: Place) -> RunSpec:
+    """The spec, and every fault that can be found before a run is begun; cheap ones first."""
+    network = models.build(
+        config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
+    )
+    if path := weights.locate(config):
+        weights.load(network, path)
+    weights_sha256 = weights.fingerprint(config)
+    trains = isinstance(config.recipe, Recipe)
+    source = data.fingerprint(config.data, root=place.data_root, trains=trains)
+    return config.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
+
+
 def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | None, list[str]]:
-    """The ledger's row of these configs, and where this run departs from what the row would train."""
+    """The ledger's row of these configs, and where this run departs from what the row would train or evaluate.
+
+    A file of weights that is named departs from it: nobody can tell here that it is the published one.
+    """
     rows = ledger.read(paths.conf_dir() / "benchmark.yaml")
     names = {"model": config.model.name, "data": config.data.name, "recipe": config.recipe.name}
     row = ledger.for_configs(rows, **names)
     if row is None:
         return None, []
-    own = compose([f"{key}={value}" for key, value in names.items()]).spec(data_sha256=spec.data_sha256)
+    own = compose([f"{key}={value}" for key, value in names.items()]).spec(
+        data_sha256=spec.data_sha256, weights_sha256=None if config.model.weights else spec.weights_sha256
+    )
     if own.spec_sha256 == spec.spec_sha256:
         return row, []
     here, there = dict(_flat(asdict(spec))), dict(_flat(asdict(own)))
@@ -65,14 +81,17 @@ def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], sp
     record = outcome.record
     accuracy = record.accuracy_percent
     if outcome.reused:
-        yield f"finished before ({record.finished_at}); fresh=true trains it again"
+        again = "trains" if record.epochs else "evaluates"
+        yield f"finished before ({record.finished_at}); fresh=true {again} it again"
     if row and accuracy is not None and split == "test":
         published = row.published
         gap = accuracy - published.accuracy_percent
         claim = f"{row.name}: published {published.accuracy_percent:.{published.num_digits}f} %, here {accuracy:.3f} %"
-        yield f"{claim}, gap {gap:+.3f} points (one seed; `make reproduce ROWS={row.name}` decides)"
+        decides = f"`make reproduce ROWS={row.name}` decides"
+        yield f"{claim}, gap {gap:+.3f} points ({'' if row.mode == 'evaluate' else 'one seed; '}{decides})"
     if row and departures:
-        yield f"{row.name} is trained otherwise; this run departs from it: {', '.join(departures)}"
+        done = "evaluated" if row.mode == "evaluate" else "trained"
+        yield f"{row.name} is {done} otherwise; this run departs from it: {', '.join(departures)}"
     shown = "" if accuracy is None else f"{accuracy:.3f}"
     line = f"{split}_accuracy_percent={shown} num_params={record.num_params} wall_seconds={record.wall_seconds:.1f}"
     line += f" mlflow_run_id={record.mlflow_run_id}"

@@ -454,6 +454,11 @@ class RunSpec(_Strict):
         num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
         if num_means not in (1, num_channels):
             yield f"recipe.normalisation: expected 1 value, or {num_channels} for the channels, got {num_means}"
+        if isinstance(self.recipe, Recipe) and self.recipe.streaming and self.data.num_validation:
+            yield (
+                "data.num_validation: photographs are listed class by class, so that the last ones are no sample; "
+                f"expected 0, got {self.data.num_validation}"
+            )
         if self.mode == "evaluate" and self.data.split != "test":
             yield "data.split: an evaluation reads the test split, got validation"
 

@@ -1,11 +1,11 @@
-"""Single-threaded worker processes, one a core, kept for the whole campaign; on a GPU, one."""
+"""Worker processes, one a core, kept for the whole campaign; on a GPU, one. A run of two threads takes two cores."""
 
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 from remeasure.journal import Event
 from remeasure.rundir import Outcome, Place
 from remeasure.spec import RunSpec
 
+W = TypeVar("W")
+R = TypeVar("R")
 POLL_SECONDS = 0.2  # how long an event of a worker may wait to be seen
 
 
@@ -64,21 +66,35 @@ class Workers:
 
     @property
     def idle(self) -> int:
-        """How many more tasks would start at once."""
-        return self.num - len(self._active)
+        """How many cores no task has."""
+        return self.num - sum(self.cores(task.spec) for task in self._active.values())
+
+    def cores(self, spec: RunSpec) -> int:
+        """How many of the cores a run of `spec` takes; an evaluation decodes its photographs on all of them."""
+        return self.num if spec.mode == "evaluate" else min(spec.cpu_threads, self.num)
 
     @property
     def active(self) -> list[Task]:
         return list(self._active.values())
 
     def submit(self, task: Task) -> None:
+        """Start a task; cores enough must be idle, or threads get in each other's way."""
+        assert self.cores(task.spec) <= self.idle
+        self._active[self._submit(_execute, task)] = task
+
+    def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
+        """What each of so many seeds costs here, timed beside others as they will run; raises what a worker raises."""
+        side_by_side = min(self.num // self.cores(spec), num_seeds)
+        timings = [self._submit(_time, spec) for _ in range(side_by_side)]
+        return max(timing.result() for timing in timings)
+
+    def _submit(self, function: Callable[[W, Place], R], work: W) -> Future[R]:
         with _interrupts_held():
             try:
-                future = self._pool.submit(_execute, task, self.place)
+                return self._pool.submit(function, work, self.place)
             except BrokenProcessPool:  # a worker was killed, and its task has failed; this one is another
                 self._pool = self._new_pool()
-                future = self._pool.submit(_execute, task, self.place)
-            self._active[future] = task
+                return self._pool.submit(function, work, self.place)
 
     def finished(self) -> Iterator[tuple[Task, Future[Outcome]]]:
         """Wait a moment for tasks to end, and yield those that did."""
@@ -133,3 +149,9 @@ def _execute(task: Task, place: Place) -> Outcome:
         _SINK.put((directory, event))
 
     return execute(task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh)
+
+
+def _time(spec: RunSpec, place: Place) -> float:
+    from remeasure.planner import seconds_of_seed
+
+    return seconds_of_seed(spec, place=place)

@@ -1,6 +1,8 @@
-"""Data sets as uint8 arrays in their official order, verified and fingerprinted. NumPy only: torch comes later.
+"""Data sets in their official order, verified and fingerprinted. NumPy only: torch comes later.
 
-The data root holds torchvision's own layout. Official test splits are read whole and never mixed with training data.
+There are two kinds: small images are read whole, as uint8 arrays (`load_split`); photographs stay in their files, and
+are listed (`load_listing`). The data root holds torchvision's own layout. Official test splits are never mixed with
+training data.
 """
 
 import hashlib
@@ -13,16 +15,31 @@ import numpy as np
 import yaml
 
 from remeasure.convert import convert, did_you_mean
-from remeasure.data import cifar10, digits, mnist
+from remeasure.data import cifar10, digits, imagenet, mnist, photographs
 from remeasure.data.files import DataMissingError, Split
+from remeasure.data.photographs import Listing
 from remeasure.spec import DataSpec, InputError
 
-__all__ = ["DataMissingError", "Source", "Split", "fingerprint", "load_split", "official", "read_config", "test_labels"]
+__all__ = [
+    "DataMissingError",
+    "Listing",
+    "Source",
+    "Split",
+    "fingerprint",
+    "load_listing",
+    "load_split",
+    "official",
+    "read_config",
+    "streamed",
+    "test_labels",
+]
 
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]
 READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read, "cifar10": cifar10.read}
+Finder = Callable[[SplitName, Path, dict[str, str]], Listing]
+FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imagenet.find_sample}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +64,38 @@ def read_config(name: str, *, conf_dir: Path) -> DataSpec:
     return convert(DataSpec, values, where=f"conf/data/{name}.yaml: data")
 
 
+def streamed(spec: DataSpec) -> bool:
+    """Whether it is of the kind that stays in its files (`load_listing`), and not read whole (`load_split`)."""
+    if spec.source not in (*READERS, *FINDERS):
+        raise InputError(f"data.source: no such reader {spec.source!r}; valid: {', '.join((*READERS, *FINDERS))}")
+    return spec.source in FINDERS
+
+
+def load_listing(spec: DataSpec, split: SplitName, *, root: Path) -> Listing:
+    """The photographs of one official split, in order, unopened.
+
+    Raises DataMissingError (what is wanted and where it goes) or InputError (a set that is read whole, files that are
+    not what they should be).
+    """
+    if not streamed(spec):
+        raise InputError(f"data {spec.name}: has no photographs in files; valid: {', '.join(FINDERS)}")
+    listing = FINDERS[spec.source](split, root, spec.files_md5)
+    expected = spec.num_train if split == "train" else spec.num_test
+    if len(listing) != expected:
+        raise InputError(
+            f"data {spec.name}: expected {expected:,} photographs in {listing.place}, got {len(listing):,}"
+        )
+    return listing
+
+
 def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = True) -> Split:
     """One whole official split; where it is missing, it is downloaded first, unless `fetch` is false.
 
-    Raises DataMissingError (what is wanted and where it goes) or InputError (a file is not what it should be).
+    Raises DataMissingError (what is wanted and where it goes) or InputError (photographs, which are not read whole, or
+    a file is not what it should be).
     """
-    if spec.source not in READERS:
-        raise InputError(f"data.source: no such reader {spec.source!r}; valid: {', '.join(READERS)}")
+    if streamed(spec):
+        raise InputError(f"data {spec.name}: photographs are not read whole; valid: {', '.join(READERS)}")
     loaded = READERS[spec.source](split, root, spec.files_md5, fetch)
     expected = (spec.num_train if split == "train" else spec.num_test, *spec.image_shape)
     if loaded.images.shape != expected:
@@ -63,14 +105,24 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
 
 def test_labels(spec: DataSpec, *, root: Path) -> np.ndarray:
     """Labels of the official test split, shape (N,) int64. Raises DataMissingError: nothing is downloaded for them."""
+    if streamed(spec):
+        return load_listing(spec, "test", root=root).labels
     return load_split(spec, "test", root=root, fetch=False).labels
 
 
-def fingerprint(spec: DataSpec, *, root: Path) -> Source:
+def fingerprint(spec: DataSpec, *, root: Path, trains: bool = True) -> Source:
     """SHA-256 over uint8 pixels NCHW and int64 little-endian labels, train then test, whatever the file layout.
 
     A tuning run (split=validation) never loads the test split: its fingerprint is over the training split alone.
+    Of photographs it is over the bytes of the files of both splits (photographs.fingerprint), or, where nothing
+    `trains`, of the test split's alone.
     """
+    if streamed(spec):
+        names: tuple[SplitName, ...] = SPLITS if trains else ("test",)
+        found = [photographs.fingerprint(load_listing(spec, name, root=root)) for name in names]
+        joined = "\n".join(sha256 for sha256, _ in found)
+        data_sha256 = hashlib.sha256(joined.encode()).hexdigest() if trains else joined
+        return official(spec, data_sha256, verified=all(verified for _, verified in found))
     digest, verified = hashlib.sha256(), True
     for name in SPLITS if spec.split == "test" else SPLITS[:1]:
         split = load_split(spec, name, root=root)

@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import tarfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,8 @@ def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str],
         layout = PICKLES_ARCHIVE
         if reasons:
             wanted = {root / PICKLES_ARCHIVE: files_md5[PICKLES_ARCHIVE]}
-            raise missing(wanted, root=root, reasons=[*reasons, f"or the files of {PICKLES} or {BINARIES} there"])
+            others = f"or put there {PICKLES}/, {BINARIES}/ or {BINARIES_ARCHIVE}"
+            raise missing(wanted, root=root, reasons=[*reasons, others])
     contents = _contents(root / layout, names=NAMES[split], files_md5=files_md5)
     parse = _unpickle if layout in (PICKLES, PICKLES_ARCHIVE) else _parse
     images, labels = zip(*(parse(content, name=name) for name, content in contents.items()), strict=True)
@@ -76,11 +78,14 @@ def _bytes(path: Path) -> bytes:
 
 def _members(path: Path, members: list[str], *, md5: str) -> dict[str, bytes]:
     """The named members' bytes, read out of a verified .tar.gz."""
-    found = {}
-    with tarfile.open(fileobj=io.BytesIO(verified_bytes(path, md5=md5)), mode="r:gz") as archive:
-        for entry in archive:
-            if entry.name in members and (handle := archive.extractfile(entry)):
-                found[entry.name] = handle.read()
+    found, content = {}, verified_bytes(path, md5=md5)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            for entry in archive:
+                if entry.name in members and entry.isfile() and (handle := archive.extractfile(entry)):
+                    found[entry.name] = handle.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole .tar.gz ({error})") from None
     if lacking := [member for member in members if member not in found]:
         raise InputError(f"{path}: lacks {', '.join(lacking)}")
     return {f"{path}, {member}": found[member] for member in members}
@@ -99,13 +104,17 @@ def _unpickle(content: bytes, *, name: str) -> Part:
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         return _part(np.asarray(batch[b"data"]), np.asarray(batch[b"labels"]), name=name)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged pickle makes of itself
         raise InputError(f"{name}: not a batch of CIFAR-10 ({error})") from None
 
 
 def _part(pixels: np.ndarray, labels: np.ndarray, *, name: str) -> Part:
-    if pixels.shape != (PER_FILE, RECORD - 1) or pixels.dtype != np.uint8 or labels.shape != (PER_FILE,):
+    if pixels.shape != (PER_FILE, RECORD - 1) or pixels.dtype != np.uint8:
         raise InputError(f"{name}: expected {PER_FILE:,} images of 3x32x32 bytes, got {pixels.dtype} {pixels.shape}")
+    if labels.shape != (PER_FILE,) or labels.dtype.kind not in "iu":
+        raise InputError(f"{name}: expected {PER_FILE:,} integer labels, got {labels.dtype} {labels.shape}")
     if labels.min() < 0 or labels.max() > 9:
         raise InputError(f"{name}: expected labels 0 to 9, got {labels.min()} to {labels.max()}")
     return pixels.reshape(PER_FILE, 3, 32, 32), labels.astype(np.int64)

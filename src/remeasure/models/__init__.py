@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from remeasure.models import dense, lenet5, resnet
+from remeasure.models import dense, lenet5, resnet, vit
 from remeasure.spec import InputError, ModelSpec
 
 Builder = Callable[..., nn.Module]
@@ -24,6 +24,7 @@ BUILDERS: dict[str, Builder] = {
     "mlp": dense.mlp,
     "lenet5": lenet5.lenet5,
     "resnet18": resnet.resnet18,
+    "timm_net": vit.timm_net,
 }
 _CONTEXT = ("image_shape", "num_classes", "generator")  # what every builder is given beside its options
 

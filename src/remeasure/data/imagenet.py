@@ -1,0 +1,136 @@
+"""ImageNet (Russakovsky et al. 2015, ILSVRC 2012) as it lies under the data root: `imagenet/val/<synset>/*.JPEG`, or in
+`imagenet` the official archive of the validation photographs with its devkit. Nothing is unpacked onto the disk.
+
+A class's index is its synset's place among the 1,000 in sorted order. ImageNet is not downloaded: its owners ask for an
+account.
+"""
+
+import importlib.util
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from remeasure.data.files import DataMissingError, verified_bytes
+from remeasure.data.photographs import Listing
+from remeasure.spec import InputError
+
+ARCHIVE, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+META = "ILSVRC2012_devkit_t12/data/meta.mat"
+TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+FOLDERS = {"train": "train", "test": "val"}
+SUFFIXES = (".jpeg", ".jpg", ".png")  # those that timm and torchvision take for photographs
+
+
+def find(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:
+    """The photographs of a split; the test split is the official validation set."""
+    home = root / "imagenet"
+    folder = home / FOLDERS[split]
+    # Path.exists() raises where the folder may not be read
+    if split == "test" and not os.access(folder, os.F_OK) and os.access(home / ARCHIVE, os.F_OK):
+        return _from_archive(home, files_md5=files_md5)
+    return _from_folder(folder, root=root, wanted=_wanted(home, files_md5=files_md5) if split == "test" else ())
+
+
+def find_sample(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:  # noqa: ARG001
+    """`imagenet-sample/val/<synset>/*.JPEG`."""
+    return _from_folder(root / "imagenet-sample" / FOLDERS[split], root=root, wanted=())
+
+
+def synsets() -> dict[str, int]:
+    """Synset to class index: the list of 1,000 that timm ships, which is sorted."""
+    package = importlib.util.find_spec("timm")  # not imported: that takes 5 s
+    if package is None or not package.submodule_search_locations:
+        raise DataMissingError("data: the list of ImageNet's classes comes with timm: pip install 'remeasure[train]'")
+    path = Path(package.submodule_search_locations[0]) / "data/_info/imagenet_synsets.txt"
+    names = path.read_text().split()
+    assert names == sorted(set(names)), f"{path} is not sorted"
+    return {name: index for index, name in enumerate(names)}
+
+
+def _wanted(home: Path, *, files_md5: Mapping[str, str]) -> tuple[str, ...]:
+    archives = " and ".join(f"{home / name} (MD5 {files_md5[name]})" for name in (ARCHIVE, DEVKIT))
+    return (f"  or {archives}, as they are", "  (ImageNet is not downloaded: image-net.org asks for an account)")
+
+
+def _missing(folder: Path, *, root: Path, wanted: tuple[str, ...]) -> DataMissingError:
+    return DataMissingError(
+        "data: these photographs are missing; put them there, and start again:",
+        f"  {folder}/<synset>/*.JPEG",
+        *wanted,
+        f"  (the data root is {root}; the environment variable REMEASURE_DATA can name another one)",
+    )
+
+
+def _from_folder(folder: Path, *, root: Path, wanted: tuple[str, ...]) -> Listing:
+    """Raises DataMissingError: no such folder, or an empty one. InputError: a folder in it that is no class."""
+    classes, names = synsets(), list[str]()
+    try:
+        folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        for name in folders:
+            names += sorted(f"{name}/{entry.name}" for entry in os.scandir(folder / name) if _is_photograph(entry))
+    except FileNotFoundError:
+        raise _missing(folder, root=root, wanted=wanted) from None
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    if unknown := [name for name in folders if name not in classes and not name.startswith(".")]:
+        raise InputError(f"{folder}: not among ImageNet's 1,000 classes: {', '.join(unknown[:10])}")
+    if not names:
+        raise _missing(folder, root=root, wanted=wanted)
+    labels = np.array([classes[name.partition("/")[0]] for name in names], np.int64)
+    return Listing(names=tuple(names), labels=labels, place=folder, spans=None, md5=None)
+
+
+def _is_photograph(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+
+
+def _from_archive(home: Path, *, files_md5: Mapping[str, str]) -> Listing:
+    """The archive's photographs, named and sorted as if it were unpacked by the devkit's ground truth."""
+    if unlisted := [name for name in (ARCHIVE, DEVKIT) if name not in files_md5]:
+        raise InputError(f"data.files_md5: lacks {', '.join(unlisted)}")
+    if not os.access(home / DEVKIT, os.F_OK):
+        raise DataMissingError(
+            f"data: {home / ARCHIVE} is there, but not its labels; put the file there, and start again:",
+            f"  {home / DEVKIT} (MD5 {files_md5[DEVKIT]})",
+        )
+    classes, truth = synsets(), _ground_truth(home / DEVKIT, md5=files_md5[DEVKIT])
+    try:
+        with tarfile.open(home / ARCHIVE, mode="r:") as archive:
+            members = sorted((Path(entry.name).name, entry.offset_data, entry.size) for entry in _files(archive))
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{home / ARCHIVE}: not a whole tar archive ({error}); put the official one there") from None
+    if len(members) != len(truth):
+        raise InputError(f"{home / ARCHIVE}: expected {len(truth):,} photographs, got {len(members):,}")
+    found = sorted((f"{synset}/{name}", span) for synset, (name, *span) in zip(truth, members, strict=True))
+    return Listing(
+        names=tuple(name for name, _ in found),
+        labels=np.array([classes[name.partition("/")[0]] for name, _ in found], np.int64),
+        place=home / ARCHIVE,
+        spans=np.array([span for _, span in found], np.int64),
+        md5=files_md5[ARCHIVE],
+    )
+
+
+def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    return (entry for entry in archive if entry.isreg() and not entry.issparse())
+
+
+def _ground_truth(devkit: Path, *, md5: str) -> list[str]:
+    """The synset of each validation photograph, in the order of their names."""
+    from scipy.io import loadmat
+
+    contents = {}
+    with tarfile.open(fileobj=io.BytesIO(verified_bytes(devkit, md5=md5)), mode="r:gz") as archive:
+        for entry in archive:
+            if entry.name.removeprefix("./") in (META, TRUTH) and (handle := archive.extractfile(entry)):
+                contents[entry.name.removeprefix("./")] = handle.read()
+    if lacking := [name for name in (META, TRUTH) if name not in contents]:
+        raise InputError(f"{devkit}: lacks {', '.join(lacking)}")
+    meta = loadmat(io.BytesIO(contents[META]), squeeze_me=True)["synsets"]  # type: ignore[arg-type]  # a path or a file
+    synset = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in meta if entry["num_children"] == 0}
+    return [synset[int(number)] for number in contents[TRUTH].split()]

@@ -1,0 +1,39 @@
+"""ViT-B/16 (Dosovitskiy et al. 2021, "An image is worth 16x16 words", Table 1), and whatever else timm builds.
+
+At 224 pixels and 1,000 classes it has 86,567,656 parameters, which articles print as 86M. DeiT-B (Touvron et al. 2021,
+"Training data-efficient image transformers", Table 1) is the same net, trained otherwise.
+"""
+
+import torch
+from torch import Generator, nn
+
+from remeasure.convert import did_you_mean
+from remeasure.spec import InputError
+
+
+def timm_net(
+    *, image_shape: tuple[int, int, int], num_classes: int, generator: Generator, architecture: str
+) -> nn.Module:
+    """timm's net of that name, without published weights: drawn as timm draws them, from the generator's seed."""
+    import timm  # 5 s to import
+
+    name, _, tag = architecture.partition(".")
+    if tag or not timm.is_model(name):
+        near = did_you_mean(name, timm.list_models())
+        raise InputError(f"model.options.architecture: timm has no net {architecture!r}{near}")
+    size = {"img_size": image_shape[1:]} if _is_sized(name) else {}
+    with torch.random.fork_rng(devices=[]):  # timm draws from global state
+        torch.manual_seed(generator.initial_seed())
+        try:
+            network: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=image_shape[0], **size)
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(f"model: {architecture} cannot take images {image_shape} ({error})") from None
+    return network
+
+
+def _is_sized(name: str) -> bool:
+    """Whether the net is made for one size of images, as those with an embedding for each position are."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and bool(config.fixed_input_size)

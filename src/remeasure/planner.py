@@ -1,0 +1,237 @@
+"""What a seed will cost, from a few real steps, and which seeds fit the budget."""
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remeasure import journal, rundir
+from remeasure.progress import duration
+from remeasure.rundir import Place
+from remeasure.spec import Evaluation, Recipe, Resolution, RunSpec
+
+if TYPE_CHECKING:
+    from remeasure.training import Training
+
+TIMED_SECONDS = 3.0  # a row's steps are timed so long; at least two steps of each image size
+TIMED_BATCH_SECONDS = 1.0  # a batch that takes so long tells the speed of an evaluation
+
+Seed = tuple[str, int]  # spec_sha256 and number
+
+
+# ---------------------------------------------------------------- what a seed costs
+
+
+def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
+    """Seconds that a seed of `spec` takes here, from a few of its steps on its data; leaves nothing behind.
+
+    Of an evaluation, the network's share; what it decodes is not counted.
+    """
+    from remeasure import run  # Lightning: seconds to import
+
+    with run.processor(spec):
+        if isinstance(spec.recipe, Evaluation):
+            return spec.data.num_test * _seconds_per_image(spec, device_kind=place.device_kind)
+        seconds, sizes = 0.0, image_sizes(spec.recipe)
+        for pixels, num_epochs in sizes.items():
+            sized = replace(spec, recipe=at_size(spec.recipe, pixels=pixels))
+            training = run.build_training(sized, seed=0, place=place)
+            limit = TIMED_SECONDS / len(sizes)
+            each = _seconds_per_step(training, spec=sized, device_kind=place.device_kind, limit_seconds=limit)
+            seconds += num_epochs * training.steps_per_epoch * each
+        return seconds
+
+
+def image_sizes(recipe: Recipe) -> dict[int | None, int]:
+    """Pixels on each side of the training images, None for their own, and how many epochs see them so."""
+    return dict(Counter(_pixels_at(recipe, epoch) for epoch in range(recipe.epochs_total)))
+
+
+def _pixels_at(recipe: Recipe, epoch: int) -> int | None:
+    return recipe.resolution.pixels_at(epoch) if recipe.resolution else None
+
+
+def at_size(recipe: Recipe, *, pixels: int | None) -> Recipe:
+    """The recipe with images of this size from its first epoch."""
+    small = Resolution(pixels=(pixels,), until_epoch=(recipe.epochs_total - 1,)) if pixels else None
+    return replace(recipe, resolution=small)
+
+
+def _seconds_per_step(training: "Training", *, spec: RunSpec, device_kind: str, limit_seconds: float) -> float:
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    from remeasure.training import DivergenceError, train
+
+    clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind))
+    hook = register_optimizer_step_post_hook(clock)
+    try:
+        with tempfile.TemporaryDirectory() as folder, suppress(EnoughError, DivergenceError):
+            checkpoint = Path(folder) / "checkpoint.ckpt"
+            train(training, spec=spec, device_kind=device_kind, checkpoint=checkpoint, report=lambda _: None)
+    finally:
+        hook.remove()
+    return clock.seconds_per_step()
+
+
+class EnoughError(Exception):
+    """Enough steps were timed."""
+
+
+class StepClock:
+    """Called after each optimiser step. The first warms up; EnoughError once the others have taken `limit_seconds`."""
+
+    def __init__(self, *, limit_seconds: float, now: Callable[[], float]) -> None:
+        self.limit_seconds, self.now = limit_seconds, now
+        self.marks = [now()]
+
+    def __call__(self, *_: object) -> None:
+        self.marks.append(self.now())
+        if len(self.marks) > 2 and self.marks[-1] - self.marks[1] >= self.limit_seconds:
+            raise EnoughError
+
+    def seconds_per_step(self) -> float:
+        """The mean, without the first step where there are others."""
+        counted = self.marks[1:] if len(self.marks) > 2 else self.marks
+        return (counted[-1] - counted[0]) / (len(counted) - 1)
+
+
+def _clock_of(device_kind: str) -> Callable[[], float]:
+    """Seconds once the device has done all that it was given."""
+    import torch
+
+    def now() -> float:
+        if device_kind != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
+    """Of the network alone, on batches of noise that grow until one takes a while or is as large as the recipe's."""
+    import torch
+
+    from remeasure import models
+    from remeasure.training import memory_format
+
+    assert isinstance(spec.recipe, Evaluation)
+    shape, num_classes = spec.input_shape, spec.data.num_classes
+    network = models.build(spec.model, image_shape=shape, num_classes=num_classes, generator_seed=0)
+    network = network.to(device_kind).to(memory_format=memory_format(spec)).eval()
+    now = _clock_of(device_kind)
+    num, seconds = 1, 0.0
+    while seconds < TIMED_BATCH_SECONDS and num <= spec.recipe.batch_size:
+        batch = torch.rand(num, *shape, device=device_kind)
+        for _ in range(2):  # the first warms up
+            began = now()
+            with torch.inference_mode(), torch.autocast(device_kind, torch.bfloat16, spec.precision == "bfloat16"):
+                network(batch.contiguous(memory_format=memory_format(spec)))
+            seconds = now() - began
+        per_image, num = seconds / num, 4 * num
+    return per_image
+
+
+def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
+    """How much of a seed is still to do: 1 for all, less where a checkpoint waits for it to go on."""
+    attempts = rundir.attempts(spec, seed=seed, place=place)
+    if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or isinstance(spec.recipe, Evaluation):
+        return 1.0
+    epochs = [event["epoch"] for event in journal.read(attempts[-1]) if event["event"] == "epoch"]
+    return work(spec, first_epoch=max(epochs, default=0)) / work(spec, first_epoch=0)
+
+
+def work(spec: RunSpec, *, first_epoch: int) -> float:
+    """The epochs from `first_epoch` (from 0) on, each weighed by its images' pixels."""
+    assert isinstance(spec.recipe, Recipe)
+    own = spec.data.image_shape[1]
+    epochs = range(first_epoch, spec.recipe.epochs_total)
+    return sum(((_pixels_at(spec.recipe, epoch) or own) / own) ** 2 for epoch in epochs)
+
+
+# ---------------------------------------------------------------- what fits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a row wants to train now: `seconds` for each seed, which takes `num_cores`. `num_done` seeds are here."""
+
+    row: str
+    num_done: int
+    num_cores: int
+    seconds: Mapping[Seed, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A row in the plan: its seconds, alone and behind the rows before it, and how many of its seeds fit."""
+
+    forecast: Forecast
+    seconds_in_all: float
+    seconds_needed: float
+    num_fit: int
+
+
+def plan(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float) -> list[Planned]:
+    """The rows, cheapest first; seeds that two of them share are trained once."""
+    cost = {entry.row: max(ends([entry], num_cores=num_cores).values()) for entry in forecasts}
+    order = sorted(forecasts, key=lambda entry: cost[entry.row])
+    needed = ends(order, num_cores=num_cores)
+    within = ends(order, num_cores=num_cores, budget_seconds=budget_seconds)
+    return [
+        Planned(
+            forecast=entry,
+            seconds_in_all=cost[entry.row],
+            seconds_needed=max(needed[seed] for seed in entry.seconds),
+            num_fit=sum(seed in within for seed in entry.seconds),
+        )
+        for entry in order
+    ]
+
+
+def ends(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float = math.inf) -> dict[Seed, float]:
+    """When each seed ends, in seconds from now; those that would end after the budget are left out.
+
+    Each seed in turn takes the cores that are free first.
+    """
+    free, found = [0.0] * num_cores, dict[Seed, float]()
+    for entry in forecasts:
+        for seed, seconds in entry.seconds.items():
+            free.sort()
+            end = free[entry.num_cores - 1] + seconds
+            if seed not in found and end <= budget_seconds:
+                free[: entry.num_cores] = [end] * entry.num_cores
+                found[seed] = end
+    return found
+
+
+def table(planned: Sequence[Planned], *, budget_seconds: float) -> Iterator[str]:
+    """The plan as lines of text."""
+    heading = ("row", "seeds here", "to train", "a seed", "in all", f"in {duration(budget_seconds)}")
+    cells = [heading, *(_cells(entry) for entry in planned)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]
+    for name, *numbers, fits in cells:
+        right = "  ".join(text.rjust(width) for text, width in zip(numbers, widths[1:-1], strict=True))
+        yield f"{name:<{widths[0]}}  {right}  {fits}"
+
+
+def _cells(entry: Planned) -> tuple[str, ...]:
+    seconds = entry.forecast.seconds
+    num = len(seconds)
+    fits = "fits"
+    if entry.num_fit < num:
+        some = f"{entry.num_fit} of {num} seeds fit" if entry.num_fit else "does not fit"
+        fits = f"{some}; BUDGET={budget(entry.seconds_needed)} would do"
+    numbers = (duration(max(seconds.values())), duration(entry.seconds_in_all))
+    return entry.forecast.row, str(entry.forecast.num_done), str(num), *numbers, fits
+
+
+def budget(seconds: float) -> str:
+    """The seconds as a budget is written, rounded up: 45s, 12m, 3.5h."""
+    if seconds <= 90:
+        return f"{math.ceil(seconds)}s"
+    return f"{math.ceil(seconds / 60)}m" if seconds < 6000 else f"{math.ceil(seconds / 360) / 10:g}h"

@@ -1,0 +1,416 @@
+"""Training on photographs that are decoded as they are needed: DeiT's recipe, its parts timm's, on one device or many.
+
+Touvron, Cord, Douze, Massa, Sablayrolles and Jégou 2021, "Training data-efficient image transformers & distillation
+through attention", Table 9; where that is silent, their code (github.com/facebookresearch/deit, main.py). Every draw
+is a function of (seed, purpose, step, device's rank), so that a resumed run repeats an unbroken one.
+"""
+
+import multiprocessing
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from timm.data import Mixup, auto_augment, create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.mixup import mixup_target
+from timm.layers import DropPath
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from remeasure import training
+from remeasure.decoding import decode
+from remeasure.recipe import build_optimizer, learning_rate, training_loss
+from remeasure.spec import InputError, Normalisation, Recipe, RunSpec, Streaming
+from remeasure.training import TRAINER_PRECISION, DivergenceError, Keeper, derive, memory_format
+
+CHECKPOINT_SECONDS = 600.0  # one of DeiT-B's is 1.4 GB
+HARMLESS_WARNINGS = (
+    *training.HARMLESS_WARNINGS,
+    r"The 'train_dataloader' does not have many workers",  # the caller's choice
+)
+Batch = list[Tensor]  # images (B, 3, H, W) float32, normalised, and labels (B,) int64, of one device
+
+
+class Photographs(Dataset[tuple[Tensor, int]]):
+    """Item (index, draw) is image `index`, augmented as (seed, draw) says: (3, H, W) float32, and its label.
+
+    files: (N,) bytes, a path each; labels: (N,). Loader processes get a copy: 0.1 GB of ImageNet, a tenth of a list's.
+    """
+
+    def __init__(
+        self,
+        *,
+        files: npt.NDArray[np.bytes_],
+        labels: npt.NDArray[np.int64],
+        seed: int,
+        transform: Callable[[Image.Image], Tensor],
+    ) -> None:
+        self.files, self.labels, self.seed, self.transform = files, labels, seed, transform
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        index, draw = item
+        path = os.fsdecode(self.files[index])
+        try:
+            image = decode(Path(path).read_bytes())
+        except Exception as error:  # Pillow's decoders raise whatever comes to them
+            raise InputError(f"{path}: cannot be decoded ({error})") from None
+        _seed_everything(derive(self.seed, purpose="augmentation", step=draw))
+        return self.transform(image), int(self.labels[index])
+
+
+def epoch_order(epoch: int, *, num_images: int, num_repeats: int, seed: int, world_size: int, rank: int) -> list[int]:
+    """Indices of the images that device `rank` of `world_size` sees in `epoch`, a function of (seed, epoch).
+
+    Repeated augmentation as DeiT and timm have it: of a random order with each image `num_repeats` times in a row the
+    devices take one in turn, until all together have seen `num_images` (rounded up to whole rounds).
+    """
+    sampler = RepeatAugSampler(
+        range(num_images), num_replicas=world_size, rank=rank, num_repeats=num_repeats, selected_round=0
+    )
+    sampler.set_epoch(derive(seed, purpose="order", step=epoch))  # a plain epoch would be shuffled alike for every seed
+    return list(sampler)
+
+
+class Draws(Sampler[tuple[int, int]]):
+    """The items of an epoch, from the next step on. Lightning counts a resumed epoch's batches from where it stopped,
+    so the length is the whole epoch's.
+    """
+
+    def __init__(self, training: "StreamTraining") -> None:
+        self.training = training
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        training, world_size, rank = self.training, self.training.trainer.world_size, self.training.global_rank
+        epoch, start = divmod(training.global_step, training.steps_per_epoch)
+        order = epoch_order(
+            epoch,
+            num_images=len(training.files),
+            num_repeats=training.streaming.num_repeats,
+            seed=training.seed,
+            world_size=world_size,
+            rank=rank,
+        )
+        first = epoch * len(self)
+        places = range(start * training.images_per_device, len(self))
+        return ((order[place], world_size * (first + place) + rank) for place in places)
+
+    def __len__(self) -> int:
+        return self.training.steps_per_epoch * self.training.images_per_device
+
+
+def augmentation(streaming: Streaming, *, normalisation: Normalisation) -> Callable[[Image.Image], Tensor]:
+    """timm's transform for training: a photograph → (3, crop_pixels, crop_pixels) float32, normalised.
+
+    Its colour jitter is off: with RandAugment timm leaves it out, as it did for DeiT, whatever `color_jitter` says.
+    """
+    transform = create_transform(
+        streaming.transform.crop_pixels,
+        is_training=True,
+        color_jitter=None,
+        auto_augment=streaming.rand_augment,
+        interpolation=streaming.transform.interpolation,
+        mean=_per_channel(normalisation.mean),
+        std=_per_channel(normalisation.std),
+        re_prob=streaming.erase_probability,
+        re_mode="pixel",
+    )
+    for operation in (each for part in transform.transforms for each in getattr(part, "ops", ())):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    composed: Callable[[Image.Image], Tensor] = transform
+    return composed
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
+    """RandAugment keeps no bit at all at its full magnitude, a black image; Pillow 13 refuses that."""
+    return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
+
+
+def _per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
+    return values * 3 if len(values) == 1 else values
+
+
+def _seed_everything(seed: int) -> None:
+    """timm draws from all three global states."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
+    """Stochastic depth for a timm transformer: from 0 in its first block to `drop_path` in its last, as timm builds it.
+
+    It has no weights, and an evaluation leaves it out. Raises InputError for a network without such blocks.
+    """
+    blocks = getattr(network, "blocks", None)
+    if not isinstance(blocks, nn.Sequential) or not all(hasattr(block, "drop_path1") for block in blocks):
+        if drop_path:
+            raise InputError(f"recipe.streaming.drop_path: {type(network).__name__} has no residual blocks of timm's")
+        return
+    for block, rate in zip(blocks, torch.linspace(0, drop_path, len(blocks)).tolist(), strict=True):
+        for name in ("drop_path1", "drop_path2"):
+            setattr(block, name, DropPath(rate) if rate else nn.Identity())
+
+
+def parameter_groups(network: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """timm's: no decay of biases, norms and what the network names (positions and class token), the rest decays."""
+    spared: set[str] = getattr(network, "no_weight_decay", set)()
+    groups: list[dict[str, Any]] = param_groups_weight_decay(network, weight_decay, no_weight_decay_list=spared)
+    return groups
+
+
+class StreamTraining(LightningModule):
+    """One seed's training of `network` on files with labels (N,) in 0..C-1, as `spec.recipe.streaming` says.
+
+    `recipe.batch_size` counts the images of all devices together. A step sees the same images on however many devices;
+    mixup, cutmix and drop path are drawn on each device for itself, as in DeiT.
+    """
+
+    ema: ModelEmaV3 | None
+    loss_total: Tensor
+    num_correct: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        spec: RunSpec,
+        seed: int,
+        paths: Sequence[Path | str],
+        labels: npt.NDArray[np.int64],
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        assert isinstance(spec.recipe, Recipe)
+        assert spec.recipe.streaming is not None
+        self.recipe, self.streaming, self.seed = spec.recipe, spec.recipe.streaming, seed
+        self.steps_per_block, self.memory_format = spec.steps_per_block, memory_format(spec)
+        self.loss = replace(self.recipe.loss, label_smoothing=0.0)  # the targets are smoothed instead
+        self.num_classes, self.num_workers = spec.data.num_classes, num_workers
+        self.files, self.labels = np.array([os.fsencode(path) for path in paths]), labels
+        self.steps_per_epoch = len(paths) // self.recipe.batch_size  # the rest wait for an epoch that draws them
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"recipe.batch_size: expected at most the {len(paths)} images, got {self.recipe.batch_size}"
+            )
+        self.transform = augmentation(self.streaming, normalisation=self.recipe.normalisation)
+        set_drop_path(network, drop_path=self.streaming.drop_path)
+        self.network: nn.Module = network.to(memory_format=self.memory_format)
+        self.ema = None
+        if self.streaming.ema_decay is not None:
+            self.ema = ModelEmaV3(network, decay=self.streaming.ema_decay).requires_grad_(False).train()
+        self.register_buffer("loss_total", torch.zeros(()))  # over the first device's images in this epoch so far
+        self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
+
+    # ------------------------------------------------ images
+
+    @property
+    def mixes(self) -> bool:
+        return self.streaming.mixup_alpha > 0 or self.streaming.cutmix_alpha > 0
+
+    @property
+    def images_per_device(self) -> int:
+        """In each step. Raises InputError where a batch cannot be shared out."""
+        num, rest = divmod(self.recipe.batch_size, self.trainer.world_size)
+        if rest or (num % 2 and self.mixes):
+            raise InputError(
+                f"recipe.batch_size: expected an even number of images for each of {self.trainer.world_size} devices "
+                f"(mixup pairs them), got {self.recipe.batch_size} for all"
+            )
+        return num
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        # Forked from here, a worker could hang where torch has started threads; a server of its own forks it.
+        context = multiprocessing.get_context("forkserver") if self.num_workers else None
+        if context:
+            context.set_forkserver_preload([__name__])
+        return DataLoader(
+            Photographs(files=self.files, labels=self.labels, seed=self.seed, transform=self.transform),
+            batch_size=self.images_per_device,
+            sampler=Draws(self),
+            num_workers=self.num_workers,
+            multiprocessing_context=context,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    # ------------------------------------------------ steps
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups: Any = parameter_groups(self.network, weight_decay=self.recipe.optimizer.weight_decay or 0.0)
+        return build_optimizer(groups, optimizer=self.recipe.optimizer)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the totals anew; Lightning does not call this after a resume in mid-epoch."""
+        self.loss_total.zero_()
+        self.num_correct.zero_()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - global_step says where it stands
+        _seed_everything(derive(self.seed, purpose=f"step on device {self.global_rank}", step=self.global_step))
+        images, targets = self.mixed(*batch)
+        logits = self.network(images.contiguous(memory_format=self.memory_format))
+        loss = training_loss(logits, targets, loss=self.loss, parameters=self.network.parameters())
+        self.loss_total += loss.detach() * len(images)
+        self.num_correct += (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).sum()
+        return loss
+
+    def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and targets (B, num_classes) float32, smoothed, each sum 1; mixed where the recipe says so."""
+        smoothing = self.recipe.loss.label_smoothing
+        if not self.mixes:
+            return images, mixup_target(labels, self.num_classes, smoothing=smoothing)
+        mixup = Mixup(
+            mixup_alpha=self.streaming.mixup_alpha,
+            cutmix_alpha=self.streaming.cutmix_alpha,
+            label_smoothing=smoothing,
+            num_classes=self.num_classes,
+        )
+        with torch.autocast(images.device.type, enabled=False):
+            images, targets = mixup(images, labels)
+        return images, targets
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """Clip here: Lightning refuses to beside bfloat16 and a fused optimiser."""
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
+        """One step at its rate, the moving average after it; a look at the loss at the end of each block."""
+        step = self.global_step
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        super().optimizer_step(*arguments, **more)
+        if self.ema is not None:
+            self.ema.update(self.network)
+        if self.ends_block(step + 1):
+            self._check(step)
+
+    def ends_block(self, num_steps: int) -> bool:
+        """Whether a block of steps ends after so many; the last one of an epoch may be shorter."""
+        return num_steps % self.steps_per_epoch % self.steps_per_block == 0
+
+    def _check(self, step: int) -> None:
+        """All devices find the loss finite, or all stop: the block's one synchronisation."""
+        total = self.trainer.strategy.reduce(self.loss_total.clone(), reduce_op="sum")
+        if not torch.isfinite(total):
+            raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
+
+    def learning_rate(self, step: int) -> float:
+        recipe = self.recipe
+        return learning_rate(
+            step,
+            lr_peak=recipe.optimizer.lr_peak,
+            schedule=recipe.schedule,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs_total=recipe.epochs_total,
+        )
+
+
+class StreamKeeper(Keeper):
+    """Reports each epoch, and checkpoints at the end of a block once it is time, on all devices together.
+
+    Loss and accuracy of an epoch are over the mixed images of the first device; of two mixed images, the label with
+    the greater share counts.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        assert isinstance(pl_module, StreamTraining)
+        if trainer.global_step % pl_module.steps_per_epoch and pl_module.ends_block(trainer.global_step):
+            self._save_when_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, StreamTraining)
+        num = pl_module.steps_per_epoch * pl_module.images_per_device
+        point = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "split": "train",
+            "loss": pl_module.loss_total.item() / num,
+            "accuracy_percent": 100 * pl_module.num_correct.item() / num,
+            "lr": pl_module.learning_rate(trainer.global_step - 1),
+            "seconds": round(time.monotonic() - self.epoch_started, 3),
+        }
+        if trainer.is_global_zero:
+            self.report(point)
+        if trainer.current_epoch + 1 < pl_module.recipe.epochs_total:
+            self._save_when_due(trainer)
+
+    def _save_when_due(self, trainer: Trainer) -> None:
+        """Devices' clocks differ: the first one's counts. Each takes part, the first one writes."""
+        if not trainer.strategy.broadcast(time.monotonic() - self.saved >= CHECKPOINT_SECONDS):
+            return
+        partial = self.checkpoint.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.checkpoint)
+        self.saved = time.monotonic()
+
+
+def train(
+    network: nn.Module,
+    *,
+    spec: RunSpec,
+    seed: int,
+    paths: Sequence[Path | str],
+    labels: npt.NDArray[np.int64],
+    device_kind: str,
+    devices: int,
+    num_workers: int,
+    checkpoint: Path,
+    report: Callable[[dict[str, Any]], None],
+) -> float:
+    """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError,
+    and InputError for a photograph that cannot be decoded or a batch that cannot be shared out.
+
+    `network` has the weights to score afterwards. `labels` (N,) int64, one for each path. `devices`: on each machine;
+    where there are several, each has a process of its own that runs all of this, started by torchrun, SLURM or, on one
+    machine, by Lightning. The first one reports and writes the checkpoint, which all must be able to read.
+    `num_workers`: loader processes for each device.
+    """
+    module = StreamTraining(network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers)
+    keeper = StreamKeeper(checkpoint, report=report)
+    with warnings.catch_warnings():
+        for message in HARMLESS_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        trainer = Trainer(
+            accelerator=device_kind,
+            devices=devices,
+            num_nodes=num_nodes(),
+            strategy="auto" if devices * num_nodes() == 1 else "ddp",
+            precision=TRAINER_PRECISION[spec.precision],
+            max_epochs=module.recipe.epochs_total,
+            callbacks=[keeper],
+            deterministic="warn" if device_kind == "cuda" else None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None)
+    if module.streaming.scored == "ema":
+        assert module.ema is not None
+        network.load_state_dict(module.ema.module.state_dict())
+    return keeper.wall_seconds
+
+
+def num_nodes() -> int:
+    """Machines in this job, as SLURM or torchrun say it; one where neither does."""
+    if nodes := os.environ.get("SLURM_NNODES"):
+        return int(nodes)
+    return int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
