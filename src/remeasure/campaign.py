@@ -93,7 +93,9 @@ class RowCampaign:
         """What each seed costs that is to be trained next; nothing until a seed's cost is known."""
         each = self.seconds_per_seed(device=device)
         sha256 = self.spec.spec_sha256
-        return {(sha256, seed): each * self.shares_left.get(seed, 1.0) for seed in self.wanted()} if each else {}
+        if each is None:
+            return {}
+        return {(sha256, seed): each * self.shares_left.get(seed, 1.0) for seed in self.wanted()}
 
     def continues(self, *, device_kind: str) -> bool:
         """Whether the committed record is of the same spec and device kind, so that one could go on from it."""

@@ -79,9 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=_seconds, default=7200.0, help="such as 4h, 90m, 30s (default: 2h)")
     parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
     parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
-    parser.add_argument(
-        "--results", type=Path, help="a folder to write in place of results/; README stays"
-    )
+    parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
     parser.add_argument("--demo", action="store_true", help="conf/demo.yaml into runs/demo, offline, under a minute")
     return parser
 
