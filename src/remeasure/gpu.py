@@ -35,45 +35,44 @@ from remeasure.rundir import write_whole
 from remeasure.spec import Config, DeviceKind, RunRecord
 from remeasure.training import Training
 
-MNIST_ROWS = ("logreg-mnist", "mlp2-mnist", "mlp4-mnist", "lenet5-mnist")
 Figures = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured. `rows`: command lines of `reproduce.py measure`, each timed as a whole."""
+    """How much is measured. Rows are command lines of `reproduce.py measure`; `vit` is one of `train.py`."""
 
-    rows: tuple[tuple[str, ...], ...]
+    first_rows: tuple[str, ...]
+    last_rows: tuple[str, ...]
     matrix: int
     batches: tuple[int, ...]
     photograph_batches: tuple[int, ...]
     hidden: tuple[int, ...]
     num_images: int
-    photographs: str
-    vit: str
+    vit: tuple[str, ...]
     repeats: int
 
 
 FULL = Sizes(
-    rows=(("resnet18-cifar10",), (*MNIST_ROWS, "--seeds", "10")),
+    first_rows=("resnet18-cifar10", "--seeds", "5"),
+    last_rows=("logreg-mnist", "mlp2-mnist", "mlp4-mnist", "lenet5-mnist", "--seeds", "10"),
     matrix=8192,
     batches=(128, 512, 2048),
     photograph_batches=(64, 256, 512),
     hidden=(64, 256, 1024, 4096),
     num_images=4_000,
-    photographs="imagenet_sample",
-    vit="vit_b16",
+    vit=("model=vit_b16",),
     repeats=30,
 )
 TINY = Sizes(
-    rows=(("--demo",),),
+    first_rows=("mlp2-digits", "--demo", "--seeds", "2"),
+    last_rows=("logreg-digits", "--demo", "--seeds", "2"),
     matrix=512,
     batches=(8, 16),
     photograph_batches=(2,),
     hidden=(16, 64),
     num_images=16,
-    photographs="imagenet_sample",
-    vit="vit_b16",
+    vit=("model=vit_b16", "model.options.architecture=vit_tiny_patch16_224"),
     repeats=2,
 )
 
@@ -100,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m remeasure.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json, gpu.md and results.tar.gz")
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json, gpu.md and rows-*.tar.gz")
     parser.add_argument("--minutes", type=float, default=9.0, help="no step is begun after so many minutes")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal, on the CPU")
     return parser
@@ -146,16 +145,18 @@ def _steps(
 ) -> Iterator[tuple[str, Callable[[], Figures]]]:
     """Names and what measures them, the most wanted first."""
     device = torch.device(kind)
+
+    def rows(arguments: Sequence[str]) -> tuple[str, Callable[[], Figures]]:
+        archive = out / f"rows-{arguments[0]}.tar.gz"
+        return f"rows {' '.join(arguments)}", partial(measure_rows, arguments, archive=archive, deadline=deadline)
+
     yield "matrix products", lambda: [matrix_product(sizes.matrix, device=device, repeats=sizes.repeats)]
-    for arguments in sizes.rows:
-        yield (
-            f"rows {' '.join(arguments)}",
-            partial(measure_rows, arguments, archive=out / f"rows-{arguments[0].strip('-')}.tar.gz", deadline=deadline),
-        )
-    yield "ViT-B/16 from memory", lambda: vit_from_memory(sizes, device=device)
-    yield "ViT-B/16 from files", lambda: vit_from_files(sizes, device=device)
+    yield rows(sizes.first_rows)
+    yield "ViT from memory", lambda: vit_from_memory(sizes, device=device)
+    yield "ViT from files", lambda: vit_from_files(sizes, device=device)
     yield "ResNet-18 by batch", lambda: resnet_by_batch(sizes, device=device)
     yield "MLP by batch and width", lambda: mlp_by_size(sizes, device=device)
+    yield rows(sizes.last_rows)
 
 
 # ---------------------------------------------------------------- the clock
@@ -255,7 +256,7 @@ def _flop(call: Callable[[], object]) -> int:
 
 def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
     """Images/s of inference in bfloat16 on uint8 images that are on the device, plain and compiled."""
-    config, lines = _config(f"model={sizes.vit}"), Figures()
+    config, lines = _config(*sizes.vit), Figures()
     for compiled in (False, True) if device.type == "cuda" else (False,):
         network = _network(config, device=device)
         if compiled:
@@ -270,7 +271,7 @@ def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
 
 def vit_from_files(sizes: Sizes, *, device: torch.device) -> Figures:
     """Images/s from JPEG files: decoding alone, and decoding with the net, beside the net alone."""
-    config = _config(f"model={sizes.vit}", f"data={sizes.photographs}")
+    config = _config(*sizes.vit, "data=imagenet_sample")
     return [evaluation.throughput(config, device=device, data_root=paths.data_root(), num_images=sizes.num_images)]
 
 
