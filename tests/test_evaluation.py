@@ -429,7 +429,7 @@ def test_photographs_that_changed_since_the_plan_are_not_scored(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = data.fingerprint
-    monkeypatch.setattr(data, "fingerprint", lambda spec, *, root: replace(planned(spec, root=root), data_sha256="0"))
+    monkeypatch.setattr(data, "fingerprint", lambda *_, **named: replace(planned(*_, **named), data_sha256="0"))
     config = replace(compose(["model=vit_b16", *TINY]), data=imagenet(root))
     other = planned(config.data, root=root).data_sha256
     place = Place(runs=tmp_path / "runs", project=tmp_path, data_root=root, device_kind="cpu")

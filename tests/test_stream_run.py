@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 
 def spec(root: Path, overrides: tuple[str, ...] = SMALL) -> RunSpec:
     config = compose(list(overrides))
-    return config.spec(data_sha256=data.fingerprint(config.data, root=root).data_sha256)
+    return config.spec(data_sha256=data.fingerprint(config.data, root=root, trains=True).data_sha256)
 
 
 def place(root: Path) -> Place:

@@ -56,7 +56,7 @@ def pool(place: Place, monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 
 def task(seed: int, *, cpu_threads: int = 1) -> Task:
-    spec: Any = SimpleNamespace(cpu_threads=cpu_threads)
+    spec: Any = SimpleNamespace(cpu_threads=cpu_threads, mode="train")
     return Task(row="mlp2-digits", seed=seed, spec=spec, fresh=False)
 
 
@@ -110,11 +110,15 @@ def test_a_seed_is_timed_beside_as_many_as_will_run_at_once(pool: Workers, monke
         assert pool.seconds_of_seed(timed(pool, cpu_threads=1, together=1), num_seeds=1) == 1.0
 
 
+def test_an_evaluation_takes_every_core_for_its_decoding(pool: Workers) -> None:
+    assert pool.cores(SimpleNamespace(cpu_threads=1, mode="evaluate")) == 2  # type: ignore[arg-type]
+
+
 def timed(pool: Workers, *, cpu_threads: int, together: int | None = None) -> Any:
     """A spec whose timings wait for each other in a folder of their own."""
     together = together or pool.num // cpu_threads
     folder = Path(tempfile.mkdtemp(dir=pool.place.runs))
-    return SimpleNamespace(cpu_threads=cpu_threads, folder=folder, together=together)
+    return SimpleNamespace(cpu_threads=cpu_threads, mode="train", folder=folder, together=together)
 
 
 def test_a_pool_without_a_task_starts_no_process(pool: Workers) -> None:

@@ -110,12 +110,12 @@ def test_labels(spec: DataSpec, *, root: Path) -> np.ndarray:
     return load_split(spec, "test", root=root, fetch=False).labels
 
 
-def fingerprint(spec: DataSpec, *, root: Path, trains: bool = True) -> Source:
+def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
     """SHA-256 over uint8 pixels NCHW and int64 little-endian labels, train then test, whatever the file layout.
 
     A tuning run (split=validation) never loads the test split: its fingerprint is over the training split alone.
-    Of photographs it is over the bytes of the files of both splits (photographs.fingerprint), or, where nothing
-    `trains`, of the test split's alone.
+    Of photographs it is over the bytes of the test split's files (photographs.fingerprint), and where a run trains on
+    them, of both splits'.
     """
     if streamed(spec):
         names: tuple[SplitName, ...] = SPLITS if trains else ("test",)
