@@ -17,7 +17,7 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 # see both sides.
 JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "storage"}
 TRAINING = {
-    *("data", "models", "weights", "recipe", "training", "streaming", "decoding", "evaluation"),
+    *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
     *("run", "rundir", "planner", "workers", "provenance", "devices"),
 }
 SHARED = {"spec", "convert", "journal", "paths"}  # both wings stand on them

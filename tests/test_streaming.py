@@ -27,10 +27,11 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from remeasure import paths, streaming
+from remeasure.augmented import Photographs, augmentation, epoch_order
 from remeasure.cli import compose
 from remeasure.recipe import training_loss
 from remeasure.spec import InputError, Normalisation, Recipe, RunSpec, Streaming
-from remeasure.streaming import Photographs, StreamTraining, augmentation, epoch_order, parameter_groups, set_drop_path
+from remeasure.streaming import StreamTraining, parameter_groups, set_drop_path
 from remeasure.training import DivergenceError
 
 NUM_TRAIN = 1_281_167  # photographs of ImageNet's training split
@@ -634,7 +635,8 @@ def test_two_devices_train_as_one_does(files: list[Path], tmp_path: Path) -> Non
     assert same(first, second)
     alone = train(spec(*PLAIN), files, tmp_path)
     for name, value in alone.items():
-        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5)
+        # AdamW moves a weight by 1e-3 a step, and by a share of that where rounding decides a gradient's sign
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
 
 
 def _one_of_two(folder: Path, out: Path) -> None:

@@ -372,9 +372,16 @@ def _with_share(line: Mapping[str, Any], *, peak: float | None) -> dict[str, Any
 
 
 def _cell(value: object) -> str:
-    return (
-        "" if value is None else f"{value:,}" if isinstance(value, (int, float)) and value is not True else str(value)
-    )
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        case int():
+            return f"{value:,}"
+    return str(value)
 
 
 if __name__ == "__main__":

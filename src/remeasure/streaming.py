@@ -7,7 +7,6 @@ is a function of (seed, purpose, step, device's rank), so that a resumed run rep
 
 import multiprocessing
 import os
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,22 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from timm.data import Mixup, auto_augment, create_transform
-from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.layers import DropPath
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from remeasure import training
-from remeasure.decoding import decode
+from remeasure.augmented import Photographs, augmentation, epoch_order, seed_everything
 from remeasure.recipe import build_optimizer, learning_rate, training_loss
-from remeasure.spec import InputError, Normalisation, Recipe, RunSpec, Streaming
+from remeasure.spec import InputError, Recipe, RunSpec
 from remeasure.training import TRAINER_PRECISION, DivergenceError, Keeper, derive, memory_format
 
 CHECKPOINT_SECONDS = 600.0  # one of DeiT-B's is 1.4 GB
@@ -42,46 +39,6 @@ HARMLESS_WARNINGS = (
     r"The 'train_dataloader' does not have many workers",  # the caller's choice
 )
 Batch = list[Tensor]  # images (B, 3, H, W) float32, normalised, and labels (B,) int64, of one device
-
-
-class Photographs(Dataset[tuple[Tensor, int]]):
-    """Item (index, draw) is image `index`, augmented as (seed, draw) says: (3, H, W) float32, and its label.
-
-    files: (N,) bytes, a path each; labels: (N,). Loader processes get a copy: 0.1 GB of ImageNet, a tenth of a list's.
-    """
-
-    def __init__(
-        self,
-        *,
-        files: npt.NDArray[np.bytes_],
-        labels: npt.NDArray[np.int64],
-        seed: int,
-        transform: Callable[[Image.Image], Tensor],
-    ) -> None:
-        self.files, self.labels, self.seed, self.transform = files, labels, seed, transform
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        index, draw = item
-        path = os.fsdecode(self.files[index])
-        try:
-            image = decode(Path(path).read_bytes())
-        except Exception as error:  # Pillow's decoders raise whatever comes to them
-            raise InputError(f"{path}: cannot be decoded ({error})") from None
-        _seed_everything(derive(self.seed, purpose="augmentation", step=draw))
-        return self.transform(image), int(self.labels[index])
-
-
-def epoch_order(epoch: int, *, num_images: int, num_repeats: int, seed: int, world_size: int, rank: int) -> list[int]:
-    """Indices of the images that device `rank` of `world_size` sees in `epoch`, a function of (seed, epoch).
-
-    Repeated augmentation as DeiT and timm have it: of a random order with each image `num_repeats` times in a row the
-    devices take one in turn, until all together have seen `num_images` (rounded up to whole rounds).
-    """
-    sampler = RepeatAugSampler(
-        range(num_images), num_replicas=world_size, rank=rank, num_repeats=num_repeats, selected_round=0
-    )
-    sampler.set_epoch(derive(seed, purpose="order", step=epoch))  # a plain epoch would be shuffled alike for every seed
-    return list(sampler)
 
 
 class Draws(Sampler[tuple[int, int]]):
@@ -109,45 +66,6 @@ class Draws(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         return self.training.steps_per_epoch * self.training.images_per_device
-
-
-def augmentation(streaming: Streaming, *, normalisation: Normalisation) -> Callable[[Image.Image], Tensor]:
-    """timm's transform for training: a photograph → (3, crop_pixels, crop_pixels) float32, normalised.
-
-    Its colour jitter is off: with RandAugment timm leaves it out, as it did for DeiT, whatever `color_jitter` says.
-    """
-    transform = create_transform(
-        streaming.transform.crop_pixels,
-        is_training=True,
-        color_jitter=None,
-        auto_augment=streaming.rand_augment,
-        interpolation=streaming.transform.interpolation,
-        mean=_per_channel(normalisation.mean),
-        std=_per_channel(normalisation.std),
-        re_prob=streaming.erase_probability,
-        re_mode="pixel",
-    )
-    for operation in (each for part in transform.transforms for each in getattr(part, "ops", ())):
-        if operation.aug_fn is auto_augment.posterize:
-            operation.aug_fn = _posterize
-    composed: Callable[[Image.Image], Tensor] = transform
-    return composed
-
-
-def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
-    """RandAugment keeps no bit at all at its full magnitude, a black image; Pillow 13 refuses that."""
-    return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
-
-
-def _per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
-    return values * 3 if len(values) == 1 else values
-
-
-def _seed_everything(seed: int) -> None:
-    """timm draws from all three global states."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
@@ -259,7 +177,7 @@ class StreamTraining(LightningModule):
         self.num_correct.zero_()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - global_step says where it stands
-        _seed_everything(derive(self.seed, purpose=f"step on device {self.global_rank}", step=self.global_step))
+        seed_everything(derive(self.seed, purpose=f"step on device {self.global_rank}", step=self.global_step))
         images, targets = self.mixed(*batch)
         logits = self.network(images.contiguous(memory_format=self.memory_format))
         loss = training_loss(logits, targets, loss=self.loss, parameters=self.network.parameters())
