@@ -430,6 +430,29 @@ def test_a_row_without_a_record_is_published_before_its_first_look(tmp_path: Pat
     assert seeds(tmp_path) == [0]
 
 
+def test_each_seed_is_published_as_it_ends_where_there_is_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[int] = []
+    publish = campaign.publish
+    monkeypatch.setattr(
+        campaign, "publish", lambda *files, **named: (publish(*files, **named), published.append(len(seeds(tmp_path))))
+    )
+    measure(tmp_path, row(looks=(3, 4)), seeds=3)
+    assert published == [1, 2, 3]
+
+
+def test_continue_publishes_every_seed_beyond_the_committed_ones(tmp_path: Path) -> None:
+    committed(tmp_path, num_seeds=1)
+    (done,) = measure(tmp_path, row(looks=(5, 10)), seeds=2, adopt=True)  # the first look is far away
+    assert seeds(tmp_path) == [0, 1]
+    assert (done.adopted, done.published) == (1, 2)
+    before = measured.snapshot(tmp_path / "results")
+    (done,) = measure(tmp_path, row(looks=(5, 10)), seeds=2, adopt=True)
+    assert (done.adopted, done.published) == (2, 2)  # nothing was measured here
+    assert measured.snapshot(tmp_path / "results") == before
+
+
 def test_continue_goes_on_from_committed_seeds(tmp_path: Path, workers: type[InProcess]) -> None:
     committed(tmp_path, num_seeds=2)
     measure(tmp_path, row(), seeds=3, adopt=True)

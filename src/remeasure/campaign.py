@@ -45,6 +45,7 @@ class RowCampaign:
     running: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     published: int = 0  # seeds
+    adopted: int = 0  # of these, the committed ones that it goes on from
     timed_seconds: float | None = None  # a seed's, from a few steps
     shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that go on from a checkpoint
 
@@ -105,9 +106,13 @@ class RowCampaign:
         return (first.spec_sha256, first.device_kind) == (self.spec.spec_sha256, device_kind)
 
     def publishable(self) -> bool:
-        """Whether results/ may take this campaign: its first look is reached, or the row has no record yet."""
+        """Whether results/ may take this campaign: its first look is reached, or nothing would be lost by it.
+
+        Nothing is lost where the row has no record yet, or the campaign goes on from its record.
+        """
+        loses = self.committed is not None and self.adopted == 0
         first_look = self._seeds(self.row.rule.looks[0])
-        return bool(self.done) and (self.committed is None or all(seed in self.done for seed in first_look))
+        return bool(self.done) and (not loses or all(seed in self.done for seed in first_look))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,7 @@ class Campaign:
         campaign = RowCampaign(row=row, spec=spec, committed=read_row(self.results, row=row.name), options=self.options)
         if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
             campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
+            campaign.adopted = campaign.published = len(campaign.done)
         if not self.options.fresh:
             self._find_finished(campaign)
         return campaign
@@ -305,8 +311,10 @@ class Campaign:
         self.say(f"{campaign.row.name} failed: {reason}")
 
     def _keep(self, campaign: RowCampaign, *, outcome: Outcome) -> None:
-        """A seed is finished; publish when its look is complete."""
+        """A seed is finished; publish when its look is complete, and at once where that loses nothing."""
         campaign.done[outcome.record.seed] = from_run(outcome, row=campaign.row.name)
+        if campaign.committed is None or campaign.adopted > 0:
+            self._publish(campaign)
         if not campaign.running and (
             not (wanted := campaign.wanted()) or len(campaign.done) in campaign.row.rule.looks
         ):
@@ -316,7 +324,7 @@ class Campaign:
     def _publish(self, campaign: RowCampaign) -> None:
         if not campaign.publishable() or campaign.published == len(campaign.done):
             return
-        old = None if campaign.published else campaign.committed
+        old = None if campaign.published else campaign.committed  # an adopted record is gone on from
         results = put_together(campaign.row.name, seeds=list(campaign.done.values()))
         publish(self.results, row=campaign.row.name, files=results.to_files())
         campaign.published = len(campaign.done)

@@ -138,7 +138,7 @@ def _measure(
             campaign.plan(campaigns)
         else:
             campaign.measure(campaigns)
-        here = [entry.row.name for entry in campaigns if entry.published]
+        here = [entry.row.name for entry in campaigns if entry.published > entry.adopted]
         if options.command != "plan":
             _replay_committed([row for row in rows.values() if row.name not in here], observer=observer, files=files)
     return int(any(entry.failures for entry in campaigns)), dict.fromkeys(here, "measured here")
