@@ -1,14 +1,14 @@
 """A campaign: the seeds of each row, look by look, until the row is decided; each first look is published at once."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from remeasure import data, models, planner
 from remeasure.collect import SeedResults, from_results, from_run, put_together
+from remeasure.data.files import noted
 from remeasure.observe import Observer
 from remeasure.planner import Forecast, Planned, Seed
 from remeasure.progress import duration
@@ -159,13 +159,13 @@ class Campaign:
         """The config with its fingerprints, or all that is missing for them; what is quick is looked at first."""
         missing: list[tuple[str, ...]] = []
         weights_sha256 = None
-        with _noted(missing):
+        with noted(missing):
             if data.streamed(config.data):
                 data.load_listing(config.data, "test", root=self.place.data_root)
-        with _noted(missing):
+        with noted(missing):
             weights_sha256 = _weights_sha256(config, fetch=not missing)
         if not missing:
-            with _noted(missing):
+            with noted(missing):
                 trains = not isinstance(config.recipe, Evaluation)
                 data_sha256 = self._source(config.data, trains=trains).data_sha256
                 return config.spec(data_sha256=data_sha256, weights_sha256=weights_sha256)
@@ -353,14 +353,6 @@ def _weights_sha256(config: Config, *, fetch: bool) -> str | None:
     from remeasure import weights  # timm: seconds to import
 
     return weights.fingerprint(config, fetch=fetch)
-
-
-@contextmanager
-def _noted(missing: list[tuple[str, ...]]) -> Iterator[None]:
-    try:
-        yield
-    except data.DataMissingError as error:
-        missing.append(error.faults)
 
 
 def _standing(campaign: RowCampaign) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from remeasure import data, ledger, models, paths, weights
+from remeasure.data.files import noted
 from remeasure.devices import resolve_device
 from remeasure.observe import Observer
 from remeasure.rundir import Outcome, Place, finished
@@ -42,8 +43,15 @@ def _spec(config: Config, *, place: Place) -> RunSpec:
     network = models.build(
         config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
     )
-    if path := weights.locate(config):
-        weights.load(network, path)
+    missing: list[tuple[str, ...]] = []
+    with noted(missing):
+        if data.streamed(config.data):
+            data.load_listing(config.data, "test", root=place.data_root)
+    with noted(missing):
+        if path := weights.locate(config, fetch=not missing):
+            weights.load(network, path)
+    if missing:
+        raise data.DataMissingError(*(line for lines in missing for line in lines))
     weights_sha256 = weights.fingerprint(config)
     trains = isinstance(config.recipe, Recipe)
     source = data.fingerprint(config.data, root=place.data_root, trains=trains)

@@ -22,6 +22,15 @@ class DataMissingError(InputError):
     """A data set can be neither found nor downloaded here; the faults say which files it wants and where they go."""
 
 
+@contextlib.contextmanager
+def noted(missing: list[tuple[str, ...]]) -> Iterator[None]:
+    """What is missing in the block joins the list, so that all of it can be named together."""
+    try:
+        yield
+    except DataMissingError as error:
+        missing.append(error.faults)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """`images` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64.
