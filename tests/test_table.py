@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 from pathlib import Path
 
@@ -99,6 +100,23 @@ def test_a_row_without_a_record_is_not_measured_and_says_why(rows: dict[str, Row
     assert "no record" in line["reason"]
     for column in ("mean_percent", "num_params", "device", "data_official", "wilson_low_percent", "commit", "stale"):
         assert line[column] == "", column
+
+
+def test_a_row_without_a_record_says_how_to_measure_it(rows: dict[str, Row]) -> None:
+    assert f"`make reproduce ROWS={ROW}` measures it" in markdown(rows, [])
+    assert "measures it" not in next(
+        line for line in markdown(rows, five()).splitlines() if line.startswith(f"- **{ROW}")
+    )
+
+
+@pytest.mark.parametrize(("printed", "audit"), [("62", "differs: another net"), ("61", "exact")])
+def test_the_audit_says_why_the_printed_number_of_parameters_is_not_ours(
+    rows: dict[str, Row], printed: str, audit: str
+) -> None:
+    published = dataclasses.replace(rows[ROW].published, num_params_text=printed, num_params_note="another net")
+    noted = {**rows, ROW: dataclasses.replace(rows[ROW], published=published)}
+    assert cells(noted, five())["params_audit"] == audit
+    assert ("the number of parameters differs: another net" in markdown(noted, five())) == ("differs" in audit)
 
 
 def test_a_seed_that_diverged_leaves_the_row_undecided_but_known(rows: dict[str, Row]) -> None:

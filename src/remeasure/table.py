@@ -222,7 +222,11 @@ def _cells(line: TableRow, *, row: Row) -> tuple[str, ...]:
         "" if low is None else f"{low:.2f} to {high:.2f}",
         line.verdict + " (stale)" * bool(line.stale),
         f"{line.published_params} published"
-        + ("" if line.num_params is None else f", {line.num_params:,} counted: {line.params_audit}"),
+        + (
+            ""
+            if line.num_params is None
+            else f", {line.num_params:,} counted: {(line.params_audit or '').partition(':')[0]}"
+        ),
         line.device or "",
     )
 
@@ -238,6 +242,8 @@ def _notes(line: TableRow, *, records: Sequence[RunRecord]) -> Iterator[str]:
     yield f"{line.verdict}, {line.reason}"
     if line.data_official in _NOT_OFFICIAL:
         yield f"{_NOT_OFFICIAL[line.data_official]} ({line.data_sha256})"
+    if why := (line.params_audit or "").partition(": ")[2]:
+        yield f"the number of parameters differs: {why}"
     if line.verdict == "not measured":
         yield f"`{COMMAND} ROWS={line.row}` measures it, and says which files it wants where they are missing"
     if line.stale:
