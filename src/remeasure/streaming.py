@@ -8,7 +8,6 @@ is a function of (seed, purpose, step, device's rank), so that a resumed run rep
 import multiprocessing
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from remeasure import training
 from remeasure.augmented import Photographs, augmentation, epoch_order, seed_everything
 from remeasure.recipe import build_optimizer, learning_rate, training_loss
 from remeasure.spec import InputError, Recipe, RunSpec
-from remeasure.training import TRAINER_PRECISION, DivergenceError, Keeper, derive, memory_format
+from remeasure.training import DivergenceError, Keeper, derive, memory_format
 
 CHECKPOINT_SECONDS = 600.0  # one of DeiT-B's is 1.4 GB
 HARMLESS_WARNINGS = (
@@ -302,25 +301,17 @@ def train(
     """
     module = StreamTraining(network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers)
     keeper = StreamKeeper(checkpoint, report=report)
-    with warnings.catch_warnings():
-        for message in HARMLESS_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        trainer = Trainer(
-            accelerator=device_kind,
-            devices=devices,
-            num_nodes=num_nodes(),
-            strategy="auto" if devices * num_nodes() == 1 else "ddp",
-            precision=TRAINER_PRECISION[spec.precision],
-            max_epochs=module.recipe.epochs_total,
-            callbacks=[keeper],
-            deterministic="warn" if device_kind == "cuda" else None,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None)
+    training.fit(
+        module,
+        spec=spec,
+        device_kind=device_kind,
+        keeper=keeper,
+        batches=None,
+        harmless=HARMLESS_WARNINGS,
+        devices=devices,
+        num_nodes=num_nodes(),
+        strategy="auto" if devices * num_nodes() == 1 else "ddp",
+    )
     if module.streaming.scored == "ema":
         assert module.ema is not None
         network.load_state_dict(module.ema.module.state_dict())

@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,13 +220,31 @@ def train(
     training: Training, *, spec: RunSpec, device_kind: str, checkpoint: Path, report: Callable[[dict[str, Any]], None]
 ) -> float:
     """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError."""
-    keeper = Keeper(checkpoint, report=report)
+    keeper, blocks = Keeper(checkpoint, report=report), range(training.blocks_per_epoch)
+    fit(training, spec=spec, device_kind=device_kind, keeper=keeper, batches=blocks, devices=1)
+    return keeper.wall_seconds
+
+
+def fit(
+    module: LightningModule,
+    *,
+    spec: RunSpec,
+    device_kind: str,
+    keeper: Keeper,
+    batches: range | None,
+    harmless: Sequence[str] = HARMLESS_WARNINGS,
+    **machines: Any,
+) -> None:
+    """Lightning's loop to the last epoch, from the keeper's checkpoint where there is one.
+
+    `batches`: what it loops over, where the module has no loader of its own; `machines`: the Trainer's words for them.
+    """
     with warnings.catch_warnings():
-        for message in HARMLESS_WARNINGS:
+        for message in harmless:
             warnings.filterwarnings("ignore", message=message)
         trainer = Trainer(
             accelerator=device_kind,
-            devices=1,
+            **machines,
             precision=TRAINER_PRECISION[spec.precision],
             max_epochs=spec.recipe.epochs_total,
             callbacks=[keeper],
@@ -237,9 +255,8 @@ def train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        blocks = range(training.blocks_per_epoch)
-        trainer.fit(training, train_dataloaders=blocks, ckpt_path=checkpoint if checkpoint.exists() else None)
-    return keeper.wall_seconds
+        checkpoint = keeper.checkpoint if keeper.checkpoint.exists() else None
+        trainer.fit(module, train_dataloaders=batches, ckpt_path=checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -335,7 +335,7 @@ WRONG_BATCHES = {
 @pytest.mark.parametrize("kind", WRONG_BATCHES)
 def test_a_pickle_that_holds_something_else_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     content, message = WRONG_BATCHES[kind]
-    fault = refused(PICKLES, f"{PICKLES}/data_batch_1", content, root=tmp_path / "root")
+    fault = refused(PICKLES, f"{PICKLES}/data_batch_1", content, root=tmp_path / "place")
     assert re.search(f"data_batch_1: {message}", fault)
 
 
@@ -366,8 +366,8 @@ def test_no_damage_to_a_pickle_is_a_traceback() -> None:
     ids=["short", "long", "empty", "label 10"],
 )
 def test_a_damaged_binary_file_is_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
-    fault = refused(BINARIES, f"{BINARIES}/data_batch_4.bin", content, root=tmp_path / "root")
-    assert fault == f"{tmp_path}/root/{BINARIES}/data_batch_4.bin: {message}"
+    fault = refused(BINARIES, f"{BINARIES}/data_batch_4.bin", content, root=tmp_path / "place")
+    assert fault == f"{tmp_path}/place/{BINARIES}/data_batch_4.bin: {message}"
 
 
 @pytest.mark.parametrize("layout", [PICKLES, BINARIES])
@@ -418,14 +418,14 @@ def test_an_archive_without_a_batch_in_its_place_is_refused_and_nothing_is_unpac
     pack: Callable[[str], bytes], folder: str, tmp_path: Path
 ) -> None:
     archive, suffix = ARCHIVES[folder], ".bin" if folder == BINARIES else ""
-    fault = refused(archive, archive, pack(folder), root=tmp_path / "root")
-    assert fault == f"{tmp_path}/root/{archive}: lacks {folder}/data_batch_2{suffix}"
+    fault = refused(archive, archive, pack(folder), root=tmp_path / "place")
+    assert fault == f"{tmp_path}/place/{archive}: lacks {folder}/data_batch_2{suffix}"
 
 
 @pytest.mark.parametrize("content", [TINY_FILES[ARCHIVES[PICKLES]][:-2000], b"", b"\x1f\x8b" + b"x" * 50, b"text"])
 def test_an_archive_that_is_not_whole_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
-    fault = refused(ARCHIVES[PICKLES], ARCHIVES[PICKLES], content, root=tmp_path / "root")
-    assert fault.startswith(f"{tmp_path}/root/{ARCHIVES[PICKLES]}: not a whole .tar.gz (")
+    fault = refused(ARCHIVES[PICKLES], ARCHIVES[PICKLES], content, root=tmp_path / "place")
+    assert fault.startswith(f"{tmp_path}/place/{ARCHIVES[PICKLES]}: not a whole .tar.gz (")
 
 
 def test_checksums_that_the_config_lacks_are_named(tmp_path: Path) -> None:
