@@ -199,7 +199,7 @@ def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str
     """The chip's own rate: a bfloat16 matrix product of size³, in FLOP/s (2·size³ a product)."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     _, seconds = median_seconds(lambda: left @ right, device=device, repeats=repeats)
-    return {"size": size, "precision": "bfloat16", "tflops": round(2 * size**3 / seconds / 1e12, 3)}
+    return {"size": size, "precision": "bfloat16", "tflops": round(2 * size**3 / seconds / 1e12, 6)}
 
 
 def measure_rows(arguments: Sequence[str], *, archive: Path, deadline: float) -> Figures:
@@ -333,7 +333,7 @@ def _speed(
         "first_call_seconds": round(first, 3),
         "milliseconds": round(1000 * seconds, 3),
         "images_per_second": round(batch / seconds, 1),
-        "tflops": round(operations / seconds / 1e12, 3) if operations else None,
+        "tflops": round(operations / seconds / 1e12, 6) if operations else None,
     }
 
 
