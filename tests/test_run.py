@@ -137,7 +137,7 @@ def _after_the_checkpoint_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Call
 
     def save(self: Keeper, trainer: Any) -> None:
         original(self, trainer)
-        if trainer.global_step == step:
+        if trainer.lightning_module.num_steps == step:
             raise CutError
 
     monkeypatch.setattr(Keeper, "_save_when_due", save)
@@ -161,10 +161,10 @@ def within_a_block(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Event], N
     """In the third epoch, at the third step of its second block."""
     original = Training._optimiser_step
 
-    def step_or_cut(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> None:
+    def step_or_cut(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         if step == 2 * STEPS_PER_EPOCH + 6:
             raise CutError
-        original(self, chosen, step=step, generator=generator)
+        return original(self, chosen, step=step, generator=generator)
 
     monkeypatch.setattr(Training, "_optimiser_step", step_or_cut)
     return quiet

@@ -53,9 +53,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
     steps: list[tuple[int, Tensor]] = []
     original = Training._optimiser_step
 
-    def spy(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> None:
+    def spy(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         steps.append((step, chosen.clone()))
-        original(self, chosen, step=step, generator=generator)
+        return original(self, chosen, step=step, generator=generator)
 
     monkeypatch.setattr(Training, "_optimiser_step", spy)
     return steps
@@ -170,10 +170,10 @@ def test_every_block_drops_other_units_and_distorts_otherwise(tmp_path: Path, mo
     drawn: list[tuple[float, float]] = []  # the next number of either source of randomness, at each block's first step
     original = Training._optimiser_step
 
-    def spy(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> None:
+    def spy(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         if step % STEPS_PER_EPOCH % 4 == 0:
             drawn.append((float(torch.rand(1)), float(torch.rand(1, generator=generator))))
-        original(self, chosen, step=step, generator=generator)
+        return original(self, chosen, step=step, generator=generator)
 
     monkeypatch.setattr(Training, "_optimiser_step", spy)
     trained(training(spec(SMALL_BLOCKS)), spec=spec(SMALL_BLOCKS), folder=tmp_path)

@@ -1,5 +1,6 @@
 """A recipe's parts as functions: learning rate, optimiser, loss, distortions. No Lightning, no files, no clock."""
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -52,10 +53,18 @@ def build_optimizer(parameters: Iterable[nn.Parameter], *, optimizer: Optimizer)
 
 def normalise(images: Tensor, *, normalisation: Normalisation) -> Tensor:
     """(N, C, H, W) uint8 in 0..255 → float32 (x/255 - mean) / std."""
-    shape = (1, -1, 1, 1)
-    mean = 255 * torch.tensor(normalisation.mean, device=images.device).view(shape)
-    scale = 1 / (255 * torch.tensor(normalisation.std, device=images.device).view(shape))
+    mean, scale = _mean_and_scale(normalisation, images.device)
     return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
+
+
+@functools.cache
+def _mean_and_scale(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """255·mean and 1 / (255·std), (1, C, 1, 1) each, made once: on a GPU, too, no step waits for them."""
+    with torch.inference_mode(mode=False):  # whoever comes first, training may use them
+        mean, std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (normalisation.mean, normalisation.std)
+        )
+        return 255 * mean, 1 / (255 * std)
 
 
 def training_loss(logits: Tensor, labels: Tensor, *, loss: Loss, parameters: Iterable[nn.Parameter]) -> Tensor:

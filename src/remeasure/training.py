@@ -1,8 +1,8 @@
 """Training and evaluation on one device: the Lightning module, its checkpoints, its predictions.
 
-The images live on the device as uint8. One Lightning training step covers a block of optimiser steps, so that the
-framework's cost for each step vanishes. All randomness is a function of (seed, purpose, step), so that a resumed run
-repeats an unbroken one.
+The images live on the device as uint8. One Lightning training step covers a block of optimiser steps of torch's own,
+so that the framework's cost for each step vanishes: Lightning counts blocks, `Training.num_steps` the steps. All
+randomness is a function of (seed, purpose, step), so that a resumed run repeats an unbroken one.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,7 +33,7 @@ EVALUATION_BATCH = 1000
 HARMLESS_WARNINGS = (
     r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
     r"The number of training batches",  # few are the point: one holds a block of steps
-    r"You're resuming from a checkpoint that ended before the epoch",  # where a step stands follows from global_step
+    r"You're resuming from a checkpoint that ended before the epoch",  # where a step stands follows from num_steps
 )
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
@@ -66,11 +65,13 @@ class Training(LightningModule):
         self.automatic_optimization = False
         self.memory_format = memory_format(spec)
         self.network: nn.Module = network.to(memory_format=self.memory_format)
+        self._trained = list(network.parameters())  # to walk through the modules at each step takes a while
         self.recipe, self.seed, self.steps_per_block = spec.recipe, seed, spec.steps_per_block
         self.register_buffer("images", images, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("loss_total", torch.zeros(()))  # over this epoch's images so far; checkpoints keep both
         self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
+        self.num_steps = 0  # optimiser steps done; checkpoints keep them
         self._whole: tuple[Tensor, Tensor] | None = None
         self.steps_per_epoch = math.ceil(len(images) / self.recipe.batch_size)
         self.blocks_per_epoch = math.ceil(self.steps_per_epoch / self.steps_per_block)
@@ -78,23 +79,32 @@ class Training(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["num_steps"] = self.num_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.num_steps = checkpoint["num_steps"]
+
     def on_train_epoch_start(self) -> None:
         """Begin the totals anew; Lightning does not call this after a resume in mid-epoch."""
         self.loss_total.zero_()
         self.num_correct.zero_()
 
     def training_step(self, batch: int, batch_idx: int) -> None:  # noqa: ARG002 - a resumed loader restarts at 0
-        """One block of optimiser steps; where it stands follows from `global_step` alone. Its draws restart with it."""
-        first = self.global_step
+        """One block of optimiser steps; where it stands follows from `num_steps` alone. Its draws restart with it."""
+        first = self.num_steps
         epoch, start = divmod(first, self.steps_per_epoch)
         torch.manual_seed(derive(self.seed, purpose="dropout", step=first))
         generator = torch.Generator().manual_seed(derive(self.seed, purpose="augmentation", step=first))
         order = self.order(epoch).to(self.device)
+        steps = []
         for index in range(start, min(start + self.steps_per_block, self.steps_per_epoch)):
             chosen = order[index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
-            self._optimiser_step(chosen, step=epoch * self.steps_per_epoch + index, generator=generator)
+            steps.append(self._optimiser_step(chosen, step=epoch * self.steps_per_epoch + index, generator=generator))
+        self.num_steps += len(steps)
+        self._count(steps)
         if not torch.isfinite(self.loss_total):  # the block's one synchronisation
-            raise DivergenceError(epoch=epoch, step=self.global_step - 1)
+            raise DivergenceError(epoch=epoch, step=self.num_steps - 1)
 
     def order(self, epoch: int) -> Tensor:
         """The epoch's permutation of the training images, (N,) int64, a function of (seed, epoch).
@@ -106,28 +116,34 @@ class Training(LightningModule):
         generator = torch.Generator().manual_seed(derive(self.seed, purpose="order", step=epoch))
         return torch.randperm(len(self.images), generator=generator)
 
-    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator) -> None:
-        recipe, optimizer = self.recipe, self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
+    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Returns the loss (), before the step, the logits (B, num_classes) and the labels (B,)."""
+        recipe, optimizer = self.recipe, self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
         optimizer.param_groups[0]["lr"] = self.learning_rate(step)
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
             images, labels = self.batch(chosen, step=step, generator=generator)
         seen: list[tuple[Tensor, Tensor]] = []
 
-        def closure() -> Tensor:
+        def closure() -> float:
             optimizer.zero_grad()
             logits = self.network(images)
-            loss = training_loss(logits, labels, loss=recipe.loss, parameters=self.network.parameters())
+            loss = training_loss(logits, labels, loss=recipe.loss, parameters=self._trained)
             torch.autograd.backward([loss])  # no loss is scaled; Lightning's manual_backward costs 3 % a step
             if recipe.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
+                nn.utils.clip_grad_norm_(self._trained, recipe.clip_norm)
             seen.append((loss.detach(), logits.detach()))
-            return loss
+            return loss  # type: ignore[return-value]  # torch's own annotation; its optimisers take tensors
 
         optimizer.step(closure)
-        loss, logits = seen[0]  # L-BFGS evaluates more than once a step
-        self.loss_total += loss * len(labels)
-        self.num_correct += (logits.argmax(dim=1) == labels).sum()
+        return *seen[0], labels  # L-BFGS evaluates more than once a step
+
+    def _count(self, steps: Sequence[tuple[Tensor, ...]]) -> None:
+        """Add a block to the epoch's totals, in one go."""
+        losses, logits, labels = zip(*steps, strict=True)
+        sizes = torch.tensor([len(some) for some in labels])
+        self.loss_total += (torch.stack(losses) * sizes.to(self.device)).sum()
+        self.num_correct += (torch.cat(logits).argmax(dim=1) == torch.cat(labels)).sum()
 
     def batch(self, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images as the network gets them in optimiser step `step`, and labels, at these indices.
@@ -187,7 +203,7 @@ class Keeper(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         assert isinstance(pl_module, Training)
-        if trainer.global_step % pl_module.steps_per_epoch:  # an epoch's last block is saved after its report
+        if pl_module.num_steps % pl_module.steps_per_epoch:  # an epoch's last block is saved after its report
             self._save_when_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,11 +212,11 @@ class Keeper(Callback):
         self.report(
             {
                 "epoch": trainer.current_epoch + 1,
-                "step": trainer.global_step,
+                "step": pl_module.num_steps,
                 "split": "train",
                 "loss": pl_module.loss_total.item() / num,
                 "accuracy_percent": 100 * pl_module.num_correct.item() / num,
-                "lr": pl_module.learning_rate(trainer.global_step - 1),
+                "lr": pl_module.learning_rate(pl_module.num_steps - 1),
                 "seconds": round(time.monotonic() - self.epoch_started, 3),
             }
         )
