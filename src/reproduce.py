@@ -2,7 +2,8 @@
 
 import sys
 
+from remeasure import process
 from remeasure.cli import reproduce_main
 
 if __name__ == "__main__":
-    sys.exit(reproduce_main(sys.argv[1:]))
+    process.run(lambda: reproduce_main(sys.argv[1:]))

@@ -59,7 +59,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(paths, "_CHECKOUT", project.root)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.train_main() if script == "train.py" else sys.exit(cli.reproduce_main(arguments))
+            sys.exit(cli.train_main() if script == "train.py" else cli.reproduce_main(arguments))
         assert isinstance(ended.value.code, int)
         return Ended(ended.value.code, *capfd.readouterr())
 

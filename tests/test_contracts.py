@@ -20,9 +20,9 @@ TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
     *("run", "rundir", "planner", "workers", "provenance", "devices"),
 }
-SHARED = {"spec", "convert", "journal", "paths"}  # both wings stand on them
+SHARED = {"spec", "convert", "journal", "paths", "process"}  # both wings stand on them
 WATCHING = {"tracking", "projection", "progress", "observe"}  # they see runs and verdicts, and change neither
-ON_TOP = {"campaign", "collect", "replay", "reproduce", "single", "gpu", "cli"}  # they put the wings together
+ON_TOP = {"campaign", "collect", "replay", "reproduce", "single", "gpu", "bench", "cli"}  # they put the wings together
 
 # Each import contract of pyproject.toml, and an import that breaks it: (module, line).
 VIOLATIONS = {

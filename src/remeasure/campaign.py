@@ -142,11 +142,11 @@ class Campaign:
         config = compose([f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")])
         if (mode := config.spec(data_sha256="").mode) != row.mode:
             raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {mode}")
-        image_shape, num_classes = config.input_shape, config.data.num_classes
-        models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it
         spec = self._spec(config)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
+        image_shape, num_classes = config.input_shape, config.data.num_classes
+        models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it
         campaign = RowCampaign(row=row, spec=spec, committed=read_row(self.results, row=row.name), options=self.options)
         if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
             campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}

@@ -21,8 +21,11 @@ EXIT_FAILED, EXIT_INPUT = 1, 2
 CONFIG_PACKAGES = ("hydra", "omegaconf", "yaml")  # whose errors mean that the command line or a config file is wrong
 
 
-def train_main() -> None:
-    """`python src/train.py`: Hydra composes, then each job trains: one, or those of a multirun, whatever fails."""
+def train_main() -> int:
+    """`python src/train.py`: Hydra composes, then each job trains: one, or those of a multirun, whatever fails.
+
+    Returns the exit status.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors reach `_guarded`
     _register_resolvers()
     import hydra
@@ -33,7 +36,7 @@ def train_main() -> None:
         statuses.append(_guarded(lambda: _train_one(composed)))
 
     main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
-    sys.exit(_guarded(main) or max(statuses, default=0))
+    return _guarded(main) or max(statuses, default=0)
 
 
 def reproduce_main(arguments: Sequence[str]) -> int:

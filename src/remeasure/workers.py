@@ -1,5 +1,6 @@
 """Worker processes, one a core, kept for the whole campaign; on a GPU, one. A run of two threads takes two cores."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
+from remeasure import process
 from remeasure.journal import Event
 from remeasure.rundir import Outcome, Place
 from remeasure.spec import RunSpec
@@ -129,6 +131,8 @@ def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # one that waited ends the worker here, silently
     signal.signal(signal.SIGTERM, _terminated)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    process.begin()
+    atexit.register(process.end, 0)  # the campaign need not wait for a worker's memory to be freed
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
