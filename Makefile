@@ -1,4 +1,4 @@
-# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h FRESH=1 CONTINUE=1 PYTHON=python3.12
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 FRESH=1 CONTINUE=1 PYTHON=python3.12
 PYTHON ?= python3
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
@@ -15,7 +15,7 @@ $(stamp):
 	touch $(stamp)
 
 reproduce: setup
-	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue)
+	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue)
 
 train: setup
 	$(python) src/train.py $(ARGS)

@@ -23,7 +23,7 @@ from remeasure.storage import publish, recover
 from remeasure.workers import Task
 
 ONE_LOOK = Rule(margin_pp=0.1, looks=(1,))
-OPTIONS = Options(seeds=None, budget_seconds=3600.0, fresh=False, adopt=False)
+OPTIONS = Options(seeds=None, together=1, budget_seconds=3600.0, fresh=False, adopt=False)
 
 
 def row(
@@ -73,7 +73,7 @@ class InProcess:
     most: int
 
     def __init__(self, place: Place) -> None:
-        self.place, self.pending = place, list[tuple[Task, Future[Outcome]]]()
+        self.place, self.pending = place, list[tuple[Task, Future[list[Outcome]]]]()
 
     def __enter__(self) -> "InProcess":
         return self
@@ -103,17 +103,18 @@ class InProcess:
 
     def submit(self, task: Task) -> None:
         self.trained.append((task.row, task.seed))
-        future: Future[Outcome] = Future()
+        future: Future[list[Outcome]] = Future()
         if task.seed in self.crash:
             future.set_exception(MemoryError("no room"))
         else:
             place = self.place.runs.parent
-            future.set_result(trained.run(task.spec, place, seed=task.seed, row=task.row, fresh=task.fresh))
+            done = trained.run_together(task.spec, place, seed=task.seed, row=task.row, fresh=task.fresh)
+            future.set_result(done)
         self.pending.append((task, future))
         InProcess.most = max(self.most, self.num - self.idle)
         assert self.idle >= 0
 
-    def finished(self) -> Iterator[tuple[Task, Future[Outcome]]]:
+    def finished(self) -> Iterator[tuple[Task, Future[list[Outcome]]]]:
         yield self.pending.pop(0)
 
     def events(self) -> Iterator[Any]:
@@ -157,6 +158,31 @@ def seeds(folder: Path, name: str = "mlp2-digits") -> list[int]:
 
 
 # ---------------------------------------------------------------- what is trained
+
+
+def test_seeds_train_together_and_a_group_is_one_task(tmp_path: Path, workers: type[InProcess]) -> None:
+    (done,) = measure(tmp_path, row(looks=(4, 6)), together=2)
+    assert workers.trained == [("mlp2-digits", 0), ("mlp2-digits", 2)]
+    assert seeds(tmp_path) == [0, 1, 2, 3]
+    assert (done.spec.engine, done.spec.engine_width) == ("batched", 2)
+    assert done.verdict().verdict == "reproduced"
+    measure(tmp_path, row(looks=(4, 6)), together=2)
+    assert len(workers.trained) == 2, "what is finished is never trained again"
+
+
+def test_a_row_that_cannot_be_batched_trains_seed_by_seed(tmp_path: Path, workers: type[InProcess]) -> None:
+    lbfgs = dataclasses.replace(row(), name="logreg-digits", model="logreg", recipe="lbfgs")
+    (done,) = measure(tmp_path, lbfgs, together=2, seeds=2)
+    assert (done.spec.engine, done.spec.engine_width) == ("serial", 1)
+    assert sorted(seed for _, seed in workers.trained) == [0, 1]
+
+
+def test_a_seed_that_two_rows_share_is_trained_for_the_first_of_them(tmp_path: Path, workers: type[InProcess]) -> None:
+    """Whichever of the two is planned first; here the second, which wants fewer."""
+    shared = dataclasses.replace(row(), name="mlp2-digits-shared")
+    first = dataclasses.replace(row(), rule=Rule(margin_pp=50.0, looks=(4,)))
+    measure(tmp_path, first, shared)
+    assert sorted(workers.trained) == [("mlp2-digits", seed) for seed in range(4)]
 
 
 def test_a_row_that_its_first_look_decides_trains_exactly_that_look(tmp_path: Path, workers: type[InProcess]) -> None:

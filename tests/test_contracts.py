@@ -18,7 +18,7 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "storage"}
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
-    *("run", "rundir", "planner", "workers", "provenance", "devices"),
+    *("batched", "attempt", "run", "rundir", "planner", "workers", "provenance", "devices"),
 }
 SHARED = {"spec", "convert", "journal", "paths", "process"}  # both wings stand on them
 WATCHING = {"tracking", "projection", "progress", "observe"}  # they see runs and verdicts, and change neither

@@ -9,7 +9,7 @@ import torch
 from remeasure import data, models
 from remeasure.cli import compose
 from remeasure.journal import Event
-from remeasure.run import execute
+from remeasure.run import execute, execute_together
 from remeasure.rundir import Outcome, Place
 from remeasure.spec import RunSpec
 from remeasure.training import Training, derive, train
@@ -45,6 +45,19 @@ def run(
 ) -> Outcome:
     """`execute` under `folder`."""
     return execute(spec, seed=seed, row=row, place=place(folder), sink=sink, fresh=fresh)
+
+
+def run_together(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    seed: int = 0,
+    row: str = "",
+    fresh: bool = False,
+    sink: Callable[[Path, Event], None] = quiet,
+) -> list[Outcome]:
+    """`execute_together` under `folder`."""
+    return execute_together(spec, seed=seed, row=row, place=place(folder), sink=sink, fresh=fresh)
 
 
 def training(spec: RunSpec, *, seed: int = 0, num_images: int | None = None) -> Training:

@@ -25,9 +25,13 @@ Compose = Callable[[Sequence[str]], Config]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`seeds`: exactly so many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1)."""
+    """`seeds`: exactly so many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1).
+
+    `together`: train so many seeds as one, where the batched engine can; another spec than the config's, unless 1.
+    """
 
     seeds: int | None
+    together: int
     budget_seconds: float
     fresh: bool
     adopt: bool
@@ -139,7 +143,7 @@ class Campaign:
 
         Raises InputError: configs or data files that are there and wrong.
         """
-        config = compose([f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")])
+        config = self._config(row, compose=compose)
         if (mode := config.spec(data_sha256="").mode) != row.mode:
             raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {mode}")
         spec = self._spec(config)
@@ -154,6 +158,13 @@ class Campaign:
         if not self.options.fresh:
             self._find_finished(campaign)
         return campaign
+
+    def _config(self, row: Row, *, compose: Compose) -> Config:
+        choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")]
+        config, together = compose(choices), self.options.together
+        if together > 1 and config.spec(data_sha256="").can_be_batched:
+            return compose([*choices, "engine=batched", f"engine_width={together}"])
+        return config
 
     def _spec(self, config: Config) -> RunSpec | list[tuple[str, ...]]:
         """The config with its fingerprints, or all that is missing for them; what is quick is looked at first."""
@@ -266,7 +277,10 @@ class Campaign:
         by_name = {campaign.row.name: campaign for campaign in campaigns}
         while True:
             for entry in self.planned(campaigns, workers=workers):
-                self._start(by_name[entry.forecast.row], workers=workers, seconds_left=deadline - time.monotonic())
+                seconds_left = deadline - time.monotonic()
+                self._start(
+                    by_name[entry.forecast.row], campaigns=campaigns, workers=workers, seconds_left=seconds_left
+                )
             if not workers.active:
                 return
             for task, future in workers.finished():
@@ -274,45 +288,54 @@ class Campaign:
                 self._take(by_name[task.row], task=task, future=future)
             self._drain(workers)
 
-    def _start(self, campaign: RowCampaign, *, workers: Workers, seconds_left: float) -> None:
+    def _start(
+        self,
+        campaign: RowCampaign,
+        *,
+        campaigns: Sequence[RowCampaign],
+        workers: Workers,
+        seconds_left: float,
+    ) -> None:
         """Give idle cores the seeds that this row wants; what another row of the same spec has trained is shared."""
-        num_cores = workers.cores(campaign.spec)
+        num_cores, width = workers.cores(campaign.spec), campaign.spec.engine_width
         for key, seconds in campaign.seconds(device=self._device).items():
-            seed = key[1]
             if shared := self._trained.get(key):
-                self._keep(campaign, outcome=shared)
-            elif key in {(task.spec.spec_sha256, task.seed) for task in workers.active}:
+                self._keep(campaign, outcomes=[shared])
+            elif any(key in task.keys for task in workers.active):
                 continue
-            elif num_cores <= workers.idle and seconds <= seconds_left:
-                if campaign.row.name not in self.observer.parents:
-                    self._track(campaign, running=True)
-                campaign.running.add(seed)
-                workers.submit(Task(row=campaign.row.name, seed=seed, spec=campaign.spec, fresh=self.options.fresh))
+            elif num_cores <= workers.idle and seconds * width <= seconds_left:
+                self._submit(_first_that_wants(key, campaigns=campaigns), seed=key[1], workers=workers)
+
+    def _submit(self, campaign: RowCampaign, *, seed: int, workers: Workers) -> None:
+        if campaign.row.name not in self.observer.parents:
+            self._track(campaign, running=True)
+        campaign.running.update(campaign.spec.together(seed))
+        workers.submit(Task(row=campaign.row.name, seed=seed, spec=campaign.spec, fresh=self.options.fresh))
 
     def _drain(self, workers: Workers) -> None:
         for directory, event in workers.events():
             self.observer(directory, event)
 
-    def _take(self, campaign: RowCampaign, *, task: Task, future: Future[Outcome]) -> None:
+    def _take(self, campaign: RowCampaign, *, task: Task, future: Future[list[Outcome]]) -> None:
         """A run ended: keep what it found, or why it failed."""
-        campaign.running.discard(task.seed)
+        campaign.running.difference_update(task.spec.together(task.seed))
         try:
-            outcome = self.observer.finish(future.result())
+            outcomes = [self.observer.finish(outcome) for outcome in future.result()]
         except InputError:
             raise
         except Exception as error:  # one run's fault; the other rows go on
             self._fail(campaign, f"seed {task.seed}: {type(error).__name__}: {error}")
             return
-        self._trained[campaign.spec.spec_sha256, task.seed] = outcome
-        self._keep(campaign, outcome=outcome)
+        self._trained |= {(campaign.spec.spec_sha256, outcome.record.seed): outcome for outcome in outcomes}
+        self._keep(campaign, outcomes=outcomes)
 
     def _fail(self, campaign: RowCampaign, reason: str) -> None:
         campaign.failures.append(reason)
         self.say(f"{campaign.row.name} failed: {reason}")
 
-    def _keep(self, campaign: RowCampaign, *, outcome: Outcome) -> None:
-        """A seed is finished; publish when its look is complete, and at once where that loses nothing."""
-        campaign.done[outcome.record.seed] = from_run(outcome, row=campaign.row.name)
+    def _keep(self, campaign: RowCampaign, *, outcomes: Sequence[Outcome]) -> None:
+        """Seeds are finished; publish when their look is complete, and at once where that loses nothing."""
+        campaign.done |= {outcome.record.seed: from_run(outcome, row=campaign.row.name) for outcome in outcomes}
         if campaign.committed is None or campaign.adopted > 0:
             self._publish(campaign)
         if not campaign.running and (
@@ -344,6 +367,12 @@ class Campaign:
             measured="measured here",
             running=running,
         )
+
+
+def _first_that_wants(key: Seed, *, campaigns: Sequence[RowCampaign]) -> RowCampaign:
+    """The first row of the ledger that wants this seed: it is the one that it is trained for, whoever asked."""
+    sha256, seed = key
+    return next(entry for entry in campaigns if entry.spec.spec_sha256 == sha256 and seed in entry.wanted())
 
 
 def _weights_sha256(config: Config, *, fetch: bool) -> str | None:

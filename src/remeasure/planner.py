@@ -30,6 +30,7 @@ Seed = tuple[str, int]  # spec_sha256 and number
 def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
     """Seconds that a seed of `spec` takes here, from a few of its steps on its data; leaves nothing behind.
 
+    Of seeds that train together, each one's share.
     Of an evaluation, the network's share; what it decodes is not counted.
     """
     from remeasure import run  # Lightning: seconds to import
@@ -44,7 +45,7 @@ def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
             limit = TIMED_SECONDS / len(sizes)
             each = _seconds_per_step(training, spec=sized, device_kind=place.device_kind, limit_seconds=limit)
             seconds += num_epochs * training.steps_per_epoch * each
-        return seconds
+        return seconds / spec.engine_width
 
 
 def image_sizes(recipe: Recipe) -> dict[int | None, int]:
@@ -138,7 +139,7 @@ def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
 
 def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
     """How much of a seed is still to do: 1 for all, less where a checkpoint waits for it to go on."""
-    attempts = rundir.attempts(spec, seed=seed, place=place)
+    attempts = rundir.attempts(spec, seed=spec.together(seed)[0], place=place)  # whose checkpoint is the group's
     if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or isinstance(spec.recipe, Evaluation):
         return 1.0
     epochs = [event["epoch"] for event in journal.read(attempts[-1]) if event["event"] == "epoch"]

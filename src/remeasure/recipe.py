@@ -42,12 +42,20 @@ def learning_rate(step: int, *, lr_peak: float, schedule: Schedule, steps_per_ep
             return lr_peak
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], *, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """The torch optimiser. L-BFGS makes one iteration a step, with a strong Wolfe line search."""
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], *, optimizer: Optimizer, captured_rate: Tensor | None = None
+) -> torch.optim.Optimizer:
+    """The torch optimiser. L-BFGS makes one iteration a step, with a strong Wolfe line search.
+
+    `captured_rate`: the learning rate () on the device, for steps that a CUDA graph captures.
+    """
     lbfgs = {"max_iter": 1, "max_eval": 25, "line_search_fn": "strong_wolfe"}
     extra: dict[str, Any] = lbfgs if optimizer.name == "lbfgs" else {"fused": True} if optimizer.name in FUSED else {}
     build: Any = OPTIMIZERS[optimizer.name]  # no two have the same arguments
-    built: torch.optim.Optimizer = build(parameters, lr=optimizer.lr_peak, **optimizer.arguments(), **extra)
+    rate: float | Tensor = optimizer.lr_peak
+    if captured_rate is not None:
+        rate, extra = captured_rate, {**extra, "capturable": True}
+    built: torch.optim.Optimizer = build(parameters, lr=rate, **optimizer.arguments(), **extra)
     return built
 
 
@@ -76,9 +84,12 @@ def training_loss(logits: Tensor, labels: Tensor, *, loss: Loss, parameters: Ite
 
 
 def augment(
-    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator
+    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator | None
 ) -> Tensor:
-    """Distorted and normalised images: (N, C, H, W) uint8 in 0..255 → float32, as `normalise` makes them."""
+    """Distorted and normalised images: (N, C, H, W) uint8 in 0..255 → float32, as `normalise` makes them.
+
+    What is random is drawn from `generator`; None: from the global one of the images' device, which a CUDA graph can.
+    """
     match augmentation.name:
         case "none":
             return normalise(images, normalisation=normalisation)
@@ -90,7 +101,7 @@ def augment(
 
 
 def crop_flip_cutout(
-    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator
+    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator | None
 ) -> Tensor:
     """Cropped out of a black frame, some mirrored, a square cut out: (N, C, H, W) uint8 → normalised float32.
 
@@ -99,8 +110,9 @@ def crop_flip_cutout(
     """
     num, _, height, width = images.shape
     pad, size = augmentation.pad_pixels or 0, augmentation.cutout_pixels or 0
-    shift_y, shift_x = torch.randint(0, 2 * pad + 1, (2, num, 1), generator=generator).to(images.device)
-    mirrored = torch.rand(num, 1, generator=generator).to(images.device) < (augmentation.flip_probability or 0.0)
+    source = _source(generator, images.device)
+    shift_y, shift_x = torch.randint(0, 2 * pad + 1, (2, num, 1), **source).to(images.device)
+    mirrored = torch.rand(num, 1, **source).to(images.device) < (augmentation.flip_probability or 0.0)
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     from_columns = torch.where(mirrored, width - 1 - columns, columns) + shift_x  # (N, W)
     framed = functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # (N, H + 2 pad, W + 2 pad, C)
@@ -108,7 +120,7 @@ def crop_flip_cutout(
     cropped = framed[index, (rows + shift_y).unsqueeze(2), from_columns.unsqueeze(1)].permute(0, 3, 1, 2)
     batch = normalise(cropped, normalisation=normalisation)
     if size:
-        centre = torch.stack([torch.randint(0, side, (num, 1), generator=generator) for side in (height, width)])
+        centre = torch.stack([torch.randint(0, side, (num, 1), **source) for side in (height, width)])
         top, left = (centre - size // 2).to(images.device)
         cut_rows = (rows >= top) & (rows < top + size)  # (N, H)
         cut_columns = (columns >= left) & (columns < left + size)
@@ -123,28 +135,36 @@ def resized(images: Tensor, *, pixels: int | None) -> Tensor:
     return functional.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
 
 
-def distort(images: Tensor, *, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def distort(images: Tensor, *, augmentation: Augmentation, generator: torch.Generator | None) -> Tensor:
     """Affinely mapped images; the background, 0 before normalisation, fills what comes in.
 
     images: (N, C, H, W) uint8 or float32 in 0..255. Returns float32 in the same range.
     """
-    maps = affine_maps(len(images), augmentation=augmentation, size=images.shape[-1], generator=generator)
+    source = _source(generator, images.device)
+    maps = affine_maps(len(images), augmentation=augmentation, size=images.shape[-1], **source)
     grid = functional.affine_grid(maps.to(images.device), list(images.shape), align_corners=False)
     return functional.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def affine_maps(num: int, *, augmentation: Augmentation, size: int, generator: torch.Generator) -> Tensor:
+def affine_maps(
+    num: int, *, augmentation: Augmentation, size: int, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
     """Random planar affine maps (num, 2, 3) float32, from output to input coordinates in [-1, 1] (torch's affine_grid).
 
     Translation, scaling, squeezing, horizontal shear: LeCun et al. 1998, section III-C.
     """
-    scaling, squeezing, shear, shift_x, shift_y = 2 * torch.rand(5, num, generator=generator) - 1
-    kept = torch.rand(num, generator=generator) >= (augmentation.probability or 0.0)
+    drawn = 2 * torch.rand(5, num, generator=generator, device=device) - 1
+    scaling, squeezing, shear, shift_x, shift_y = drawn
+    kept = torch.rand(num, generator=generator, device=device) >= (augmentation.probability or 0.0)
     pixels = 2 * (augmentation.translation_pixels or 0.0) / size
     common, ratio = scaling * (augmentation.scaling or 0.0), squeezing * (augmentation.squeezing or 0.0)
     stretch_x, stretch_y = torch.exp(common + ratio), torch.exp(common - ratio)
     rows = [stretch_x, shear * (augmentation.shear or 0.0), shift_x * pixels]
-    rows += [torch.zeros(num), stretch_y, shift_y * pixels]
+    rows += [torch.zeros_like(scaling), stretch_y, shift_y * pixels]
     maps = torch.stack(rows, dim=1).view(num, 2, 3)
-    maps[kept] = torch.eye(2, 3)
-    return maps
+    return torch.where(kept.view(-1, 1, 1), torch.eye(2, 3, device=device), maps)
+
+
+def _source(generator: torch.Generator | None, device: torch.device) -> dict[str, Any]:
+    """Where random numbers come from: a generator draws on its own device."""
+    return {"generator": generator, "device": generator.device if generator else device}

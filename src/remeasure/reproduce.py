@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("rows", nargs="*", default=[], help="rows of the ledger; none is all")
     parser.add_argument("--seeds", type=_count, help="exactly so many seeds a row (default: until the row is decided)")
     parser.add_argument("--budget", type=_seconds, default=7200.0, help="such as 4h, 90m, 30s (default: 2h)")
+    parser.add_argument(
+        "--together", type=_count, default=1, help="train so many seeds of a row as one: for small nets on a GPU"
+    )
     parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
     parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
@@ -125,7 +128,13 @@ def _measure(
 
     root = paths.project_root()
     place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))
-    chosen = Options(seeds=options.seeds, budget_seconds=options.budget, fresh=options.fresh, adopt=options.adopt)
+    chosen = Options(
+        seeds=options.seeds,
+        together=options.together,
+        budget_seconds=options.budget,
+        fresh=options.fresh,
+        adopt=options.adopt,
+    )
     ledger.check_configs(rows, conf_dir=paths.conf_dir())
     with Observer(project=files.store) as observer:
         say = print if options.command == "plan" else observer.progress.say

@@ -4,32 +4,26 @@ import contextlib
 import ctypes
 import fcntl
 import functools
-import json
 import math
 import platform
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import numpy as np
 import torch
-import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from remeasure import data, evaluation, models, provenance, weights
-from remeasure.encoding import encode_npz
-from remeasure.journal import Event, Journal, last, now, read
-from remeasure.records import environment_sha256, predicted_sha256
-from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, write_record, write_whole
+from remeasure import data, evaluation, models, weights
+from remeasure.attempt import Attempt, Scored, Sink
+from remeasure.batched import BatchedTraining
+from remeasure.rundir import Outcome, Place, finished, open_directory, read_record
 from remeasure.spec import Evaluation, InputError, Recipe, RunRecord, RunSpec
 from remeasure.training import DivergenceError, Predictions, Training, derive, predict, train
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
-Sink = Callable[[Path, Event], None]  # (run directory, event), called as things happen
-Report = Callable[..., None]  # an event's name and values, for the journal
 
 
 def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False) -> Outcome:
@@ -38,17 +32,39 @@ def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fre
     `row`: the ledger row it belongs to, "" for none. Raises InputError, and what training
     raises; the journal then says so.
     """
+    outcomes = execute_together(spec, seed=seed, row=row, place=place, sink=sink, fresh=fresh)
+    return next(outcome for outcome in outcomes if outcome.record.seed == seed)
+
+
+def execute_together(
+    spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False
+) -> list[Outcome]:
+    """`execute` for all seeds that train together with `seed`: it alone, or its group in the batched engine."""
     if getattr(rank_zero_only, "rank", 0):
         _follow(spec, seed=seed, place=place)
-    if not fresh and (done := finished(spec, seed=seed, place=place)):
+    seeds = spec.together(seed)
+    if not fresh and (done := _all_finished(spec, seeds=seeds, place=place)):
         return done
-    directory = open_directory(spec, seed=seed, place=place, fresh=fresh)
-    with _held(directory):
-        if (directory / "record.json").is_file():  # another process finished it while this one waited
-            return Outcome(record=read_record(directory), directory=directory, reused=True)
-        with processor(spec):
-            record = _measure(spec, seed=seed, row=row, place=place, directory=directory, sink=sink)
-    return Outcome(record=record, directory=directory, reused=False)
+    directories = [open_directory(spec, seed=each, place=place, fresh=fresh) for each in seeds]
+    with _held(directories[0]):
+        reused = [(directory / "record.json").is_file() for directory in directories]
+        if not all(reused):  # another process may have finished them while this one waited
+            attempts = [
+                Attempt(directory, spec=spec, seed=each, row=row, place=place, sink=sink)
+                for each, directory in zip(seeds, directories, strict=True)
+            ]
+            with processor(spec):
+                records = _measure(spec, attempts=attempts, place=place)
+        else:
+            records = [read_record(directory) for directory in directories]
+    ends = zip(records, directories, reused, strict=True)
+    return [Outcome(record=record, directory=directory, reused=again) for record, directory, again in ends]
+
+
+def _all_finished(spec: RunSpec, *, seeds: range, place: Place) -> list[Outcome]:
+    """The runs of these seeds where each of them is finished, else none."""
+    done = [outcome for seed in seeds if (outcome := finished(spec, seed=seed, place=place))]
+    return done if len(done) == len(seeds) else []
 
 
 def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
@@ -94,66 +110,46 @@ def _keep_freed_memory() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What a run comes to: its predictions, the labels (N,) int64 they are scored by, and its seconds."""
-
-    predictions: Predictions
-    labels: Tensor
-    wall_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a run is to do with its network, once it is announced: `do(checkpoint, report, watch)`.
+    """What is to be done once it is announced: `do(checkpoint, attempts)`, one attempt a seed, in their order.
 
-    `report` journals an event; `watch` is for what only a person who waits wants to know, and leaves no trace.
+    It returns what each seed comes to, or raises DivergenceError for all of them.
     """
 
-    network: nn.Module
-    do: Callable[[Path, Report, Report], Scored]
+    num_params: int
+    do: Callable[[Path, Sequence[Attempt]], Sequence[Scored | DivergenceError]]
 
 
-def _measure(spec: RunSpec, *, seed: int, row: str, place: Place, directory: Path, sink: Sink) -> RunRecord:
-    """Train, evaluate once after the last epoch, and keep what came out in `directory`; the record is written last."""
-    journal = Journal(directory)
-
-    def report(event: str, /, **values: object) -> None:
-        sink(directory, journal.write(event, **values))
-
-    def watch(event: str, /, **values: object) -> None:
-        sink(directory, {"event": event, "time": now(), **values})
-
-    work = _work(spec, seed=seed, place=place)
-    facts = _facts(spec, seed=seed, row=row, place=place, num_params=models.num_trainable(work.network))
-    checkpoint = directory / "checkpoint.ckpt"
-    _announce(directory, spec=spec, facts=facts, place=place, report=report, checkpoint=_sound(checkpoint))
+def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place) -> list[RunRecord]:
+    """Train, evaluate once after the last epoch, and keep what came out; the checkpoint goes last."""
+    work = _work(spec, seeds=[attempt.seed for attempt in attempts], place=place)
+    folder = attempts[0].directory  # seeds that train together have one checkpoint, in the first one's
+    sound, official = _sound(folder / "checkpoint.ckpt"), _official(spec, place=place)
+    for attempt in attempts:
+        attempt.announce(num_params=work.num_params, data_official=official, checkpoint=sound)
+    results: Sequence[Scored | DivergenceError]
     try:
-        scored = work.do(checkpoint, report, watch)
+        results = work.do(folder / "checkpoint.ckpt", attempts)
     except DivergenceError as reason:
-        report("diverged", epoch=reason.epoch, step=reason.step, reason=str(reason))
-        record = RunRecord(**facts, **_no_result(spec), wall_seconds=0.0, finished_at=now())
+        results = [reason] * len(attempts)
     except BaseException as error:
-        report("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed", reason=repr(error))
+        for attempt in attempts:
+            attempt.fail(error)
         raise
-    else:
-        seconds = round(scored.wall_seconds, 1)
-        record = RunRecord(**facts, **_result(scored), wall_seconds=seconds, finished_at=now())
-        _keep_arrays(directory, network=work.network, predictions=scored.predictions)
-        report("epoch", **_last_point(spec, record=record))
-    report("finished", record=asdict(record))
-    if spec.data.split == "test":  # tuning leaves no record
-        write_record(directory, record)
-    for leftover in directory.glob("checkpoint.*"):
+    records = [attempt.close(result) for attempt, result in zip(attempts, results, strict=True)]
+    for leftover in folder.glob("checkpoint.*"):
         leftover.unlink()
-    return record
+    return records
 
 
-def _work(spec: RunSpec, *, seed: int, place: Place) -> Work:
+def _work(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Work:
     if isinstance(spec.recipe, Evaluation):
         return _evaluation(spec, place=place)
     if spec.recipe.streaming:
-        return _stream_and_score(spec, seed=seed, place=place)
-    return _train_and_score(spec, seed=seed, place=place)
+        return _stream_and_score(spec, seed=seeds[0], place=place)
+    if spec.engine == "batched":
+        return _train_together(spec, seeds=seeds, place=place)
+    return _train_and_score(spec, seed=seeds[0], place=place)
 
 
 def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
@@ -164,14 +160,15 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
     listing = data.load_listing(spec.data, "test", root=place.data_root)
     network = _network(spec, seed=seed)
 
-    def do(checkpoint: Path, report: Report, watch: Report) -> Scored:
+    def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored]:
+        (attempt,) = attempts
         wall_seconds = _stream(
             network,
             spec=spec,
             seed=seed,
             place=place,
             checkpoint=checkpoint,
-            report=lambda values: report("epoch", **values),
+            report=lambda values: attempt.report("epoch", **values),
         )
         _, predictions = evaluation.evaluate(
             network,
@@ -180,11 +177,13 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
             transform=transform,
             device=torch.device(place.device_kind),
             checkpoint=checkpoint.with_suffix(".npz"),
-            report=lambda values: watch("images", **values),
+            report=lambda values: attempt.watch("images", **values),
         )
-        return Scored(predictions=predictions, labels=torch.tensor(listing.labels), wall_seconds=wall_seconds)
+        _refuse_not_finite(predictions, spec=spec)
+        labels = torch.tensor(listing.labels)
+        return [Scored(network=network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)]
 
-    return Work(network=network, do=do)
+    return Work(num_params=models.num_trainable(network), do=do)
 
 
 def _stream(
@@ -218,25 +217,62 @@ def _stream(
 def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
     training = build_training(spec, seed=seed, place=place)
 
-    def do(checkpoint: Path, report: Report, watch: Report) -> Scored:  # noqa: ARG001
+    def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored]:
+        (attempt,) = attempts
         wall_seconds = train(
             training,
             spec=spec,
             device_kind=place.device_kind,
             checkpoint=checkpoint,
-            report=lambda values: report("epoch", **values),
+            report=lambda values: attempt.report("epoch", **values),
         )
-        images, labels = _scored_on(spec, place=place)
-        predictions = predict(
-            training.network, images, labels=labels, spec=spec, device=torch.device(place.device_kind)
-        )
-        if not math.isfinite(predictions.loss):  # the very last steps blew up
-            raise DivergenceError(
-                epoch=spec.recipe.epochs_total - 1, step=spec.recipe.epochs_total * training.steps_per_epoch - 1
-            )
-        return Scored(predictions=predictions, labels=labels, wall_seconds=wall_seconds)
+        return [_scored(training.network, spec=spec, place=place, wall_seconds=wall_seconds)]
 
-    return Work(network=training.network, do=do)
+    return Work(num_params=models.num_trainable(training.network), do=do)
+
+
+def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Work:
+    """Several seeds as one; each one's seconds are its share."""
+    training = build_training(spec, seed=seeds[0], place=place)
+    assert isinstance(training, BatchedTraining)
+
+    def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored | DivergenceError]:
+        def report(values: dict[str, Any]) -> None:
+            for index, attempt in enumerate(attempts):
+                own = {key: value[index] if isinstance(value, list) else value for key, value in values.items()}
+                if index not in training.diverged:
+                    attempt.report("epoch", **own)
+
+        wall_seconds = train(training, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint, report=report)
+        return [result(index, seconds=wall_seconds / len(seeds)) for index in range(len(seeds))]
+
+    def result(index: int, *, seconds: float) -> Scored | DivergenceError:
+        if reason := training.diverged.get(index):
+            return reason
+        network = _network(spec, seed=seeds[index])
+        training.network.unstack(index, into=network)
+        try:
+            return _scored(network, spec=spec, place=place, wall_seconds=seconds)
+        except DivergenceError as reason:
+            return reason
+
+    return Work(num_params=models.num_trainable(_network(spec, seed=seeds[0])), do=do)
+
+
+def _scored(network: nn.Module, *, spec: RunSpec, place: Place, wall_seconds: float) -> Scored:
+    images, labels = _scored_on(spec, place=place)
+    predictions = predict(network, images, labels=labels, spec=spec, device=torch.device(place.device_kind))
+    _refuse_not_finite(predictions, spec=spec)
+    return Scored(network=network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)
+
+
+def _refuse_not_finite(predictions: Predictions, *, spec: RunSpec) -> None:
+    """DivergenceError where the very last steps blew up, after the last look at the loss."""
+    assert isinstance(spec.recipe, Recipe)
+    if not math.isfinite(predictions.loss):
+        batches = (spec.data.num_train - spec.data.num_validation) / spec.recipe.batch_size
+        steps_per_epoch = math.floor(batches) if spec.recipe.streaming else math.ceil(batches)
+        raise DivergenceError(epoch=spec.recipe.epochs_total - 1, step=spec.recipe.epochs_total * steps_per_epoch - 1)
 
 
 def _evaluation(spec: RunSpec, *, place: Place) -> Work:
@@ -249,7 +285,8 @@ def _evaluation(spec: RunSpec, *, place: Place) -> Work:
     assert path is not None
     weights.load(network, path, sha256=spec.weights_sha256)
 
-    def do(checkpoint: Path, report: Report, watch: Report) -> Scored:  # noqa: ARG001
+    def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored]:
+        (attempt,) = attempts
         wall_seconds, predictions = evaluation.evaluate(
             network,
             listing,
@@ -257,13 +294,14 @@ def _evaluation(spec: RunSpec, *, place: Place) -> Work:
             transform=recipe.transform,
             device=torch.device(place.device_kind),
             checkpoint=checkpoint,
-            report=lambda values: watch("images", **values),
+            report=lambda values: attempt.watch("images", **values),
         )
         if not math.isfinite(predictions.loss):
             raise InputError(f"{path}: with these weights the net's answers are not finite in {spec.precision}")
-        return Scored(predictions=predictions, labels=torch.tensor(listing.labels), wall_seconds=wall_seconds)
+        labels = torch.tensor(listing.labels)
+        return [Scored(network=network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)]
 
-    return Work(network=network, do=do)
+    return Work(num_params=models.num_trainable(network), do=do)
 
 
 def _sound(checkpoint: Path) -> Literal["used", "none", "corrupt"]:
@@ -304,11 +342,12 @@ def _load(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> Lo
 
 
 def build_training(spec: RunSpec, *, seed: int, place: Place) -> Training:
-    """A Lightning module on the spec's data, with the seed's own initial weights."""
-    loaded = _load(spec, "train", place=place)
-    num = len(loaded.images) - spec.data.num_validation
-    network = _network(spec, seed=seed)
-    return Training(network, spec=spec, seed=seed, images=loaded.images[:num], labels=loaded.labels[:num])
+    """A Lightning module on the spec's data, with the seed's own initial weights, or those of its group."""
+    images, labels = _trained_on(spec, place=place)
+    networks = [_network(spec, seed=each) for each in spec.together(seed)]
+    if spec.engine == "batched":
+        return BatchedTraining(networks, spec=spec, seeds=spec.together(seed), images=images, labels=labels)
+    return Training(networks[0], spec=spec, seed=seed, images=images, labels=labels)
 
 
 def _network(spec: RunSpec, *, seed: int) -> nn.Module:
@@ -323,6 +362,13 @@ def _network(spec: RunSpec, *, seed: int) -> nn.Module:
     return network
 
 
+def _trained_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
+    """The official training split; when tuning, without its held-back end."""
+    loaded = _load(spec, "train", place=place)
+    num = len(loaded.images) - spec.data.num_validation
+    return loaded.images[:num], loaded.labels[:num]
+
+
 def _scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
     """The official test split; when tuning, the held-back end of the training split, and the test split is not read."""
     if spec.data.split == "test":
@@ -330,28 +376,6 @@ def _scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
         return loaded.images, loaded.labels
     loaded = _load(spec, "train", place=place)
     return loaded.images[-spec.data.num_validation :], loaded.labels[-spec.data.num_validation :]
-
-
-def _facts(spec: RunSpec, *, seed: int, row: str, place: Place, num_params: int) -> dict[str, Any]:
-    """What a record says that is known before training."""
-    device = provenance.device_name(place.device_kind)
-    revision = provenance.revision(place.project)
-    return {
-        "row": row,
-        "seed": seed,
-        "spec_sha256": spec.spec_sha256,
-        "training_version": spec.training_version,
-        "num_params": num_params,
-        "epochs": spec.recipe.epochs_total,
-        "device": device,
-        "device_kind": place.device_kind,
-        "data_sha256": spec.data_sha256,
-        "data_official": _official(spec, place=place),
-        "commit": revision.commit,
-        "dirty": revision.dirty,
-        "versions_sha256": environment_sha256(provenance.environment(device)),
-        "mlflow_run_id": "",
-    }
 
 
 def _official(spec: RunSpec, *, place: Place) -> str:
@@ -362,64 +386,3 @@ def _official(spec: RunSpec, *, place: Place) -> str:
         return source.data_official
     verified = _load(spec, "train", place=place).verified
     return data.official(spec.data, spec.data_sha256, verified=verified).data_official
-
-
-def _announce(
-    directory: Path,
-    *,
-    spec: RunSpec,
-    facts: dict[str, Any],
-    place: Place,
-    report: Report,
-    checkpoint: str,
-) -> None:
-    """Write what the run is into its directory, then journal that it started or goes on."""
-    if started := last(read(directory), "started"):
-        names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
-        report("resumed", **names, checkpoint=checkpoint)
-        return
-    config = {"row": facts["row"], "seed": facts["seed"], **asdict(spec)}
-    write_whole(directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
-    environment = provenance.environment(facts["device"])
-    write_whole(directory / "environment.json", json.dumps(environment, indent=1, sort_keys=True).encode())
-    if diff := provenance.revision(place.project).diff:
-        write_whole(directory / "diff.patch", diff.encode())
-    names = {"run_id": directory.name, "model": spec.model.name, "data": spec.data.name, "recipe": spec.recipe.name}
-    report("started", **names, **facts, epochs_total=spec.recipe.epochs_total)
-
-
-def plain(value: object) -> Any:
-    """`asdict` output with lists in place of tuples, as YAML and JSON hold it."""
-    return json.loads(json.dumps(value))
-
-
-def _result(scored: Scored) -> dict[str, Any]:
-    predictions, labels = scored.predictions, scored.labels
-    num_correct = int((predictions.predicted == labels).sum())
-    return {
-        "accuracy_percent": 100 * num_correct / len(labels),
-        "num_correct": num_correct,
-        "num_test": len(labels),
-        "loss": predictions.loss,
-        "predicted_sha256": predicted_sha256(predictions.predicted.numpy()),
-    }
-
-
-def _no_result(spec: RunSpec) -> dict[str, Any]:
-    """What a seed that diverged has to show. It need not have read what it would have been scored on."""
-    num_test = spec.data.num_test if spec.data.split == "test" else spec.data.num_validation
-    return {"accuracy_percent": None, "num_correct": None, "num_test": num_test, "loss": None, "predicted_sha256": None}
-
-
-def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
-    """The evaluation as a point of the curve."""
-    keys = {"split": spec.data.split, "loss": record.loss, "accuracy_percent": record.accuracy_percent}
-    return {"epoch": spec.recipe.epochs_total, "step": None, **keys, "lr": None, "seconds": None}
-
-
-def _keep_arrays(directory: Path, *, network: nn.Module, predictions: Predictions) -> None:
-    predicted = predictions.predicted.numpy().astype(np.uint16)
-    confidence = predictions.confidence.numpy().astype(np.float16)
-    write_whole(directory / "predictions.npz", encode_npz({"predicted": predicted, "confidence": confidence}))
-    weights = models.first_layer_weights(network).numpy().astype(np.float16)
-    write_whole(directory / "filters.npz", encode_npz({"weights": weights}))

@@ -29,10 +29,10 @@ def run_single(config: Config, *, compose: Compose) -> int:
     if outcome is None:
         name = row.name if row and not departures else ""
         with Observer(project=place.project) as observer:
-            from remeasure.run import execute  # Lightning: seconds to import
+            from remeasure.run import execute_together  # Lightning: seconds to import
 
-            outcome = execute(spec, seed=config.seed, row=name, place=place, sink=observer, fresh=config.fresh)
-            outcome = observer.finish(outcome)
+            done = execute_together(spec, seed=config.seed, row=name, place=place, sink=observer, fresh=config.fresh)
+            outcome = [observer.finish(each) for each in done][config.seed - spec.together(config.seed)[0]]
     for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
         print(line)
     return 0 if outcome.record.accuracy_percent is not None else 1

@@ -14,7 +14,7 @@ FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validati
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 Precision = Literal["float32", "bfloat16"]
-Engine = Literal["serial"]
+Engine = Literal["serial", "batched"]
 Mode = Literal["train", "evaluate"]
 Grade = Literal["primary", "secondary", "unsourced"]
 VerdictName = Literal["reproduced", "exceeds", "falls short", "undecided", "not measured"]
@@ -449,8 +449,10 @@ class RunSpec(_Strict):
         for key in ("engine_width", "steps_per_block", "cpu_threads"):
             if getattr(self, key) < 1:
                 yield f"{key}: expected 1 or more, got {getattr(self, key)}"
-        if self.engine_width > 1:
+        if self.engine == "serial" and self.engine_width > 1:
             yield f"engine_width: the serial engine trains one seed at a time, got {self.engine_width}"
+        if self.engine == "batched":
+            yield from (f"engine: the batched engine {fault}; choose engine=serial" for fault in self._not_batched())
         num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
         if num_means not in (1, num_channels):
             yield f"recipe.normalisation: expected 1 value, or {num_channels} for the channels, got {num_means}"
@@ -461,6 +463,30 @@ class RunSpec(_Strict):
             )
         if self.mode == "evaluate" and self.data.split != "test":
             yield "data.split: an evaluation reads the test split, got validation"
+
+    @property
+    def can_be_batched(self) -> bool:
+        """Whether the batched engine could train it."""
+        return not any(self._not_batched())
+
+    def _not_batched(self) -> Iterable[str]:
+        """What the batched engine cannot do of this."""
+        if isinstance(self.recipe, Evaluation):
+            yield "trains, and nothing is trained here"
+            return
+        if self.recipe.optimizer.name == "lbfgs":
+            yield "takes the same step for all seeds, and L-BFGS searches a line for each"
+        if self.recipe.streaming:
+            yield "needs its images in memory"
+        if self.channels_last:
+            yield "has its own memory format (channels_last: false)"
+        if self.compile:
+            yield "is not compiled (compile: false)"
+
+    def together(self, seed: int) -> range:
+        """The seeds that are trained together with `seed`: itself alone, or its group in the batched engine."""
+        first = seed - seed % self.engine_width
+        return range(first, first + self.engine_width)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

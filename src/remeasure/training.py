@@ -51,6 +51,12 @@ def derive(seed: int, *, purpose: str, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()[:8], "big") >> 1
 
 
+def permutation(num: int, *, seed: int, epoch: int) -> Tensor:
+    """The order of `num` training images in an epoch, (num,) int64: a function of (seed, epoch)."""
+    generator = torch.Generator().manual_seed(derive(seed, purpose="order", step=epoch))
+    return torch.randperm(num, generator=generator)
+
+
 class Training(LightningModule):
     """One seed's training of `network` on images (N, C, H, W) uint8 and labels (N,) int64, as the recipe says."""
 
@@ -95,7 +101,7 @@ class Training(LightningModule):
         first = self.num_steps
         epoch, start = divmod(first, self.steps_per_epoch)
         torch.manual_seed(derive(self.seed, purpose="dropout", step=first))
-        generator = torch.Generator().manual_seed(derive(self.seed, purpose="augmentation", step=first))
+        generator = self.generator(first)
         order = self.order(epoch).to(self.device)
         steps = []
         for index in range(start, min(start + self.steps_per_block, self.steps_per_epoch)):
@@ -103,8 +109,7 @@ class Training(LightningModule):
             steps.append(self._optimiser_step(chosen, step=epoch * self.steps_per_epoch + index, generator=generator))
         self.num_steps += len(steps)
         self._count(steps)
-        if not torch.isfinite(self.loss_total):  # the block's one synchronisation
-            raise DivergenceError(epoch=epoch, step=self.num_steps - 1)
+        self._check(epoch)
 
     def order(self, epoch: int) -> Tensor:
         """The epoch's permutation of the training images, (N,) int64, a function of (seed, epoch).
@@ -113,10 +118,13 @@ class Training(LightningModule):
         """
         if self.steps_per_epoch == 1:
             return torch.arange(len(self.images))
-        generator = torch.Generator().manual_seed(derive(self.seed, purpose="order", step=epoch))
-        return torch.randperm(len(self.images), generator=generator)
+        return permutation(len(self.images), seed=self.seed, epoch=epoch)
 
-    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def generator(self, step: int) -> torch.Generator | None:
+        """What distortions are drawn from in the block that begins with optimiser step `step`."""
+        return torch.Generator().manual_seed(derive(self.seed, purpose="augmentation", step=step))
+
+    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Returns the loss (), before the step, the logits (B, num_classes) and the labels (B,)."""
         recipe, optimizer = self.recipe, self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
@@ -145,7 +153,17 @@ class Training(LightningModule):
         self.loss_total += (torch.stack(losses) * sizes.to(self.device)).sum()
         self.num_correct += (torch.cat(logits).argmax(dim=1) == torch.cat(labels)).sum()
 
-    def batch(self, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _check(self, epoch: int) -> None:
+        """Is the loss finite still? The block's one synchronisation."""
+        if not torch.isfinite(self.loss_total):
+            raise DivergenceError(epoch=epoch, step=self.num_steps - 1)
+
+    def totals(self) -> dict[str, Any]:
+        """The epoch's mean loss and accuracy on the batches as they were trained on."""
+        num = len(self.images)
+        return {"loss": self.loss_total.item() / num, "accuracy_percent": 100 * self.num_correct.item() / num}
+
+    def batch(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Images as the network gets them in optimiser step `step`, and labels, at these indices.
 
         A batch of everything is made once.
@@ -160,7 +178,7 @@ class Training(LightningModule):
         if recipe.resolution:
             images = resized(images, pixels=recipe.resolution.pixels_at(step // self.steps_per_epoch))
         batch = images.contiguous(memory_format=self.memory_format), self.labels.index_select(0, chosen)
-        if len(chosen) == len(self.images) and recipe.augmentation.name == "none" and recipe.resolution is None:
+        if self.steps_per_epoch == 1 and recipe.augmentation.name == "none" and recipe.resolution is None:
             self._whole = batch
         return batch
 
@@ -208,14 +226,12 @@ class Keeper(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Training)
-        num = len(pl_module.images)
         self.report(
             {
                 "epoch": trainer.current_epoch + 1,
                 "step": pl_module.num_steps,
                 "split": "train",
-                "loss": pl_module.loss_total.item() / num,
-                "accuracy_percent": 100 * pl_module.num_correct.item() / num,
+                **pl_module.totals(),
                 "lr": pl_module.learning_rate(pl_module.num_steps - 1),
                 "seconds": round(time.monotonic() - self.epoch_started, 3),
             }

@@ -28,12 +28,17 @@ POLL_SECONDS = 0.2  # how long an event of a worker may wait to be seen
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One seed to train."""
+    """One seed to train, or in the batched engine its group."""
 
     row: str
     seed: int
     spec: RunSpec
     fresh: bool
+
+    @property
+    def keys(self) -> set[tuple[str, int]]:
+        """(spec_sha256, seed) of each seed that it trains."""
+        return {(self.spec.spec_sha256, seed) for seed in self.spec.together(self.seed)}
 
 
 def num_workers(place: Place) -> int:
@@ -49,7 +54,7 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")  # a forked torch can hang
         self._events: SimpleQueue[tuple[Path, Event]] = self._context.SimpleQueue()
         self._pool = self._new_pool()
-        self._active: dict[Future[Outcome], Task] = {}
+        self._active: dict[Future[list[Outcome]], Task] = {}
 
     def _new_pool(self) -> ProcessPoolExecutor:
         start = (self._events, os.getpid())
@@ -98,7 +103,7 @@ class Workers:
                 self._pool = self._new_pool()
                 return self._pool.submit(function, work, self.place)
 
-    def finished(self) -> Iterator[tuple[Task, Future[Outcome]]]:
+    def finished(self) -> Iterator[tuple[Task, Future[list[Outcome]]]]:
         """Wait a moment for tasks to end, and yield those that did."""
         done, _ = wait(self._active, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
@@ -146,13 +151,13 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _execute(task: Task, place: Place) -> Outcome:
-    from remeasure.run import execute
+def _execute(task: Task, place: Place) -> list[Outcome]:
+    from remeasure.run import execute_together
 
     def sink(directory: Path, event: Event) -> None:
         _SINK.put((directory, event))
 
-    return execute(task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh)
+    return execute_together(task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh)
 
 
 def _time(spec: RunSpec, place: Place) -> float:

@@ -15,6 +15,7 @@ from remeasure.spec import InputError, ModelSpec
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))}
 PUBLISHED_PARAMS = {
+    "article_mlp": 242_762,
     "lenet5": 60_000,
     "lenet5_remake": 61_706,
     "logreg": 7_850,
