@@ -1,9 +1,9 @@
-# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 FRESH=1 CONTINUE=1 PYTHON=python3.12
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 FRESH=1 CONTINUE=1 PARTS="article rows" ROUNDS=3 PYTHON=python3.12
 PYTHON ?= python3
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
-.PHONY: setup reproduce train test demo verify track ui gpu lint lock
+.PHONY: setup reproduce train test demo verify track ui bench gpu lint lock
 
 setup: $(stamp)
 
@@ -34,6 +34,9 @@ track: setup
 
 ui: setup
 	MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+bench: setup
+	$(python) -m remeasure.bench $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 gpu: setup
 	$(python) -m remeasure.gpu --out $(or $(OUT),runs/gpu) $(ARGS)

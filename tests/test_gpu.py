@@ -1,6 +1,7 @@
 """The one command for a GPU, rehearsed on the CPU: what it measures, that it goes on, and that its rows can be kept."""
 
 import json
+import os
 import tarfile
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tests.project import Project
 
 from remeasure import gpu, paths
@@ -15,12 +17,13 @@ from remeasure.records import read_row, read_runs
 
 STEPS = [
     "matrix products",
-    "rows mlp2-digits --demo --seeds 2",
+    "rows logreg-digits --demo --seeds 2",
     "ViT from memory",
     "ViT from files",
     "ResNet-18 by batch",
     "MLP by batch and width",
-    "rows logreg-digits --demo --seeds 2",
+    "seeds together",
+    "rows mlp2-digits --demo --seeds 2 --together 2",
 ]
 
 
@@ -74,10 +77,53 @@ def test_the_rows_come_back_as_results_holds_them(out: Path, tmp_path: Path) -> 
         group = read_row(tmp_path / "results", row=row)  # checks seal, hashes and shapes
         assert group is not None
         assert [record.seed for record in group.records] == [0, 1]
-        (line,) = [line for line in figures(out)[f"rows {row} --demo --seeds 2"]["lines"] if line["row"] == row]
+        step = next(name for name in STEPS if name.startswith(f"rows {row} "))
+        (line,) = [line for line in figures(out)[step]["lines"] if line["row"] == row]
         scores = [record.accuracy_percent or 0.0 for record in group.records]
         assert line["mean_percent"] == pytest.approx(sum(scores) / 2, abs=5e-4)
     assert not read_runs(tmp_path / "results", row="mlp2-digits-inflated")
+
+
+def test_the_last_rows_seeds_were_trained_together_and_the_first_rows_alone(out: Path, tmp_path: Path) -> None:
+    engines = {}
+    for row in ("mlp2-digits", "logreg-digits"):
+        with tarfile.open(out / f"rows-{row}.tar.gz") as archive:
+            archive.extractall(tmp_path, filter="data")
+        engines[row] = yaml.safe_load((tmp_path / f"results/specs/{row}.yaml").read_text())["engine"]
+    assert engines == {"mlp2-digits": "batched", "logreg-digits": "serial"}
+
+
+def test_what_a_step_of_so_many_seeds_costs_is_shown_for_each_seed(out: Path) -> None:
+    lines = figures(out)["seeds together"]["lines"]
+    assert [(line["model"], line["seeds"]) for line in lines] == [
+        ("mlp2", 1),
+        ("mlp2", 2),
+        ("lenet5", 1),
+        ("lenet5", 2),
+    ]
+    for line in lines:
+        assert line["milliseconds_per_seed"] == pytest.approx(line["milliseconds"] / line["seeds"], abs=1e-3)
+        assert line["milliseconds"] > 0
+
+
+def test_a_step_that_cannot_be_captured_is_told_and_nothing_is_captured_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captures = []
+
+    def seconds(*_: object, **__: object) -> float:
+        captures.append(os.environ["REMEASURE_CAPTURE"])
+        if captures[-1] == "1":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return 0.004
+
+    monkeypatch.setattr(gpu, "_seconds_per_step", seconds)
+    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
+    lines = gpu.seeds_together(gpu.TINY, kind="cuda")
+    assert captures == ["0", "1", "0", "0", "0"]
+    assert [line.get("milliseconds_per_seed") for line in lines] == [4.0, None, 2.0, 4.0, 2.0]
+    assert lines[1]["fault"] == "RuntimeError: operation not permitted when stream is capturing"
+    assert os.environ["REMEASURE_CAPTURE"] == "0", "for the rows that follow, in their own processes"
 
 
 def test_the_same_command_measures_nothing_twice(

@@ -26,24 +26,24 @@ def train_main() -> int:
 
     Returns the exit status.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors reach `_guarded`
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors reach `guarded`
     _register_resolvers()
     import hydra
 
     statuses = []
 
     def job(composed: "DictConfig") -> None:
-        statuses.append(_guarded(lambda: _train_one(composed)))
+        statuses.append(guarded(lambda: _train_one(composed)))
 
     main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
-    return _guarded(main) or max(statuses, default=0)
+    return guarded(main) or max(statuses, default=0)
 
 
 def reproduce_main(arguments: Sequence[str]) -> int:
     """`python src/reproduce.py`; returns the exit status."""
     from remeasure import reproduce
 
-    return _guarded(lambda: reproduce.main(arguments, compose=compose))
+    return guarded(lambda: reproduce.main(arguments, compose=compose))
 
 
 def _train_one(composed: "DictConfig") -> int:
@@ -92,7 +92,7 @@ def _register_resolvers() -> None:
 # ---------------------------------------------------------------- how a command ends
 
 
-def _guarded(main: Callable[[], Any]) -> int:
+def guarded(main: Callable[[], Any]) -> int:
     """Run a command; its exit status: 0 done, 1 a run failed, 2 the input is wrong, 128 + n after signal n."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup

@@ -35,6 +35,7 @@ def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
     """
     from remeasure import run  # Lightning: seconds to import
 
+    run.keep_freed_memory()
     with run.processor(spec):
         if isinstance(spec.recipe, Evaluation):
             return spec.data.num_test * _seconds_per_image(spec, device_kind=place.device_kind)

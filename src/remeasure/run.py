@@ -86,7 +86,6 @@ def _held(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def processor(spec: RunSpec) -> Iterator[None]:
     """The spec's number of threads, and no denormal numbers; as before afterwards."""
-    _keep_freed_memory()
     num_threads = torch.get_num_threads()
     torch.set_num_threads(spec.cpu_threads)
     torch.set_flush_denormal(True)  # a confident LeNet-5 has denormal gradients, and its steps take twice as long
@@ -98,10 +97,11 @@ def processor(spec: RunSpec) -> Iterator[None]:
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """glibc gives freed tensors back to the kernel, which clears their pages anew at each step of a ResNet-18.
 
-    Without that, such a step takes 0.7 to 0.8 times as long on a CPU.
+    Without that, such a step takes 0.7 to 0.8 times as long on a CPU. To be called once the data are read: what reading
+    them frees would be kept, too.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -128,6 +128,7 @@ def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place) -> lis
     for attempt in attempts:
         attempt.announce(num_params=work.num_params, data_official=official, checkpoint=sound)
     results: Sequence[Scored | DivergenceError]
+    keep_freed_memory()
     try:
         results = work.do(folder / "checkpoint.ckpt", attempts)
     except DivergenceError as reason:

@@ -1,0 +1,1 @@
+"""Speed side by side with what a user would write instead; `python -m remeasure.bench` measures and reports it."""
