@@ -613,7 +613,7 @@ def test_a_dead_server_costs_one_line_and_little_time(capsys: pytest.CaptureFixt
         assert best_effort(send) == ""
         spent += clock.seconds - before
         clock.seconds += 1.0
-    assert 0 < spent / clock.seconds < 1 / 20
+    assert 0 < spent / clock.seconds < 1 / 100
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["tracking is behind: no answer from http://***@host; `make track` completes it"]
 
@@ -630,7 +630,7 @@ def test_a_server_that_comes_back_is_used_again(capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().err.splitlines()) == 2  # one line for each outage
 
 
-def test_a_slow_server_is_asked_for_a_twentieth_of_the_time() -> None:
+def test_a_slow_server_is_asked_for_a_hundredth_of_the_time() -> None:
     clock = Clock()
     best_effort = BestEffort(clock=clock)
 
@@ -639,7 +639,7 @@ def test_a_slow_server_is_asked_for_a_twentieth_of_the_time() -> None:
         return "id"
 
     assert best_effort(send) == "id"
-    clock.seconds += 9.9
+    clock.seconds += 49.9
     assert best_effort(send) == ""
     clock.seconds += 0.2
     assert best_effort(send) == "id"
