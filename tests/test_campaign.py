@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests import measured, trained
 
-from remeasure import campaign, tracking
+from remeasure import campaign, inputs, tracking
 from remeasure import weights as published_weights
 from remeasure.campaign import Campaign, NotHere, Options, RowCampaign, compare
 from remeasure.cli import compose as compose_config
@@ -368,9 +368,9 @@ def test_a_seed_that_diverged_is_not_replaced(tmp_path: Path, workers: type[InPr
 
 def test_data_that_are_nowhere_leave_the_row_to_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> object:
-        raise campaign.data.DataMissingError("digits.csv: missing")
+        raise inputs.data.DataMissingError("digits.csv: missing")
 
-    monkeypatch.setattr(campaign.data, "fingerprint", missing)
+    monkeypatch.setattr(inputs.data, "fingerprint", missing)
     with Observer(project=tmp_path) as observer:
         running = Campaign(
             place=trained.place(tmp_path), results=tmp_path, options=OPTIONS, observer=observer, say=print
@@ -388,10 +388,10 @@ def test_missing_photographs_and_missing_weights_are_both_named_and_nothing_larg
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_: object, **__: object) -> object:
-        raise campaign.data.DataMissingError("weights: missing")
+        raise inputs.data.DataMissingError("weights: missing")
 
     monkeypatch.setattr(published_weights, "fingerprint", missing)
-    monkeypatch.setattr(campaign.data, "fingerprint", lambda *_, **__: pytest.fail("read the data"))
+    monkeypatch.setattr(inputs.data, "fingerprint", lambda *_, **__: pytest.fail("read the data"))
     entry = dataclasses.replace(
         row("vit_b16-imagenet"), model="vit_b16", data="imagenet", recipe="deit_b_eval", mode="evaluate", rule=ONE_LOOK
     )

@@ -18,11 +18,21 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "storage"}
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
-    *("batched", "attempt", "run", "rundir", "planner", "workers", "provenance", "devices"),
+    *("batched", "inputs", "attempt", "run", "rundir", "planner", "workers", "provenance", "devices"),
 }
 SHARED = {"spec", "convert", "journal", "paths", "process"}  # both wings stand on them
 WATCHING = {"tracking", "projection", "progress", "observe"}  # they see runs and verdicts, and change neither
-ON_TOP = {"campaign", "collect", "replay", "reproduce", "single", "gpu", "bench", "cli"}  # they put the wings together
+ON_TOP = {
+    "campaign",
+    "row_campaign",
+    "collect",
+    "replay",
+    "reproduce",
+    "single",
+    "gpu",
+    "bench",
+    "cli",
+}  # they put the wings together
 
 # Each import contract of pyproject.toml, and an import that breaks it: (module, line).
 VIOLATIONS = {

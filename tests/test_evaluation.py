@@ -20,6 +20,7 @@ from tests.photographed import SYNSETS, imagenet, make_archive, make_folder, pho
 from torch import Tensor, nn
 
 import remeasure.evaluation
+import remeasure.training
 from remeasure import data, decoding, evaluation, paths
 from remeasure.cli import compose
 from remeasure.data import Listing
@@ -390,7 +391,7 @@ def test_an_evaluation_cut_short_goes_on_at_its_checkpoint_to_the_same_numbers(
     unbroken = _run(root, tmp_path)
     (tmp_path / "again").mkdir()
     monkeypatch.setattr(remeasure.evaluation, "CHECKPOINT_SECONDS", 0.0)
-    original, batches = remeasure.evaluation.Forward.__call__, list[int]()
+    original, batches = remeasure.training.Forward.__call__, list[int]()
 
     def cut(self: Any, images: Tensor) -> Tensor:
         if len(batches) == cut_after:
@@ -399,12 +400,12 @@ def test_an_evaluation_cut_short_goes_on_at_its_checkpoint_to_the_same_numbers(
         return original(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(remeasure.evaluation.Forward, "__call__", cut)
+        patch.setattr(remeasure.training.Forward, "__call__", cut)
         with pytest.raises(KeyboardInterrupt):
             _run(root, tmp_path / "again")
     assert batches == [3] * cut_after
     cut_after += 99
-    monkeypatch.setattr(remeasure.evaluation.Forward, "__call__", cut)
+    monkeypatch.setattr(remeasure.training.Forward, "__call__", cut)
     resumed = _run(root, tmp_path / "again")
     assert batches == [3, 3, 1]  # none was computed twice
     assert resumed.record.predicted_sha256 == unbroken.record.predicted_sha256

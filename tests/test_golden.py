@@ -29,7 +29,7 @@ STEPS = 20
 NUM_IMAGES = {"resnet18": 320}  # else 2,560: batches of 128
 GOLDEN_VERSION = 1
 GOLDEN = {
-    "article_mlp": 1.260058,
+    "article_mlp": 1.283043,
     "lenet5": 2.329528,
     "lenet5_remake": 1.835835,
     "logreg": 0.04397876,

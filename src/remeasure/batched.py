@@ -79,13 +79,13 @@ class BatchedTraining(Training):
         self.num_correct = torch.zeros(len(seeds), dtype=torch.int64)
         self._orders: tuple[int, Tensor] | None = None
         self._graph: Any = None  # of a whole step on CUDA, once there is one; it reads the indices in `_chosen`
-        self._chosen, self._num_eager = torch.empty(0), 0
+        self._chosen, self._rate, self._num_eager = torch.empty(0), torch.empty(()), 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if not self._captures:
             return super().configure_optimizers()
-        rate = torch.tensor(self.recipe.optimizer.lr_peak, device=self.device)
-        return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer, captured_rate=rate)
+        self._rate = torch.tensor(self.recipe.optimizer.lr_peak, device=self.device)
+        return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer, captured_rate=self._rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -187,11 +187,8 @@ class BatchedTraining(Training):
         return resolution is not None and resolution.pixels_at(step // self.steps_per_epoch) is not None
 
     def _set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        group = optimizer.param_groups[0]
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        captured = self._captures  # a graph reads the rate's tensor; a checkpoint may have brought another one
+        optimizer.param_groups[0]["lr"] = self._rate.fill_(rate) if captured else rate
 
     def _replayed(self, chosen: Tensor, *, step: int, optimizer: torch.optim.Optimizer) -> None:
         if self._graph is None and self._num_eager < STEPS_BEFORE_CAPTURE:

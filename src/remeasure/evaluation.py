@@ -9,7 +9,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from remeasure import data, models
 from remeasure.data import Listing
 from remeasure.decoding import Photographs, collate
 from remeasure.encoding import encode_npz
-from remeasure.recipe import normalise
 from remeasure.rundir import write_whole
-from remeasure.spec import Config, Evaluation, InputError, Normalisation, Precision, RunSpec, Transform
-from remeasure.training import Predictions, memory_format
+from remeasure.spec import Config, Evaluation, InputError, RunSpec, Transform
+from remeasure.training import Forward, Predictions, forward
 
 PREFETCHED = 2  # batches a worker
 QUEUED = 4  # batches that a GPU may have before it
@@ -62,36 +60,6 @@ def stream(
 
 def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forward:
-    """The network on its device, as the spec computes: uint8 batches in, logits (B, num_classes) float32 out."""
-
-    network: nn.Module
-    normalisation: Normalisation
-    precision: Precision
-    memory_format: torch.memory_format
-    device: torch.device
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """From images (B, C, H, W) uint8 on any device. Does not wait for the device."""
-        images = images.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            batch = normalise(images, normalisation=self.normalisation).contiguous(memory_format=self.memory_format)
-            logits: Tensor = self.network(batch)
-        return logits.float()
-
-
-def forward(network: nn.Module, *, spec: RunSpec, device: torch.device) -> Forward:
-    """The network moved to `device`, in evaluation mode, with the spec's precision and memory format."""
-    return Forward(
-        network=network.to(device).to(memory_format=memory_format(spec)).eval(),
-        normalisation=spec.recipe.normalisation,
-        precision=spec.precision,
-        memory_format=memory_format(spec),
-        device=device,
-    )
 
 
 class Tally:

@@ -37,7 +37,7 @@ from remeasure.recipe import training_loss
 from remeasure.records import read_runs
 from remeasure.rundir import write_whole
 from remeasure.spec import Config, DeviceKind, RunRecord
-from remeasure.training import Training, train
+from remeasure.training import Training, forward, train
 
 Figures = list[dict[str, Any]]
 
@@ -272,7 +272,7 @@ def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
         network = _network(config, device=device)
         if compiled:
             network.compile(mode="max-autotune-no-cudagraphs")
-        run = evaluation.forward(network, spec=config.spec(data_sha256=""), device=device)
+        run = forward(network, spec=config.spec(data_sha256=""), device=device)
         for batch in sizes.photograph_batches:
             images = torch.randint(0, 256, (batch, *config.input_shape), dtype=torch.uint8).to(device)
             call = torch.inference_mode()(partial(run, images))

@@ -119,20 +119,19 @@ def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
     import torch
 
     from remeasure import models
-    from remeasure.training import memory_format
+    from remeasure.training import forward
 
     assert isinstance(spec.recipe, Evaluation)
     shape, num_classes = spec.input_shape, spec.data.num_classes
     network = models.build(spec.model, image_shape=shape, num_classes=num_classes, generator_seed=0)
-    network = network.to(device_kind).to(memory_format=memory_format(spec)).eval()
-    now = _clock_of(device_kind)
+    run, now = forward(network, spec=spec, device=torch.device(device_kind)), _clock_of(device_kind)
     num, seconds = 1, 0.0
     while seconds < TIMED_BATCH_SECONDS and num <= spec.recipe.batch_size:
-        batch = torch.rand(num, *shape, device=device_kind)
+        batch = torch.randint(0, 256, (num, *shape), dtype=torch.uint8, device=device_kind)
         for _ in range(2):  # the first warms up
             began = now()
-            with torch.inference_mode(), torch.autocast(device_kind, torch.bfloat16, spec.precision == "bfloat16"):
-                network(batch.contiguous(memory_format=memory_format(spec)))
+            with torch.inference_mode():
+                run(batch)
             seconds = now() - began
         per_image, num = seconds / num, 4 * num
     return per_image

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remeasure.spec import Augmentation, Loss, Normalisation, Optimizer, Schedule
+from remeasure.spec import Augmentation, Loss, Normalisation, Optimizer, Recipe, Schedule
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -40,6 +40,17 @@ def learning_rate(step: int, *, lr_peak: float, schedule: Schedule, steps_per_ep
             return lr_peak * schedule.gamma ** sum(step >= epoch * steps_per_epoch for epoch in schedule.milestones)
         case "constant":
             return lr_peak
+
+
+def rate_of(recipe: Recipe, *, step: int, steps_per_epoch: int) -> float:
+    """`learning_rate` as the recipe says."""
+    return learning_rate(
+        step,
+        lr_peak=recipe.optimizer.lr_peak,
+        schedule=recipe.schedule,
+        steps_per_epoch=steps_per_epoch,
+        epochs_total=recipe.epochs_total,
+    )
 
 
 def build_optimizer(

@@ -16,8 +16,8 @@ from remeasure.spec import Config, Row
 from remeasure.storage import recover
 
 if TYPE_CHECKING:
-    from remeasure.campaign import NotHere
     from remeasure.observe import Observer
+    from remeasure.row_campaign import NotHere
 
 EXIT_FAILED = 1
 Compose = Callable[[Sequence[str]], Config]
@@ -121,9 +121,10 @@ def _measure(
     rows: Mapping[str, Row], *, files: Files, options: argparse.Namespace, compose: Compose
 ) -> tuple[int, dict[str, str]]:
     """Measure these rows; returns the exit status, and for each row that was measured here that it was."""
-    from remeasure.campaign import Campaign, NotHere, Options, RowCampaign
+    from remeasure.campaign import Campaign
     from remeasure.devices import resolve_device
     from remeasure.observe import Observer
+    from remeasure.row_campaign import NotHere, Options, RowCampaign
     from remeasure.rundir import Place
 
     root = paths.project_root()

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from remeasure import data, ledger, models, paths, weights
-from remeasure.data.files import noted
 from remeasure.devices import resolve_device
+from remeasure.inputs import identify
 from remeasure.observe import Observer
 from remeasure.rundir import Outcome, Place, finished
-from remeasure.spec import Config, Recipe, Row, RunSpec
+from remeasure.spec import Config, Row, RunSpec
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -43,19 +43,12 @@ def _spec(config: Config, *, place: Place) -> RunSpec:
     network = models.build(
         config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
     )
-    missing: list[tuple[str, ...]] = []
-    with noted(missing):
-        if data.streamed(config.data):
-            data.load_listing(config.data, "test", root=place.data_root)
-    with noted(missing):
-        if path := weights.locate(config, fetch=not missing):
-            weights.load(network, path)
-    if missing:
-        raise data.DataMissingError(*(line for lines in missing for line in lines))
-    weights_sha256 = weights.fingerprint(config)
-    trains = isinstance(config.recipe, Recipe)
-    source = data.fingerprint(config.data, root=place.data_root, trains=trains)
-    return config.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
+    spec = identify(config, data_root=place.data_root)
+    if not isinstance(spec, RunSpec):
+        raise data.DataMissingError(*(line for lines in spec for line in lines))
+    if path := weights.locate(config):
+        weights.load(network, path)  # or refuse it now
+    return spec
 
 
 def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | None, list[str]]:

@@ -509,6 +509,7 @@ _LATER: Mapping[str, Any] = {
     "weights_sha256": None,
     "resolution": None,
     "streaming": None,
+    "dropout_masks": "bernoulli",
     **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels")),
 }
 
@@ -516,7 +517,7 @@ _LATER: Mapping[str, Any] = {
 def spec_sha256(spec: Mapping[str, Any]) -> str:
     """SHA-256 over what can move a weight in `asdict(RunSpec)`: never names, paths, devices, logging or budget."""
     identity = {
-        "model": {key: spec["model"][key] for key in ("builder", "options")},
+        "model": _said({key: spec["model"][key] for key in ("builder", "options")}),
         "data": {key: spec["data"][key] for key in ("num_classes", "num_validation", "split")},
         "recipe": _said({key: value for key, value in spec["recipe"].items() if key != "name"}),
         **{key: spec[key] for key in ("precision", "engine", "engine_width", "compile", "cpu_threads")},

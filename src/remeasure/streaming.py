@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from remeasure import training
 from remeasure.augmented import Photographs, augmentation, epoch_order, seed_everything
-from remeasure.recipe import build_optimizer, learning_rate, training_loss
+from remeasure.recipe import build_optimizer, rate_of, training_loss
 from remeasure.spec import InputError, Recipe, RunSpec
 from remeasure.training import DivergenceError, Keeper, derive, memory_format
 
@@ -228,14 +228,7 @@ class StreamTraining(LightningModule):
             raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
 
     def learning_rate(self, step: int) -> float:
-        recipe = self.recipe
-        return learning_rate(
-            step,
-            lr_peak=recipe.optimizer.lr_peak,
-            schedule=recipe.schedule,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs_total=recipe.epochs_total,
-        )
+        return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
 
 
 class StreamKeeper(Keeper):

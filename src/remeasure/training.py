@@ -21,8 +21,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remeasure.recipe import augment, build_optimizer, learning_rate, normalise, resized, training_loss
-from remeasure.spec import Recipe, RunSpec
+from remeasure.recipe import augment, build_optimizer, normalise, rate_of, resized, training_loss
+from remeasure.spec import Normalisation, Precision, Recipe, RunSpec
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no list of the accelerators it found
 # Importing Lightning sets this to 1; without a GPU, torch's optimisers then search the disk for a driver at each step.
@@ -183,14 +183,7 @@ class Training(LightningModule):
         return batch
 
     def learning_rate(self, step: int) -> float:
-        recipe = self.recipe
-        return learning_rate(
-            step,
-            lr_peak=recipe.optimizer.lr_peak,
-            schedule=recipe.schedule,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs_total=recipe.epochs_total,
-        )
+        return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
 
 
 def memory_format(spec: RunSpec) -> torch.memory_format:
@@ -292,6 +285,36 @@ def fit(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forward:
+    """The network on its device, as the spec computes: uint8 batches in, logits (B, num_classes) float32 out."""
+
+    network: nn.Module
+    normalisation: Normalisation
+    precision: Precision
+    memory_format: torch.memory_format
+    device: torch.device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """From images (B, C, H, W) uint8 on any device. Does not wait for the device."""
+        images = images.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            batch = normalise(images, normalisation=self.normalisation).contiguous(memory_format=self.memory_format)
+            logits: Tensor = self.network(batch)
+        return logits.float()
+
+
+def forward(network: nn.Module, *, spec: RunSpec, device: torch.device) -> Forward:
+    """The network moved to `device`, in evaluation mode, with the spec's precision and memory format."""
+    return Forward(
+        network=network.to(device).to(memory_format=memory_format(spec)).eval(),
+        normalisation=spec.recipe.normalisation,
+        precision=spec.precision,
+        memory_format=memory_format(spec),
+        device=device,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
     """`predicted` (N,) int64, `confidence` (N,) float32 top-1 probability, and the mean cross-entropy."""
 
@@ -303,13 +326,11 @@ class Predictions:
 @torch.inference_mode()
 def predict(network: nn.Module, images: Tensor, *, labels: Tensor, spec: RunSpec, device: torch.device) -> Predictions:
     """Evaluate `network` on images (N, C, H, W) uint8 and labels (N,), in their order."""
-    network = network.to(device).to(memory_format=memory_format(spec)).eval()
+    run = forward(network, spec=spec, device=device)
     predicted, confidence, loss_total = [], [], 0.0
     for start in range(0, len(images), EVALUATION_BATCH):
         part = slice(start, start + EVALUATION_BATCH)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            batch = normalise(images[part].to(device), normalisation=spec.recipe.normalisation)
-            logits = network(batch.contiguous(memory_format=memory_format(spec))).float()
+        logits = run(images[part])
         top = logits.softmax(dim=1).max(dim=1)
         predicted.append(top.indices.cpu())
         confidence.append(top.values.cpu())

@@ -165,7 +165,8 @@ def test_all_faults_in_the_options_come_together() -> None:
     with pytest.raises(InputError) as refusal:
         mlp(hidden_sizes=[256, 0], activation="gelu", dropout=[1.0, "0.2"], width=3, generator=4)
     faults = dict(fault.split(": ", 1) for fault in refusal.value.faults)
-    valid = "hidden_sizes, activation, dropout, initialisation"
+    valid = "hidden_sizes, activation, dropout, dropout_masks, initialisation"
+    assert faults.pop("model.options.dropout_masks") == f"missing; mlp needs {valid}"
     assert faults.pop("model.options.initialisation") == f"missing; mlp needs {valid}"
     assert faults.pop("model.options.width") == f"unknown; mlp takes {valid}"
     assert faults.pop("model.options.generator") == f"unknown; mlp takes {valid}"

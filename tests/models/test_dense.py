@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from remeasure.models.dense import linear, logistic_regression, mlp
+from remeasure.models.dense import UniformDropout, linear, logistic_regression, mlp
 from remeasure.spec import InputError
 
 MNIST = {"image_shape": (1, 28, 28), "num_classes": 10}
@@ -15,7 +15,13 @@ def generator(seed: int = 3) -> torch.Generator:
 
 
 def small_mlp(**changes: object) -> nn.Module:
-    options = {"hidden_sizes": [8, 6], "activation": "relu", "dropout": [], "initialisation": "torch_default"}
+    options = {
+        "hidden_sizes": [8, 6],
+        "activation": "relu",
+        "dropout": [],
+        "dropout_masks": "bernoulli",
+        "initialisation": "torch_default",
+    }
     return mlp(**MNIST, generator=generator(), **{**options, **changes})
 
 
@@ -58,6 +64,36 @@ def test_dropout_follows_each_activation_with_its_own_fraction() -> None:
     kinds = [nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
     assert [type(layer) for layer in layers] == kinds
     assert (layers[3].p, layers[6].p) == (0.1, 0.5)
+
+
+def test_uniform_masks_drop_as_many_units_as_torch_and_keep_the_expected_value() -> None:
+    """Of a million units a share p is 0, to five standard deviations, and the others are 1 / (1 - p)."""
+    torch.manual_seed(0)
+    for fraction in (0.1, 0.3, 0.8):
+        dropped = UniformDropout(fraction).train()(torch.ones(1000, 1000))
+        kept = dropped[dropped != 0]
+        assert 1 - len(kept) / 1e6 == pytest.approx(fraction, abs=5 * math.sqrt(fraction * (1 - fraction) / 1e6))
+        torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - fraction)))
+
+
+def test_uniform_masks_scale_gradients_as_they_scale_units() -> None:
+    units = torch.ones(10_000, requires_grad=True)
+    dropped = UniformDropout(0.5).train()(units)
+    dropped.sum().backward()
+    assert units.grad is not None
+    assert torch.equal(units.grad, dropped)
+    assert set(dropped.tolist()) == {0.0, 2.0}
+
+
+def test_uniform_masks_are_off_when_scoring_and_at_zero() -> None:
+    units = torch.rand(100)
+    assert torch.equal(UniformDropout(0.9).eval()(units), units)
+    assert torch.equal(UniformDropout(0.0).train()(units), units)
+
+
+def test_masks_are_drawn_as_the_option_says() -> None:
+    kinds = [type(list(small_mlp(dropout=[0.1, 0.5], dropout_masks=masks))[3]) for masks in ("bernoulli", "uniform")]
+    assert kinds == [torch.nn.Dropout, UniformDropout]
 
 
 def test_initialisation_moves_the_weights() -> None:

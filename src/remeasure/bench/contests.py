@@ -183,7 +183,7 @@ def article(setting: Setting) -> Part:
 
 ARTICLE_NOTES = {
     SKLEARN: "neither dropout nor clipping, which it does not have",
-    OURS: "wall seconds of a campaign / (seeds x epochs), everything included",
+    OURS: "wall seconds of a campaign / (seeds x epochs), everything included; dropout_masks: uniform",
     OURS_BF16: "as float32; another spec, so another row of evidence",
 }
 

@@ -1,0 +1,61 @@
+"""What a run starts from: its data and its weights, found and fingerprinted before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from remeasure import data
+from remeasure.data.files import noted
+from remeasure.spec import Config, DataSpec, Evaluation, RunSpec
+
+Fingerprint = Callable[..., data.Source]  # as data.fingerprint, or one that remembers
+
+
+def identify(
+    config: Config, *, data_root: Path, fingerprint: Fingerprint | None = None
+) -> RunSpec | list[tuple[str, ...]]:
+    """The config with its fingerprints; or, of each thing that is missing for them, the lines that say so.
+
+    What is quick is looked at first, and nothing is downloaded where something else is missing. Raises InputError.
+    """
+    missing: list[tuple[str, ...]] = []
+    weights_sha256 = None
+    with noted(missing):
+        if data.streamed(config.data):
+            data.load_listing(config.data, "test", root=data_root)
+    with noted(missing):
+        weights_sha256 = _weights_sha256(config, fetch=not missing)
+    if missing:
+        return missing
+    with noted(missing):
+        trains = not isinstance(config.recipe, Evaluation)
+        source = (fingerprint or data.fingerprint)(config.data, root=data_root, trains=trains)
+        return config.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
+    return missing
+
+
+def remembered() -> Fingerprint:
+    """data.fingerprint, taken once for each data set; a download that failed is not tried again, either."""
+    known: dict[tuple[str, bool], data.Source | data.DataMissingError] = {}
+
+    def fingerprint(spec: DataSpec, *, root: Path, trains: bool) -> data.Source:
+        key = (spec.name, trains)
+        if key not in known:
+            try:
+                known[key] = data.fingerprint(spec, root=root, trains=trains)
+            except data.DataMissingError as missing:
+                known[key] = missing
+        found = known[key]
+        if isinstance(found, data.DataMissingError):
+            raise found
+        return found
+
+    return fingerprint
+
+
+def _weights_sha256(config: Config, *, fetch: bool) -> str | None:
+    """The fingerprint of an evaluation's weights. Raises DataMissingError."""
+    if not isinstance(config.recipe, Evaluation):
+        return None
+    from remeasure import weights  # timm: seconds to import
+
+    return weights.fingerprint(config, fetch=fetch)
