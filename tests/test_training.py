@@ -110,6 +110,40 @@ def test_lbfgs_counts_a_step_an_epoch_however_often_it_evaluates(tmp_path: Path)
     assert reports[2]["loss"] < reports[1]["loss"] < reports[0]["loss"]
 
 
+def test_lbfgs_evaluates_no_point_twice_and_the_weights_do_not_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against torch's own L-BFGS, which evaluates anew at the start of each step."""
+    points: list[bytes] = []
+    full = training(spec(*LBFGS))
+    full.network.register_forward_hook(lambda *_: points.append(b"".join(map(_bytes, full.network.parameters()))))
+    ours = [report["loss"] for report in trained(full, spec=spec(*LBFGS), folder=tmp_path)]
+    assert len(points) == len(set(points)) > 3
+    monkeypatch.setattr(Training, "_evaluated_here", lambda _: None)
+    again = training(spec(*LBFGS))
+    theirs = [report["loss"] for report in trained(again, spec=spec(*LBFGS), folder=tmp_path)]
+    assert ours == theirs
+    assert same(weights(full.network), weights(again.network))
+
+
+def _bytes(parameter: Tensor) -> bytes:
+    return parameter.detach().numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(*LBFGS, "recipe.batch_size=64"), ("model=mlp4", *LBFGS[1:])],
+    ids=["batches", "dropout"],
+)
+def test_what_is_not_a_function_of_the_weights_alone_is_evaluated_each_time(
+    overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    one = spec(*overrides)
+    random = training(one)
+    trained(random, spec=one, folder=tmp_path)
+    assert random._evaluated is None
+
+
 def _loss_at_start(spec: RunSpec) -> float:
     """Mean cross-entropy plus ½·l2·Σw² of the untrained network, in NumPy."""
     fresh = training(spec)

@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parameters_to_vector
 
 from remeasure.recipe import augment, build_optimizer, normalise, rate_of, resized, training_loss
 from remeasure.spec import Normalisation, Precision, Recipe, RunSpec
@@ -57,6 +58,16 @@ def permutation(num: int, *, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num, generator=generator)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What the batch of everything came to: the weights as one vector, their gradients, the loss (), the logits."""
+
+    weights: Tensor
+    gradients: list[Tensor | None]
+    loss: Tensor
+    logits: Tensor
+
+
 class Training(LightningModule):
     """One seed's training of `network` on images (N, C, H, W) uint8 and labels (N,) int64, as the recipe says."""
 
@@ -79,6 +90,8 @@ class Training(LightningModule):
         self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
         self.num_steps = 0  # optimiser steps done; checkpoints keep them
         self._whole: tuple[Tensor, Tensor] | None = None
+        self._evaluated: Evaluated | None = None
+        self._draws = any(isinstance(layer, nn.Dropout) for layer in network.modules())
         self.steps_per_epoch = math.ceil(len(images) / self.recipe.batch_size)
         self.blocks_per_epoch = math.ceil(self.steps_per_epoch / self.steps_per_block)
 
@@ -134,6 +147,9 @@ class Training(LightningModule):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def closure() -> float:
+            if again := self._evaluated_here():
+                seen.append((again.loss, again.logits))
+                return again.loss  # type: ignore[return-value]  # as below
             optimizer.zero_grad()
             logits = self.network(images)
             loss = training_loss(logits, labels, loss=recipe.loss, parameters=self._trained)
@@ -141,10 +157,27 @@ class Training(LightningModule):
             if recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._trained, recipe.clip_norm)
             seen.append((loss.detach(), logits.detach()))
+            self._remember(*seen[-1])
             return loss  # type: ignore[return-value]  # torch's own annotation; its optimisers take tensors
 
         optimizer.step(closure)
         return *seen[0], labels  # L-BFGS evaluates more than once a step
+
+    def _remember(self, loss: Tensor, logits: Tensor) -> None:
+        """L-BFGS ends a step by evaluating where it goes, and begins the next one by evaluating there again."""
+        if self.recipe.optimizer.name == "lbfgs" and self._whole is not None and not self._draws:
+            weights = parameters_to_vector(self._trained).detach()
+            gradients = [parameter.grad for parameter in self._trained]
+            self._evaluated = Evaluated(weights=weights, gradients=gradients, loss=loss, logits=logits)
+
+    def _evaluated_here(self) -> "Evaluated | None":
+        """The last evaluation, its gradients back in place, if it was with these very weights on this very batch."""
+        last = self._evaluated
+        if last is None or not torch.equal(parameters_to_vector(self._trained), last.weights):
+            return None
+        for parameter, gradient in zip(self._trained, last.gradients, strict=True):
+            parameter.grad = gradient
+        return last
 
     def _count(self, steps: Sequence[tuple[Tensor, ...]]) -> None:
         """Add a block to the epoch's totals, in one go."""
