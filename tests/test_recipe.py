@@ -372,7 +372,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def draw(*, scaling: float = 0, squeezing: float = 0, shear: float = 0, x: float = 0, y: float = 0) -> None:
         values = torch.tensor([scaling, squeezing, shear, x, y])
 
-        def rand(*shape: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+        def rand(*shape: int, generator: torch.Generator, device: torch.device) -> Tensor:  # noqa: ARG001
             return (values[:, None].expand(shape) + 1) / 2 if len(shape) == 2 else torch.zeros(shape)
 
         monkeypatch.setattr(torch, "rand", rand)

@@ -158,7 +158,12 @@ def distort(images: Tensor, *, augmentation: Augmentation, generator: torch.Gene
 
 
 def affine_maps(
-    num: int, *, augmentation: Augmentation, size: int, generator: torch.Generator | None, device: torch.device
+    num: int,
+    *,
+    augmentation: Augmentation,
+    size: int,
+    generator: torch.Generator | None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Random planar affine maps (num, 2, 3) float32, from output to input coordinates in [-1, 1] (torch's affine_grid).
 
@@ -173,7 +178,7 @@ def affine_maps(
     rows = [stretch_x, shear * (augmentation.shear or 0.0), shift_x * pixels]
     rows += [torch.zeros_like(scaling), stretch_y, shift_y * pixels]
     maps = torch.stack(rows, dim=1).view(num, 2, 3)
-    return torch.where(kept.view(-1, 1, 1), torch.eye(2, 3, device=device), maps)
+    return torch.where(kept.view(-1, 1, 1), torch.eye(2, 3, device=maps.device), maps)
 
 
 def _source(generator: torch.Generator | None, device: torch.device) -> dict[str, Any]:
