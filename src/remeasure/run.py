@@ -257,7 +257,7 @@ def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Wor
         except DivergenceError as reason:
             return reason
 
-    return Work(num_params=models.num_trainable(_network(spec, seed=seeds[0])), do=do)
+    return Work(num_params=models.num_trainable(training.network) // len(seeds), do=do)
 
 
 def _scored(network: nn.Module, *, spec: RunSpec, place: Place, wall_seconds: float) -> Scored:
