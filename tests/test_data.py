@@ -220,6 +220,24 @@ def test_taking_a_fingerprint_copies_no_pixels(monkeypatch: pytest.MonkeyPatch) 
     assert peak < 1_000_000
 
 
+def test_a_gzip_file_is_unpacked_whole_and_held_once() -> None:
+    content = bytes(range(256)) * 40_000  # 10 MB in many pieces
+    packed = gzip.compress(content, compresslevel=0)
+    tracemalloc.start()
+    unpacked = mnist.unpack(packed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert unpacked == content
+    assert peak < 1.3 * len(content)
+
+
+@pytest.mark.parametrize("names", [STEMS, PACKED], ids=["unpacked", "gzipped"])
+def test_images_can_be_handed_to_torch_without_a_copy(tmp_path: Path, names: tuple[str, ...]) -> None:
+    split = data.load_split(TINY, "train", root=place(tmp_path, names))
+    assert split.images.flags.writeable
+    assert split.labels.flags.writeable
+
+
 # ---------------------------------------------------------------- files that are there and wrong
 
 

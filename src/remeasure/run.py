@@ -337,7 +337,7 @@ def _load(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> Lo
     if key not in _LOADED:
         read = data.load_split(spec.data, split, root=place.data_root)
         _LOADED[key] = Loaded(
-            images=torch.tensor(read.images), labels=torch.tensor(read.labels), verified=read.verified
+            images=torch.from_numpy(read.images), labels=torch.from_numpy(read.labels), verified=read.verified
         )
     return _LOADED[key]
 

@@ -269,8 +269,8 @@ class Tracker:
 class BestEffort:
     """Calls a tracker for a live run: what fails is reported in one line on stderr, and the run goes on.
 
-    After a call, the next ones are skipped for 100 times as long as it took, and for 10 s at least if it failed: so
-    that live points cost a hundredth of the time at most, however slow or dead the store is. `clock` returns seconds.
+    After a call, the next ones are skipped for 200 times as long as it took, and for 10 s at least if it failed: so
+    that live points cost 0.5 % of the time at most, however slow or dead the store is. `clock` returns seconds.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -299,7 +299,7 @@ class BestEffort:
 
     def _rest(self, *, began: float, at_least: float) -> None:
         ended = self._clock()
-        self._resting_until = ended + max(at_least, 100 * (ended - began))
+        self._resting_until = ended + max(at_least, 200 * (ended - began))
 
 
 def _client(uri: str) -> "MlflowClient":

@@ -30,9 +30,10 @@ MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "rmsprop": 1}  # the optimiser's ten
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """MiB. `imported`: resident after the imports; Lightning and torch load more when they first train.
+    """MiB. `imported`: resident after the imports.
 
     `built`, `trained`, `scored`: the highest that was resident beyond that, from one stage's end to the next one's.
+    `code`: the libraries' own files, of which training brings further pages into memory (RssFile).
     `data`, `net`, `batch`: what training should need: uint8 images and labels; weights, gradients, the optimiser's
     tensors and buffers; one batch as float32 and what the forward pass saves of it.
     """
@@ -41,22 +42,24 @@ class Footprint:
     built: float
     trained: float
     scored: float
+    code: float
     data: float
     net: float
     batch: float
 
     @property
     def accounted(self) -> float:
-        return self.data + self.net + self.batch
+        return self.code + self.data + self.net + self.batch
 
 
 def main(arguments: Sequence[str]) -> int:
     folder, *overrides = arguments
     place = Place(runs=Path(folder), project=Path(folder), data_root=paths.data_root(), device_kind="cpu")
     config = cli.compose(overrides)
-    imported = _resident()
+    imported, mapped = _status("VmRSS"), _status("RssFile")
     stages = _stages(config, place=place)
-    print(json.dumps(asdict(_footprint(config, stages=stages, imported=imported))))
+    code = _status("RssFile") - mapped
+    print(json.dumps(asdict(_footprint(config, stages=stages, imported=imported, code=code))))
     return 0
 
 
@@ -78,7 +81,7 @@ def _spec(config: Config) -> RunSpec:
     return config.spec(data_sha256=config.data.name)
 
 
-def _footprint(config: Config, *, stages: dict[str, float], imported: float) -> Footprint:
+def _footprint(config: Config, *, stages: dict[str, float], imported: float, code: float) -> Footprint:
     spec = _spec(config)
     assert isinstance(spec.recipe, Recipe)
     network = models.build(
@@ -90,6 +93,7 @@ def _footprint(config: Config, *, stages: dict[str, float], imported: float) -> 
         built=stages["started"] - imported,
         trained=stages["train"] - imported,
         scored=stages["test"] - imported,
+        code=code,
         data=data_bytes(num_train, image_shape=config.data.image_shape) / MIB,
         net=net_bytes(network, moments=MOMENTS[spec.recipe.optimizer.name]) / MIB,
         batch=batch_bytes(network, spec=spec) / MIB,
@@ -135,10 +139,6 @@ def saved_bytes(network: nn.Module, images: Tensor) -> int:
 
 
 # ---------------------------------------------------------------- what the kernel says
-
-
-def _resident() -> float:
-    return _status("VmRSS")
 
 
 def _peak() -> float:

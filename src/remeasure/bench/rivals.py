@@ -5,7 +5,6 @@ All read MNIST's four unpacked files under `root`/MNIST/raw, and all but the row
 clipped at norm 1. template.py has the one with Lightning.
 """
 
-import gzip
 import time
 import warnings
 from collections.abc import Callable
@@ -50,11 +49,16 @@ def unpack(data_root: Path, *, root: Path) -> Path:
     """
     for split in data.SPLITS:
         data.load_split(data.read_config("mnist", conf_dir=paths.conf_dir()), split, root=data_root)
+    return unpack_unseen(data_root, root=root)
+
+
+def unpack_unseen(data_root: Path, *, root: Path) -> Path:
+    """`unpack` of files that are known to be there and whole."""
     source, target = data_root / "MNIST/raw", root / "MNIST/raw"
     target.mkdir(parents=True, exist_ok=True)
     for stem in mnist.ALL:
         packed = source / f"{stem}.gz"
-        content = gzip.decompress(packed.read_bytes()) if packed.is_file() else (source / stem).read_bytes()
+        content = mnist.unpack(packed.read_bytes()) if packed.is_file() else (source / stem).read_bytes()
         (target / stem).write_bytes(content)
     return root
 

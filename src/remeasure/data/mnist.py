@@ -1,7 +1,7 @@
 """MNIST from the four files of LeCun, Cortes and Burges (IDX format), gzipped or unpacked, under MNIST/raw."""
 
-import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ STEMS = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 ALL = (*STEMS["train"], *STEMS["test"])
+PIECE = 2**16  # bytes
 
 
 def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
@@ -28,7 +29,8 @@ def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str],
     for stem in STEMS[split]:
         path = _find(directory, stem) or _fetch(stem, root=root, files_md5=files_md5, fetch=fetch)
         content = verified_bytes(path, md5=files_md5[path.name])
-        arrays.append(parse_idx(gzip.decompress(content) if path.suffix == ".gz" else content, name=str(path)))
+        unpacked = unpack(content) if path.suffix == ".gz" else bytearray(content)  # writable, as torch wants it
+        arrays.append(parse_idx(unpacked, name=str(path)))
     images, labels = arrays
     return Split(images=images[:, None], labels=labels.astype(np.int64), verified=True)
 
@@ -55,7 +57,15 @@ def _fetch(stem: str, *, root: Path, files_md5: dict[str, str], fetch: bool) -> 
     return packed
 
 
-def parse_idx(content: bytes, *, name: str) -> np.ndarray:
+def unpack(content: bytes) -> bytearray:
+    """What a gzip file of one member holds, by pieces: gzip.decompress holds all of it twice before it returns."""
+    unpacker, whole = zlib.decompressobj(wbits=31), bytearray()
+    for start in range(0, len(content), PIECE):
+        whole += unpacker.decompress(content[start : start + PIECE])
+    return whole
+
+
+def parse_idx(content: bytes | bytearray, *, name: str) -> np.ndarray:
     """An IDX file of unsigned bytes: magic 0, 0, 8, rank; then rank sizes, big-endian int32; then the data."""
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise InputError(f"{name}: not an IDX file of unsigned bytes")
