@@ -3,7 +3,7 @@ PYTHON ?= python3
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
-.PHONY: setup reproduce train test demo verify track ui bench gpu lint lock
+.PHONY: setup reproduce train test demo controls determinism faults verify track ui bench gpu lint lock
 
 setup: $(stamp)
 
@@ -25,6 +25,15 @@ test: setup
 
 demo: setup
 	$(python) src/reproduce.py --demo --fresh
+
+controls: setup
+	$(python) src/reproduce.py --controls
+
+determinism: setup
+	$(python) -m remeasure.determinism
+
+faults: setup
+	REMEASURE_FAULTS=$(or $(KILLS),100) $(python) -m pytest tests/faults $(ARGS)
 
 verify: setup
 	$(python) src/reproduce.py verify

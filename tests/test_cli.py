@@ -16,8 +16,6 @@ from tests.project import Command, Ended, Project, copy_project
 
 from remeasure import cli, paths
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # mlflow's own, under sqlalchemy 2.1
-
 SHORT = ("model=mlp2", "data=digits", "recipe.epochs_total=2")
 NUM_PARAMS = 64 * 256 + 256 + 256 * 10 + 10  # mlp2 on 8x8 images
 LAST_LINE = re.compile(
@@ -112,7 +110,7 @@ def test_a_multirun_trains_every_job_though_one_diverges(
     lines = [line for line in done.stdout.splitlines() if line.startswith("test_accuracy_percent=")]
     assert [bool(LAST_LINE.fullmatch(line)) for line in lines] == [True, False, True]
     assert lines[1].startswith(f"test_accuracy_percent= num_params={NUM_PARAMS} ")
-    assert "mlp2-digits seed 7: diverged: the loss is not finite after step" in done.stderr
+    assert re.search(r"mlp2-digits seed 7: diverged: the \w+ (of \S+ )?is not finite in step \d+", done.stderr)
     assert done.status == 1, done.stderr
     assert "Traceback" not in done.stderr
 

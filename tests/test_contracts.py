@@ -18,9 +18,10 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "storage"}
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
+    *("controls", "leaks", "diagnosis"),
     *("batched", "inputs", "attempt", "run", "rundir", "planner", "workers", "provenance", "devices"),
 }
-SHARED = {"spec", "convert", "journal", "paths", "process"}  # both wings stand on them
+SHARED = {"spec", "convert", "journal", "paths", "presence", "process", "masking"}  # both wings stand on them
 WATCHING = {"tracking", "projection", "progress", "observe"}  # they see runs and verdicts, and change neither
 ON_TOP = {
     "campaign",
@@ -30,6 +31,7 @@ ON_TOP = {
     "reproduce",
     "single",
     "gpu",
+    "determinism",
     "bench",
     "cli",
 }  # they put the wings together

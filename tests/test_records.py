@@ -237,6 +237,7 @@ def test_a_malformed_runs_file_is_refused(tmp_path: Path, content: bytes, messag
 
 
 def test_all_bad_cells_are_named_together(results: Path) -> None:
+    (results / f"sums/{ROW}.sha256").unlink()  # which would name the file, too
     for column in ("seed", "loss", "dirty"):
         alter_cell(results / f"runs/{ROW}.csv", column=column, text="?")
     with pytest.raises(InputError) as caught:

@@ -337,7 +337,7 @@ def _poison(monkeypatch: pytest.MonkeyPatch, name: str, *, part: slice) -> None:
             return loaded
         images, labels = loaded.images.copy(), loaded.labels.copy()
         images[part], labels[part] = 255 - images[part], (labels[part] + 1) % 10
-        return Split(images=images, labels=labels, verified=False)
+        return Split(images=images, labels=labels, verified=True)  # or its fingerprint would be missed
 
     monkeypatch.setattr(data, "load_split", load)
 
@@ -420,8 +420,7 @@ def test_a_seed_that_diverges_has_a_record_without_an_accuracy(tmp_path: Path) -
     assert names(outcome.directory) == ["started", "diverged", "finished"]
     diverged = read(outcome.directory)[1]
     assert diverged["epoch"] == 0
-    assert diverged["step"] % 4 == 3  # noticed at the end of a block
-    assert diverged["reason"] == f"the loss is not finite after step {diverged['step']} (epoch 1)"
+    assert diverged["reason"].endswith(f"is not finite in step {diverged['step']} (epoch 1)")
     assert json.loads((outcome.directory / "record.json").read_text())["accuracy_percent"] is None
     assert run(spec(*WILD), tmp_path).reused
 
@@ -438,7 +437,7 @@ def test_images_that_are_not_numbers_diverge_in_the_first_block(
     monkeypatch.setattr(remeasure.recipe, "normalise", one_is_nan)
     outcome = run(spec(), tmp_path)
     assert outcome.record.accuracy_percent is None
-    assert (read(outcome.directory)[1]["epoch"], read(outcome.directory)[1]["step"]) == (0, 3)
+    assert (read(outcome.directory)[1]["epoch"], read(outcome.directory)[1]["step"]) == (0, 0)
 
 
 def test_a_net_that_its_very_last_step_blew_up_has_diverged(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
+import random
 from pathlib import Path
 
 import pytest
 from tests.measured import record
-from tests.trained import place, spec
+from tests.trained import place, run, spec
 
-from remeasure.rundir import finished, open_directory, read_record, write_record, write_whole
+from remeasure.rundir import finished, keep_checkpoint, open_directory, read_record, sound, write_record, write_whole
+from remeasure.spec import InputError
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -117,3 +119,90 @@ def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "replace", replaced)
     write_whole(tmp_path / "record.json", b"12345")
     assert happened == ["fsync of 5 bytes", "named record.json"]
+
+
+# ---------------------------------------------------------------- what has changed since it was written
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real finished run."""
+    return run(spec(), tmp_path_factory.mktemp("whole")).directory
+
+
+def with_byte(path: Path, place: int, flip: int) -> bytes:
+    """The file as it was; on the disk, one byte of it is another."""
+    content = path.read_bytes()
+    path.write_bytes(content[:place] + bytes([content[place] ^ flip]) + content[place + 1 :])
+    return content
+
+
+def test_any_byte_of_a_record_that_is_not_what_was_written_is_found_and_named(whole: Path) -> None:
+    path, draw = whole / "record.json", random.Random(0)
+    for place_in_file in range(path.stat().st_size):
+        content = with_byte(path, place_in_file, flip=draw.randrange(1, 256))
+        with pytest.raises(InputError) as refused:
+            read_record(whole)
+        assert f"{path}: damaged" in refused.value.faults[0]
+        path.write_bytes(content)
+    read_record(whole)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "predictions.npz", "filters.npz", "journal.jsonl"])
+def test_any_byte_beside_a_record_that_is_not_what_was_written_is_found_and_named(whole: Path, name: str) -> None:
+    path, draw = whole / name, random.Random(0)
+    for _ in range(100):
+        content = with_byte(path, draw.randrange(path.stat().st_size), flip=draw.randrange(1, 256))
+        with pytest.raises(InputError) as refused:
+            read_record(whole)
+        assert f"{path}: damaged" in refused.value.faults[0]
+        path.write_bytes(content)
+    path.rename(whole / "away")
+    with pytest.raises(InputError, match=f"{name}: damaged"):
+        read_record(whole)
+    (whole / "away").rename(path)
+    read_record(whole)
+
+
+def test_all_that_is_damaged_is_named_at_once_and_what_to_do(whole: Path) -> None:
+    kept = [(whole / name, with_byte(whole / name, 5, flip=1)) for name in ("filters.npz", "predictions.npz")]
+    with pytest.raises(InputError) as refused:
+        read_record(whole)
+    for path, content in kept:
+        path.write_bytes(content)
+    assert [fault.partition(":")[0].rpartition("/")[2] for fault in refused.value.faults[:2]] == [
+        "predictions.npz",
+        "filters.npz",
+    ]
+    assert refused.value.faults[2] == f"remove the folder {whole}, and this seed is measured again"
+
+
+def test_any_byte_of_a_checkpoint_that_is_not_what_was_written_is_found(tmp_path: Path) -> None:
+    partial, checkpoint, draw = tmp_path / "checkpoint.partial", tmp_path / "checkpoint.ckpt", random.Random(0)
+    assert sound(checkpoint) == "none"
+    for place_in_file in range(300 + 32):
+        partial.write_bytes(draw.randbytes(300))
+        keep_checkpoint(partial, checkpoint)
+        assert sound(checkpoint) == "used"
+        with_byte(checkpoint, place_in_file, flip=draw.randrange(1, 256))
+        assert sound(checkpoint) == "corrupt"
+        assert not checkpoint.exists()
+
+
+def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        happened.append(f"fsync of {os.fstat(descriptor).st_size} bytes")
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        happened.append(f"named {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    (tmp_path / "checkpoint.partial").write_bytes(b"12345")
+    keep_checkpoint(tmp_path / "checkpoint.partial", tmp_path / "checkpoint.ckpt")
+    assert happened == ["fsync of 37 bytes", "named checkpoint.ckpt"]

@@ -84,6 +84,7 @@ IDENTITY = {
     "data_sha256",
     "weights_sha256",
     "training_version",
+    "control",
 }
 NO_IDENTITY = {  # names, and what the fingerprint already says
     "model.name",

@@ -172,7 +172,9 @@ def test_all_faults_are_listed_once_each(project: Project) -> None:
     assert len(report.faults) == len(set(report.faults)) == 3
     project.replace(f"results/runs/{ROW}.csv", old=b"false", new=b"False")
     report = project.verify()
-    assert len(report.faults) == len(set(report.faults)) == 1
+    assert len(report.faults) == len(set(report.faults)) == 3  # the cell, and two files that differ from the seal
+    assert_names(report, f"runs/{ROW}.csv, line 2, column dirty")
+    assert_names(report, f"curves/{ROW}.csv: differs")
 
 
 # ---------------------------------------------------------------- forgeries that agree with themselves

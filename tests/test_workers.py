@@ -28,8 +28,6 @@ from remeasure import journal, reproduce, workers
 from remeasure.rundir import Place
 from remeasure.workers import Task, Workers
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # mlflow's own, under sqlalchemy 2.1
-
 SECONDS_TO_END = 5.0
 
 

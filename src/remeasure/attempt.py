@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from remeasure import models, provenance
 from remeasure.encoding import encode_npz
 from remeasure.journal import Event, Journal, last, now, read
+from remeasure.leaks import refuse_early_scores
+from remeasure.masking import masked
 from remeasure.records import environment_sha256, predicted_sha256
 from remeasure.rundir import Place, read_record, write_record, write_whole
 from remeasure.spec import RunRecord, RunSpec
@@ -73,7 +76,8 @@ class Attempt:
     def fail(self, error: BaseException) -> None:
         """Journal why the run ended without a result."""
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        self.report("interrupted" if stopped else "failed", reason=repr(error))
+        with suppress(OSError):  # on a full disk the next start finds it unfinished, and closes it
+            self.report("interrupted" if stopped else "failed", reason=masked(repr(error)))
 
     def close(self, result: Scored | DivergenceError) -> RunRecord:
         """Keep what came out; the record is written last, and from then on the run is finished."""
@@ -85,11 +89,13 @@ class Attempt:
         else:
             seconds = round(result.wall_seconds, 1)
             record = RunRecord(**self._facts, **_result(result), wall_seconds=seconds, finished_at=now())
+            refuse_early_scores(read(self.directory), spec=self.spec)
             _keep_arrays(self.directory, scored=result)
             self.report("epoch", **_last_point(self.spec, record=record))
-        self.report("finished", record=asdict(record))
+        finished = self._journal.write("finished", record=asdict(record))
         if self.spec.data.split == "test":  # tuning leaves no record
             write_record(self.directory, record)
+        self._sink(self.directory, finished)  # not before: a run that is killed here has another time when it goes on
         return record
 
     def _known(self, *, num_params: int, data_official: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 
 from remeasure import models, planner
@@ -10,15 +11,19 @@ from remeasure.collect import from_results, from_run, put_together
 from remeasure.inputs import identify, remembered
 from remeasure.observe import Observer
 from remeasure.planner import Forecast, Planned, Seed
+from remeasure.presence import Presence
 from remeasure.progress import duration
+from remeasure.projection import campaign_name
 from remeasure.provenance import device_name
 from remeasure.records import RowResults, read_row
 from remeasure.row_campaign import Compose, NotHere, Options, RowCampaign
-from remeasure.rundir import Outcome, Place, finished
-from remeasure.spec import Config, InputError, Row, RunSpec
-from remeasure.storage import publish
+from remeasure.rundir import CAMPAIGNS, Outcome, Place, finished, is_under_way
+from remeasure.spec import Config, InputError, Row, RunSpec, gathered
+from remeasure.storage import held, publish
 from remeasure.verdict import agree
 from remeasure.workers import Task, Workers
+
+WAIT_SECONDS = 1.0  # between two looks at the seeds that another process trains
 
 
 class Campaign:
@@ -29,6 +34,9 @@ class Campaign:
     ) -> None:
         self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
         self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
+        self._present: dict[str, Presence] = {}  # by row
+        self._elsewhere: set[tuple[str, int]] = set()  # rows' seeds that another process trains now
+        self._told: set[str] = set()  # rows that are known to be shared
         self._fingerprint = remembered()
         self._device = device_name(place.device_kind)
 
@@ -45,7 +53,9 @@ class Campaign:
             return NotHere(row=row, missing=tuple(spec))
         image_shape, num_classes = config.input_shape, config.data.num_classes
         models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it
-        campaign = RowCampaign(row=row, spec=spec, committed=read_row(self.results, row=row.name), options=self.options)
+        with held(self.results):  # another campaign may be replacing it
+            committed = read_row(self.results, row=row.name)
+        campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options)
         if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
             campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
             campaign.adopted = campaign.published = len(campaign.done)
@@ -54,19 +64,24 @@ class Campaign:
         return campaign
 
     def _config(self, row: Row, *, compose: Compose) -> Config:
-        choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe")]
+        choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe", "control")]
         config, together = compose(choices), self.options.together
         if together > 1 and config.spec(data_sha256="").can_be_batched:
             return compose([*choices, "engine=batched", f"engine_width={together}"])
         return config
 
     def _find_finished(self, campaign: RowCampaign) -> None:
+        faults: list[str] = []
         for seed in campaign.planned():
-            outcome = finished(campaign.spec, seed=seed, place=self.place)
+            outcome = None
+            with gathered(faults):
+                outcome = finished(campaign.spec, seed=seed, place=self.place)
             if outcome and seed not in campaign.done:
-                campaign.done[seed] = from_run(outcome, row=campaign.row.name)
+                campaign.done[seed] = from_run(self.observer.finish(outcome), row=campaign.row.name)
             elif (share := planner.share_left(campaign.spec, seed=seed, place=self.place)) < 1:
                 campaign.shares_left[seed] = share
+        if faults:
+            raise InputError(*faults)
 
     def plan(self, campaigns: Sequence[RowCampaign]) -> None:
         """Say what would be trained."""
@@ -124,9 +139,10 @@ class Campaign:
                 self._work(campaigns, workers=workers, deadline=time.monotonic() + self.options.budget_seconds)
         finally:  # interrupted or not: nothing finished is lost, and nothing is left running in MLflow
             self._drain(workers)
-            for campaign in campaigns:
-                self._publish(campaign)
-                self._track(campaign, running=False)
+            with ExitStack() as ending:  # calls all of them, though one fails
+                for campaign in campaigns:
+                    ending.callback(self._leave, campaign)
+                    ending.callback(self._publish, campaign)
         for campaign in campaigns:
             if seconds := campaign.seconds(device=self._device):
                 self.say(self._left_out(campaign, seconds=list(seconds.values())))
@@ -141,13 +157,16 @@ class Campaign:
         """Keep every core busy until there is nothing left to train, or no time."""
         by_name = {campaign.row.name: campaign for campaign in campaigns}
         while True:
+            self._elsewhere.clear()
             for entry in self.planned(campaigns, workers=workers):
                 seconds_left = deadline - time.monotonic()
                 self._start(
                     by_name[entry.forecast.row], campaigns=campaigns, workers=workers, seconds_left=seconds_left
                 )
-            if not workers.active:
+            if not workers.active and not self._elsewhere:
                 return
+            if not workers.active:
+                time.sleep(WAIT_SECONDS)
             for task, future in workers.finished():
                 self._drain(workers)
                 self._take(by_name[task.row], task=task, future=future)
@@ -168,14 +187,42 @@ class Campaign:
                 self._keep(campaign, outcomes=[shared])
             elif any(key in task.keys for task in workers.active):
                 continue
-            elif num_cores <= workers.idle and seconds * width <= seconds_left:
+            elif num_cores <= workers.idle and seconds * width <= seconds_left and self._is_ours(campaign, seed=key[1]):
                 self._submit(_first_that_wants(key, campaigns=campaigns), seed=key[1], workers=workers)
 
+    def _is_ours(self, campaign: RowCampaign, *, seed: int) -> bool:
+        """Whether no other process trains this seed, or has finished it since this one began: then it is taken over."""
+        if self.options.fresh:
+            return True
+        outcome = finished(campaign.spec, seed=seed, place=self.place)
+        if outcome:
+            self._keep(campaign, outcomes=[self.observer.finish(outcome)])
+        elif is_under_way(campaign.spec, seed=seed, place=self.place):
+            self._elsewhere.add((campaign.row.name, seed))
+            if campaign.row.name not in self._told:
+                self._told.add(campaign.row.name)
+                self.say(f"{campaign.row.name}: another process trains it as well; the two divide its seeds")
+        else:
+            return True
+        return False
+
     def _submit(self, campaign: RowCampaign, *, seed: int, workers: Workers) -> None:
-        if campaign.row.name not in self.observer.parents:
+        if campaign.row.name not in self._present:
+            self._present[campaign.row.name] = self._presence(campaign)
             self._track(campaign, running=True)
         campaign.running.update(campaign.spec.together(seed))
         workers.submit(Task(row=campaign.row.name, seed=seed, spec=campaign.spec, fresh=self.options.fresh))
+
+    def _presence(self, campaign: RowCampaign) -> Presence:
+        kind, sha256 = self.place.device_kind, campaign.spec.spec_sha256
+        note = campaign_name(campaign.row.name, spec_sha256=sha256, device_kind=kind)
+        return Presence(self.place.runs / CAMPAIGNS / note.replace("/", "-"), note=note)
+
+    def _leave(self, campaign: RowCampaign) -> None:
+        """The row's parent run ends with the last process that works on it."""
+        present = self._present.pop(campaign.row.name, None) or self._presence(campaign)
+        if present.leave():
+            self._track(campaign, running=False)
 
     def _drain(self, workers: Workers) -> None:
         for directory, event in workers.events():
@@ -208,6 +255,8 @@ class Campaign:
         ):
             self._publish(campaign)
             self._track(campaign, running=bool(wanted))
+        elif campaign.row.name in self._present:
+            self._track(campaign, running=True, live=True)
 
     def _publish(self, campaign: RowCampaign) -> None:
         if not campaign.publishable() or campaign.published == len(campaign.done):
@@ -219,11 +268,12 @@ class Campaign:
         if old and (line := compare(old, results, row=campaign.row)):
             self.say(line)
 
-    def _track(self, campaign: RowCampaign, *, running: bool) -> None:
-        tracker = self.observer.tracker
+    def _track(self, campaign: RowCampaign, *, running: bool, live: bool = False) -> None:
+        """Show how the row stands; `live`: unless that would cost time, as between two looks."""
+        tracker, send = self.observer.tracker, self.observer.best_effort
         if tracker is None:
             return
-        self.observer.parents[campaign.row.name] = self.observer.best_effort.at_once(
+        parent_id = (send if live else send.at_once)(
             tracker.project_row,
             campaign.row,
             verdict=campaign.verdict(),
@@ -232,6 +282,8 @@ class Campaign:
             measured="measured here",
             running=running,
         )
+        if parent_id:  # a store that has gone for a while leaves the id as it was
+            self.observer.parents[campaign.row.name] = parent_id
 
 
 def _first_that_wants(key: Seed, *, campaigns: Sequence[RowCampaign]) -> RowCampaign:

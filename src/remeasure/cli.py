@@ -1,23 +1,27 @@
 """The command lines. The only file that sees a DictConfig, which it turns into a Config at once."""
 
+import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from remeasure import paths
 from remeasure.convert import convert, did_you_mean
-from remeasure.spec import Config, EvaluateConfig, InputError, TrainConfig
+from remeasure.masking import masked
+from remeasure.spec import Config, EvaluateConfig, InputError, ModelSpec, TrainConfig, gathered
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 EXIT_FAILED, EXIT_INPUT = 1, 2
+SHOWN_CHARACTERS = 300  # of a command line
 CONFIG_PACKAGES = ("hydra", "omegaconf", "yaml")  # whose errors mean that the command line or a config file is wrong
 
 
@@ -31,6 +35,8 @@ def train_main() -> int:
     import hydra
 
     statuses = []
+    if refused := guarded(_refuse_anchors):
+        return refused
 
     def job(composed: "DictConfig") -> None:
         statuses.append(guarded(lambda: _train_one(composed)))
@@ -47,7 +53,10 @@ def reproduce_main(arguments: Sequence[str]) -> int:
 
 
 def _train_one(composed: "DictConfig") -> int:
-    config = _to_config(composed)
+    try:
+        config = _to_config(composed)
+    except InputError as error:
+        raise InputError(*dict.fromkeys([*error.faults, *_faults_of_choices(composed)])) from None
     from remeasure.single import run_single  # torch and Lightning: seconds, so only once the config is right
 
     return run_single(config, compose=compose)
@@ -60,6 +69,7 @@ def compose(overrides: Sequence[str]) -> Config:
     from hydra.core.global_hydra import GlobalHydra
 
     _register_resolvers()
+    _refuse_anchors()
     if GlobalHydra.instance().is_initialized():  # inside `python src/train.py`
         return _to_config(hydra_compose("train", list(overrides)))
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
@@ -80,6 +90,22 @@ def _to_config(composed: "DictConfig") -> Config:
     except ValueError as error:  # what only the whole spec can tell
         raise InputError(*str(error).splitlines()) from None
     return config
+
+
+def _faults_of_choices(composed: "DictConfig") -> list[str]:
+    """What only the builder of the model and the reader of the data can tell, beside the faults of a wrong config."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from remeasure import data, models  # torch: seconds to import
+
+    faults: list[str] = []
+    with contextlib.suppress(InputError, OmegaConfBaseException):  # a fault that is known already
+        model = OmegaConf.to_container(composed.model, resolve=True)
+        faults += models.faults(convert(ModelSpec, model, where="model"))
+    with contextlib.suppress(OmegaConfBaseException), gathered(faults):
+        data.check_source(composed.data.source)
+    return faults
 
 
 def _register_resolvers() -> None:
@@ -104,8 +130,17 @@ def guarded(main: Callable[[], Any]) -> int:
     except Exception as error:
         if _is_config_error(error):
             return _refuse(_config_faults(error))
-        traceback.print_exc()
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            print(_stopped_by(error), file=sys.stderr)
+            return EXIT_FAILED
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _stopped_by(error: OSError) -> str:
+    """A disk that is full or read-only, a folder that has gone: which file, and what the system says of it."""
+    kept = "everything finished is kept, and the same command goes on from it"
+    return f"{error.filename}: {error.strerror}; {kept}"
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
@@ -113,10 +148,10 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 
 
 def _is_config_error(error: Exception) -> bool:
-    """Whether a package that reads configs raised it, be it an error of its own or a plain one."""
-    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    raised_in = str(innermost.f_globals.get("__name__", ""))
-    return any(name.partition(".")[0] in CONFIG_PACKAGES for name in (type(error).__module__, raised_in))
+    """Whether a package that reads configs raised it, be it an error of its own or one of what it calls."""
+    frames = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in (*frames, type(error).__module__)]
+    return next(name for name in reversed(packages) if name in (*CONFIG_PACKAGES, "remeasure")) in CONFIG_PACKAGES
 
 
 def _refuse(faults: Sequence[str]) -> int:
@@ -139,7 +174,38 @@ def _config_faults(error: Exception) -> list[str]:
         return [f"{override}: expected key=value, such as seed=3 ({reason})"]
     if key_name := getattr(error, "full_key", ""):
         return [f"{key_name}: {lines[0]}"]
-    return lines
+    given = shlex.join(sys.argv[1:])[:SHOWN_CHARACTERS]
+    return list(_file_faults()) or [*lines, f"  (the command line: {given})"]
+
+
+def _file_faults() -> Iterator[str]:
+    """The config files that are no YAML or no UTF-8; whoever reads them does not always say which it was."""
+    from remeasure.encoding import decode_yaml  # NumPy
+
+    for path in sorted(paths.conf_dir().rglob("*.yaml")):
+        try:
+            decode_yaml(path.read_bytes(), name=str(path))
+        except OSError as error:
+            yield f"{path}: cannot be read ({error.strerror})"
+        except InputError as error:
+            yield from error.faults
+
+
+def _refuse_anchors() -> None:
+    """Raise InputError for a config file with anchors: by them a few lines stand for a value that no memory holds."""
+    files = (path for path in sorted(paths.conf_dir().rglob("*.yaml")) if path.is_file())
+    if anchored := [path for path in files if _has_anchors(path.read_bytes())]:
+        raise InputError(*(f"{path}: anchors (&) are refused; write the value out" for path in anchored))
+
+
+def _has_anchors(content: bytes) -> bool:
+    if re.search(rb"(?:^|[\s\[{,])&[\w-]", content) is None:  # quick, and nearly always enough
+        return False
+    import yaml
+
+    with contextlib.suppress(yaml.YAMLError, ValueError, OverflowError):  # Hydra says so
+        return any(getattr(event, "anchor", None) for event in yaml.parse(content, Loader=yaml.SafeLoader))
+    return False
 
 
 def _unknown_key(key: str) -> str:

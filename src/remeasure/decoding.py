@@ -18,6 +18,7 @@ from torchvision import transforms
 from remeasure.data.photographs import Listing
 from remeasure.spec import InputError, Transform
 
+MOST_PIXELS = 2**26  # of a resized photograph: 1,024 times as long as wide at 256 pixels, and 200 MB
 Decoded = tuple[Tensor, list[str]]  # images (B, C, H, W) uint8; a line for each that could not be decoded
 
 
@@ -25,14 +26,17 @@ class Photographs(Dataset[Tensor | str]):
     """Item i: photograph i of the listing as (3, H, W) uint8, transformed; or why it could not be decoded."""
 
     def __init__(self, listing: Listing, *, transform: Transform) -> None:
-        self.listing, self.transform = listing, compose(transform)
+        self.listing, self.size, self.transform = listing, transform, compose(transform)
 
     def __len__(self) -> int:
         return len(self.listing)
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            return self.transform(decode(self.listing.read(index)))
+            image = decode(self.listing.read(index))
+            if (num_pixels := resized_pixels(image.size, transform=self.size)) > MOST_PIXELS:
+                return f"{self.listing.path(index)}: too narrow ({image.size}); resized it has {num_pixels:,} pixels"
+            return self.transform(image)
         except InputError as error:
             return str(error)
         except Exception as error:  # Pillow's decoders raise whatever comes to them
@@ -50,12 +54,22 @@ def decode(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content)).convert("RGB")
 
 
+def shorter_side(transform: Transform) -> int:
+    """Pixels to which a photograph's shorter side is resized."""
+    return math.floor(transform.crop_pixels / transform.crop_pct)
+
+
+def resized_pixels(size: tuple[int, int], *, transform: Transform) -> int:
+    """How many pixels a photograph of this size has once it is resized; of a sliver, more than the memory holds."""
+    return shorter_side(transform) ** 2 * max(size) // min(size)
+
+
 def compose(transform: Transform) -> Callable[[Image.Image], Tensor]:
     """From an RGB image to (3, crop_pixels, crop_pixels) uint8."""
     composed: Callable[[Image.Image], Tensor] = transforms.Compose(
         [
             transforms.Resize(
-                math.floor(transform.crop_pixels / transform.crop_pct),
+                shorter_side(transform),
                 interpolation=transforms.InterpolationMode(transform.interpolation),
             ),
             transforms.CenterCrop(transform.crop_pixels),

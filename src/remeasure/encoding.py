@@ -21,6 +21,7 @@ from remeasure.spec import InputError
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
+LARGEST = 2**63 - 1
 
 
 def refuse(faults: Iterable[str]) -> None:
@@ -123,7 +124,10 @@ def _value(cell: str, *, column: _Column) -> Any:
         return None
     if column.choices and cell not in column.choices:
         raise ValueError(cell)
-    return cell == "true" if column.kind is bool else column.kind(cell)
+    value = cell == "true" if column.kind is bool else column.kind(cell)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(cell)
+    return value
 
 
 # ---------------------------------------------------------------- npz
@@ -146,6 +150,8 @@ def decode_npz(data: bytes, *, name: str, dtypes: Mapping[str, tuple[str, ...]])
     """The arrays in a file that `encode_npz` wrote; `dtypes` lists each key's allowed types, such as "<u2"."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            if sum(entry.file_size for entry in archive.zip.infolist()) > len(data):
+                raise ValueError("it is compressed, or claims to hold more than it can")
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # a broken zip raises a dozen types, from BadZipFile to MemoryError
         raise InputError(f"{name}: not a readable npz file ({type(error).__name__}: {error})") from None
@@ -168,11 +174,15 @@ def encode_yaml(value: Mapping[str, Any]) -> bytes:
 
 
 def decode_yaml(data: bytes, *, name: str) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """The mapping in a YAML file; without anchors, by which a small file can stand for an endless value."""
     try:
-        value = yaml.safe_load(data.decode())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{name}: not valid YAML ({' '.join(str(error).split())})") from None
+        text = data.decode()
+        if "&" in text and any(getattr(event, "anchor", None) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("anchors and aliases are refused; write the value out")
+        value = yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises a dozen types, from KeyError to RecursionError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: not valid YAML ({reason})") from None
     return _mapping(value, name=name)
 
 

@@ -22,14 +22,15 @@ from remeasure import data, models
 from remeasure.data import Listing
 from remeasure.decoding import Photographs, collate
 from remeasure.encoding import encode_npz
-from remeasure.rundir import write_whole
+from remeasure.paths import checkpoint_seconds
+from remeasure.rundir import keep_checkpoint
 from remeasure.spec import Config, Evaluation, InputError, RunSpec, Transform
 from remeasure.training import Forward, Predictions, forward
 
 PREFETCHED = 2  # batches a worker
 QUEUED = 4  # batches that a GPU may have before it
 REPORT_SECONDS = 1.0
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
 
 
 def stream(
@@ -127,7 +128,9 @@ def evaluate(
             report({"done": done, "total": len(listing), "images_per_second": (done - first) / (now - began)})
         if now - saved >= CHECKPOINT_SECONDS:
             kept = tally.arrays() | {"seconds": np.array([seconds_before + now - began])}
-            write_whole(checkpoint, encode_npz(kept))
+            partial = checkpoint.with_suffix(".partial")
+            partial.write_bytes(encode_npz(kept))
+            keep_checkpoint(partial, checkpoint)
             saved = time.monotonic()
     found = tally.arrays()
     predictions = Predictions(

@@ -27,12 +27,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from remeasure.paths import naming
+
 Event = dict[str, Any]
 JOURNAL_FILE = "journal.jsonl"
 
 
 class Journal:
-    """Appends events to `directory`/journal.jsonl; each line reaches the kernel whole before `write` returns."""
+    """Appends events to `directory`/journal.jsonl; each line is on the disk, whole, before `write` returns."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / JOURNAL_FILE
@@ -46,12 +48,14 @@ class Journal:
         return entry
 
     def _append(self, line: str) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            if os.write(descriptor, line.encode()) < len(line):
-                raise OSError(errno.ENOSPC, "the disk took only a part of a line", str(self.path))
-        finally:
-            os.close(descriptor)
+        with naming(self.path):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                if os.write(descriptor, line.encode()) < len(line):
+                    raise OSError(errno.ENOSPC, "the disk took only a part of a line")
+                os.fsync(descriptor)  # no checkpoint and no record may outlive the lines before it
+            finally:
+                os.close(descriptor)
 
 
 def now() -> str:
@@ -62,15 +66,15 @@ def now() -> str:
 def read(directory: Path) -> list[Event]:
     """All whole events of a run, in order; a line cut short by a crash is left out. No journal: no events."""
     path = directory / JOURNAL_FILE
-    return list(_parse(path.read_text())) if path.exists() else []
+    return list(_parse(path.read_bytes())) if path.exists() else []
 
 
-def _parse(text: str) -> Iterator[Event]:
-    for line in text.splitlines():
+def _parse(content: bytes) -> Iterator[Event]:
+    for line in content.splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn by a crash; the event it announced is journaled again on resume
+        except ValueError:
+            continue  # torn by a crash, or damaged; the event it announced is journaled again on resume
         if isinstance(entry, dict) and "event" in entry:
             yield entry
 
@@ -79,6 +83,12 @@ def curve(events: list[Event]) -> list[Event]:
     """The `epoch` events, the last one for each (epoch, split), in order of epoch."""
     points = {(event["epoch"], event["split"]): event for event in events if event["event"] == "epoch"}
     return [points[key] for key in sorted(points)]
+
+
+def under_way(directory: Path) -> bool:
+    """Whether the journal says that somebody works on the run."""
+    states = [event["event"] for event in read(directory) if event["event"] != "epoch"]
+    return bool(states) and states[-1] in ("started", "resumed")
 
 
 def last(events: list[Event], name: str) -> Event | None:

@@ -20,6 +20,7 @@ from remeasure.spec import InputError, Row, canonical_json
 _MAX_DEPTH = 10  # a source lies 6 deep; the composer recurses, so the limit is checked before
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
+_LONGEST_NAME = 100  # it is part of files' names
 _ROW_NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9][a-z0-9_.]*)+")
 
 
@@ -62,11 +63,13 @@ def row_sha256(row: Row) -> str:
     """SHA-256 of the row's entry as canonical JSON; the name is the entry's key, not part of it.
 
     `confidence` and `looks` are filled in where the entry leaves them out; a `first_seed` of 0 is not there, nor is a
-    `num_params_note` of null.
+    `num_params_note` of null or a `control` of none.
     """
     entry = {key: value for key, value in asdict(row).items() if key != "name"}
     if row.rule.first_seed == 0:
         del entry["rule"]["first_seed"]
+    if row.control == "none":
+        del entry["control"]
     if row.published.num_params_note is None:
         del entry["published"]["num_params_note"]
     return hashlib.sha256(canonical_json(entry).encode()).hexdigest()
@@ -97,6 +100,8 @@ def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
     """What is wrong with a row's name, which is file name and tag as well as key."""
     if not _ROW_NAME.fullmatch(name):
         yield f"rows.{name}: expected a name <model>-<data>[-variant] of a-z, 0-9, '_' and '.', parted by single '-'"
+    if len(name) > _LONGEST_NAME:
+        yield f"rows.{name}: expected a name of at most {_LONGEST_NAME} characters, got {len(name)}"
     if not isinstance(entry, dict):
         return
     if "name" in entry:

@@ -1,7 +1,10 @@
 """Where things are: the project, its configs, its data, its results. Nothing depends on the working directory."""
 
+import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from remeasure.spec import InputError
@@ -33,3 +36,26 @@ def writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); make it a writable folder") from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name this file in an OSError that names none: what a full disk says to a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno:
+            error.filename = str(path)
+        raise
+
+
+def checkpoint_seconds(default: float) -> float:
+    """Seconds between checkpoints: REMEASURE_CHECKPOINT_SECONDS, where it is set. InputError: no such number."""
+    text = os.environ.get("REMEASURE_CHECKPOINT_SECONDS") or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"REMEASURE_CHECKPOINT_SECONDS: expected a number of seconds from 0 up, got {text!r}")
+    return seconds

@@ -20,6 +20,7 @@ from remeasure.spec import Row, RunRecord, Verdict
 Measured = Literal["measured here", "committed record"]
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) to (value, time in milliseconds)
 
+CAMPAIGN_TAG = "remeasure.campaign"
 PARENT_TAG = "mlflow.parentRunId"
 MAX_TEXT = 500  # characters of a parameter or tag; MLflow 3 takes 6000 and 8000, but nobody reads them in a table
 MAX_DIGEST = 36  # characters of a data set's digest in MLflow; the whole fingerprint is in the tag data_sha256
@@ -121,7 +122,7 @@ def row_content(
         **{"spec_sha256": spec_sha256, "device_kind": device_kind},
     }
     return Content(
-        identity=("remeasure.campaign", f"{row.name}/{spec_sha256[:12]}/{device_kind}"),
+        identity=(CAMPAIGN_TAG, campaign_name(row.name, spec_sha256=spec_sha256, device_kind=device_kind)),
         name=row.name,
         status="RUNNING" if running else "FINISHED",
         started_ms=time_ms,
@@ -129,6 +130,11 @@ def row_content(
         tags={key: _cut(value) for key, value in tags.items()},
         points=_row_points(verdict, published_percent=row.published.accuracy_percent),
     )
+
+
+def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
+    """What the parent run of a row's campaign is found by: one spec on one kind of device."""
+    return f"{row}/{spec_sha256[:12]}/{device_kind}"
 
 
 def _row_points(verdict: Verdict, *, published_percent: float) -> Points:

@@ -35,11 +35,12 @@ from remeasure.encoding import (
     mismatch,
     refuse,
 )
-from remeasure.spec import InputError, RunRecord, canonical_json, spec_sha256
+from remeasure.spec import InputError, RunRecord, canonical_json, gathered, spec_sha256
 from remeasure.storage import read_bytes, write_atomic
 
 FOLDERS = ("runs", "predictions", "curves", "filters", "specs", "environments", "sums")
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SEALED = re.compile(rf"^([0-9a-f]{{64}})  ((?:{'|'.join(FOLDERS)})/[\w.-]+)$", re.MULTILINE)  # a line of a seal
 _SAME_IN_ALL_SEEDS = ("spec_sha256", "training_version", "num_test", "num_params", "device_kind", "data_sha256")
 _SCORES = ("accuracy_percent", "num_correct", "loss", "predicted_sha256")  # all None where the seed diverged
 _PREDICTION_TYPES = {"seeds": ("<i8",), "predicted": ("|u1", "<u2", "<u4"), "confidence": ("<f2",)}
@@ -123,17 +124,20 @@ def _smallest_unsigned(values: Array) -> Array:
 
 
 def read_runs(results: Path, *, row: str) -> list[RunRecord]:
-    """The row's records, rising by seed; none where its runs file is absent or a header alone.
+    """The row's records, rising by seed; none where its runs file is absent or a header alone, and there is no seal.
 
-    InputError with one line for each fault; each names the file, the line and the column.
+    InputError with one line for each fault; each names the file, the line and the column, or that it is not as sealed.
     """
-    name = f"runs/{row}.csv"
-    if not (results / name).exists():
-        return []
-    data = read_bytes(results / name)
+    name, faults, records = f"runs/{row}.csv", list[str](), list[RunRecord]()
+    there = (results / name).exists()
+    data = read_bytes(results / name) if there else b""
     with _faults_in(results):
-        records = decode_csv(data, cls=RunRecord, name=name)
-        refuse(_record_faults(records, row=row))
+        with gathered(faults):
+            records = decode_csv(data, cls=RunRecord, name=name) if there else []
+            refuse(_record_faults(records, row=row))
+            if not records and (results / f"sums/{row}.sha256").exists():
+                raise InputError(mismatch(name, expected="the sealed records", found="none"))
+        refuse([*faults, *_altered(results, row=row, folder="runs")])
     return records
 
 
@@ -142,26 +146,34 @@ def read_row(results: Path, *, row: str) -> RowResults | None:
 
     InputError: a file is missing, altered, unreadable, or contradicts another; one line for each fault.
     """
-    records = read_runs(results, row=row)
+    try:
+        records = read_runs(results, row=row)
+        files = _read_files(results, row=row, records=records)
+    except InputError as error:
+        altered = (f"{results}/{fault}" for fault in _altered(results, row=row))
+        raise InputError(*dict.fromkeys([*error.faults, *altered])) from None
     if not records:
-        if (results / f"sums/{row}.sha256").exists():
-            raise InputError(mismatch(f"{results}/runs/{row}.csv", expected="the sealed records", found="none"))
         return None
-    names = row_files(row, records=records)
-    refuse(
-        mismatch(f"{results}/{name}", expected=f"a file, as {results}/runs/{row}.csv has it", found="none")
-        for name in names
-        if not (results / name).exists()
-    )
-    files = {name: read_bytes(results / name) for name in names}
-    altered = tuple(_seal_faults(files, row=row))
     with _faults_in(results):
-        try:
+        faults = list(_seal_faults(files, row=row))
+        with gathered(faults):
             group = _parse(files, row=row, records=records)
-        except InputError as error:
-            raise InputError(*altered, *error.faults) from None
-        refuse(altered)
+        refuse(faults)
     return group
+
+
+def _read_files(results: Path, *, row: str, records: Sequence[RunRecord]) -> dict[str, bytes]:
+    """The content of the group's files. InputError: all that are not there, or cannot be read."""
+    faults, files = list[str](), dict[str, bytes]()
+    for name in row_files(row, records=records) if records else ():
+        if not (results / name).exists():
+            expected = f"a file, as {results}/runs/{row}.csv has it"
+            faults.append(mismatch(f"{results}/{name}", expected=expected, found="none"))
+            continue
+        with gathered(faults):
+            files[name] = read_bytes(results / name)
+    refuse(faults)
+    return files
 
 
 @contextmanager
@@ -196,16 +208,20 @@ def _parse(files: Mapping[str, bytes], *, row: str, records: Sequence[RunRecord]
         f"filters/{row}.npz",
         f"specs/{row}.yaml",
     )
-    environments = [name for name in files if name.startswith("environments/")]
-    return RowResults(
-        row=row,
-        records=tuple(records),
-        **decode_npz(files[predictions], name=predictions, dtypes=_PREDICTION_TYPES),
-        curves=tuple(decode_csv(files[curves], cls=CurvePoint, name=curves)),
-        filters=decode_npz(files[filters], name=filters, dtypes={"weights": ("<f2",)})["weights"],
-        spec=decode_yaml(files[spec], name=spec),
-        environments={Path(name).stem: decode_json(files[name], name=name) for name in environments},
-    )
+    faults, parts, environments = list[str](), dict[str, Any](), dict[str, Any]()
+    with gathered(faults):
+        parts |= decode_npz(files[predictions], name=predictions, dtypes=_PREDICTION_TYPES)
+    with gathered(faults):
+        parts["curves"] = tuple(decode_csv(files[curves], cls=CurvePoint, name=curves))
+    with gathered(faults):
+        parts["filters"] = decode_npz(files[filters], name=filters, dtypes={"weights": ("<f2",)})["weights"]
+    with gathered(faults):
+        parts["spec"] = decode_yaml(files[spec], name=spec)
+    for name in (name for name in files if name.startswith("environments/")):
+        with gathered(faults):
+            environments[Path(name).stem] = decode_json(files[name], name=name)
+    refuse(faults)
+    return RowResults(row=row, records=tuple(records), environments=environments, **parts)
 
 
 # ---------------------------------------------------------------- what may not contradict what
@@ -276,9 +292,12 @@ def _prediction_faults(group: RowResults) -> Iterator[str]:
     if group.seeds.tolist() != seeds:
         yield mismatch(f"{name}, seeds", expected=seeds, found=group.seeds.tolist())
     shape = (len(scored), group.records[0].num_test) if scored else group.predicted.shape
-    for key in ("predicted", "confidence"):
-        if (found := getattr(group, key).shape) != shape:
+    shapes = {key: getattr(group, key).shape for key in ("predicted", "confidence")}
+    for key, found in shapes.items():
+        if found != shape:
             yield mismatch(f"{name}, shape of {key}", expected=shape, found=found)
+    if not shapes["predicted"]:  # a single number: there is nothing to go through
+        return
     for record, predicted in zip(scored, group.predicted, strict=False):  # a length that differs is a fault above
         if (sha256 := predicted_sha256(predicted)) != record.predicted_sha256:
             yield mismatch(f"{name}, SHA-256 of seed {record.seed}", expected=record.predicted_sha256, found=sha256)
@@ -320,7 +339,11 @@ def _environment_faults(group: RowResults) -> Iterator[str]:
     if sorted(group.environments) != wanted:
         yield mismatch(f"environments of {group.row}", expected=wanted, found=sorted(group.environments))
     for version, content in group.environments.items():
-        if (found := environment_sha256(content)) != version:
+        try:
+            found = environment_sha256(content)
+        except (ValueError, RecursionError) as error:  # NaN, half of a surrogate pair
+            found = str(error)
+        if found != version:
             yield mismatch(f"environments/{version}.json, SHA-256 of its content", expected=version, found=found)
 
 
@@ -330,6 +353,20 @@ def _environment_faults(group: RowResults) -> Iterator[str]:
 def _seal(files: Mapping[str, bytes], *, row: str) -> bytes:
     sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     return f"# Generated by remeasure. Inside results/: sha256sum --check sums/{row}.sha256\n{''.join(sums)}".encode()
+
+
+def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
+    """The row's files in this folder, or in all, that are there and not as its seal says; or a seal that is none."""
+    seal = f"sums/{row}.sha256"
+    if not (results / seal).is_file():
+        return
+    sealed = _SEALED.findall(read_bytes(results / seal).decode(errors="replace"))
+    if f"runs/{row}.csv" not in (name for _, name in sealed):
+        yield f"{seal}: not as remeasure writes it"
+    for sha256, name in sealed:
+        path = results / name
+        if name.startswith(folder) and path.is_file() and hashlib.sha256(read_bytes(path)).hexdigest() != sha256:
+            yield f"{name}: differs from the SHA-256 that {seal} gives for it"
 
 
 def _seal_faults(files: Mapping[str, bytes], *, row: str) -> Iterator[str]:

@@ -3,10 +3,15 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from remeasure import journal, tracking
+from remeasure import journal, presence, tracking
 from remeasure.collect import from_results
+from remeasure.masking import masked
+from remeasure.observe import Observer
+from remeasure.projection import campaign_name
 from remeasure.records import read_row
+from remeasure.rundir import CAMPAIGNS
 from remeasure.spec import Evidence, InputError, Row
+from remeasure.storage import held
 from remeasure.verdict import judge
 
 
@@ -14,29 +19,41 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
     """Idempotent: what the store holds already is not sent again. Raises InputError: no mlflow, or no store."""
     if not tracking.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
-    tracker = tracking.open_tracker(project)
+    observer = Observer(project=project)
+    if (tracker := observer.tracker) is None:
+        raise InputError("MLflow's store is locked by another process; try again when that has ended")
+    observer.close_orphans(runs)
     directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
     for directory in directories:  # first, so that no committed record is replayed beside its own run
         tracker.project(directory)
-    parents = {name: replay_row(row, tracker=tracker, results=results) for name, row in rows.items()}
+    parents = {name: replay_row(row, tracker=tracker, results=results, runs=runs) for name, row in rows.items()}
     for directory in directories:
         started = journal.last(journal.read(directory), "started") or {}
         tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
-    uri, num_rows = tracking.masked(tracker.uri), sum(map(bool, parents.values()))
+    uri, num_rows = masked(tracker.uri), sum(map(bool, parents.values()))
     say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
 
 
-def replay_row(row: Row, *, tracker: "tracking.Tracker", results: Path) -> str:
-    """A row's committed record: a parent run, whose id is returned, and a child for each seed; "" without a record."""
-    if (group := read_row(results, row=row.name)) is None:
+def replay_row(row: Row, *, tracker: "tracking.Tracker", results: Path, runs: Path) -> str:
+    """A row's committed record: a parent run, whose id is returned, and a child for each seed.
+
+    "" without a record, and where a campaign works on the row now: it says itself how the row stands.
+    """
+    with held(results):
+        group = read_row(results, row=row.name)
+    if group is None:
+        return ""
+    sha256, kind = group.records[0].spec_sha256, group.records[0].device_kind
+    campaign = campaign_name(row.name, spec_sha256=sha256, device_kind=kind)
+    if presence.is_shared(runs / CAMPAIGNS / campaign.replace("/", "-")):
         return ""
     counts = {record.seed: record.num_correct for record in group.records}
     evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)
     parent_id = tracker.project_row(
         row,
         verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
-        spec_sha256=group.records[0].spec_sha256,
-        device_kind=group.records[0].device_kind,
+        spec_sha256=sha256,
+        device_kind=kind,
         measured="committed record",
         at=max(record.finished_at for record in group.records),
     )

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from remeasure import data, ledger, paths, table, verify
 from remeasure.records import ensure_header, read_runs
-from remeasure.spec import Config, Row
-from remeasure.storage import recover
+from remeasure.spec import Config, InputError, Row, RunRecord, gathered
+from remeasure.storage import held, recover
 
 if TYPE_CHECKING:
     from remeasure.observe import Observer
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 Compose = Callable[[Sequence[str]], Config]
+SUITES = {
+    "demo": "conf/demo.yaml into runs/demo, offline, under a minute",
+    "controls": "conf/controls.yaml, faults on purpose that must fall short, into results/controls",
+}
 COMMANDS = {
     "reproduce": "plan, measure, write the table, verify it (the default)",
     "measure": "measure the named rows, or all, without the table",
@@ -47,20 +51,23 @@ class Files:
 def main(arguments: Sequence[str], *, compose: Compose) -> int:
     """Run one command; returns the exit status. Raises InputError."""
     options = _parser().parse_args(arguments)
-    files = _files(demo=options.demo, results=options.results)
+    files = _files(suite=options.suite, results=options.results)
     rows = ledger.read(files.ledger)
     chosen = ledger.select(rows, options.rows)
     recover(files.results)
     status, origins = 0, dict[str, str]()
     if options.command in ("reproduce", "measure", "plan"):
         status, origins = _measure(chosen, files=files, options=options, compose=compose)
-    if options.command in ("reproduce", "table"):
-        table.write(files.ledger, results=files.results, readme_path=files.readme)
-        records = {name: read_runs(files.results, row=name) for name in rows}
-        origins = {name: "committed record" for name in rows if records[name]} | origins
-        print(table.to_text(table.build(rows, records=records), rows=rows, origins=origins))
-    if options.command in ("reproduce", "verify"):
-        status = max(status, _verify(files))
+    with held(files.results):  # what another campaign publishes meanwhile would not fit to what is read here
+        if options.command in ("reproduce", "table"):
+            table.write(files.ledger, results=files.results, readme_path=files.readme)
+            records = {name: read_runs(files.results, row=name) for name in rows}
+            origins = {name: "committed record" for name in rows if records[name]} | origins
+            print(table.to_text(table.build(rows, records=records), rows=rows, origins=origins))
+        if options.command in ("reproduce", "verify"):
+            status = max(status, _verify(files))
+    if options.command in ("reproduce", "table") and options.suite == "controls":
+        status = max(status, _controls(rows, records=records))
     if options.command == "track":
         from remeasure.replay import replay
 
@@ -83,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
     parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
-    parser.add_argument("--demo", action="store_true", help="conf/demo.yaml into runs/demo, offline, under a minute")
+    suites = parser.add_mutually_exclusive_group()
+    for suite, help_text in SUITES.items():
+        suites.add_argument(f"--{suite}", dest="suite", action="store_const", const=suite, default="", help=help_text)
     return parser
 
 
@@ -101,9 +110,17 @@ def _seconds(text: str) -> float:
     return float(found[1]) * {"h": 3600.0, "m": 60.0, "s": 1.0}[found[2]]
 
 
-def _files(*, demo: bool, results: Path | None) -> Files:
+def _files(*, suite: str, results: Path | None) -> Files:
     root, conf = paths.project_root(), paths.conf_dir()
-    if demo:
+    if suite == "controls":
+        return Files(
+            ledger=conf / "controls.yaml",
+            results=results or root / "results" / "controls",
+            runs=root / "runs",
+            store=root,
+            readme=None,
+        )
+    if suite == "demo":
         folder = root / "runs" / "demo"
         return Files(
             ledger=conf / "demo.yaml", results=results or folder / "results", runs=folder, store=folder, readme=None
@@ -139,8 +156,14 @@ def _measure(
     ledger.check_configs(rows, conf_dir=paths.conf_dir())
     with Observer(project=files.store) as observer:
         say = print if options.command == "plan" else observer.progress.say
+        observer.close_orphans(files.runs)
         campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=say)
-        prepared = [campaign.prepare(row, compose=compose) for row in rows.values()]
+        prepared, faults = list[RowCampaign | NotHere](), list[str]()
+        for row in rows.values():
+            with gathered(faults):
+                prepared.append(campaign.prepare(row, compose=compose))
+        if faults:
+            raise InputError(*dict.fromkeys(faults))  # rows share their data's faults
         campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
         for line in _missing_lines([entry for entry in prepared if isinstance(entry, NotHere)]):
             say(line)
@@ -159,9 +182,20 @@ def _replay_committed(rows: Sequence[Row], *, observer: "Observer", files: Files
     from remeasure.replay import replay_row
 
     for row in rows:
-        ensure_header(files.results, row=row.name)
+        with held(files.results):
+            ensure_header(files.results, row=row.name)
         if observer.tracker:
-            observer.best_effort.at_once(replay_row, row, tracker=observer.tracker, results=files.results)
+            observer.best_effort.at_once(
+                replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
+            )
+
+
+def _controls(rows: Mapping[str, Row], *, records: Mapping[str, Sequence[RunRecord]]) -> int:
+    """Exit status 1 where a negative control did not fall short: nothing else that was measured could be trusted."""
+    verdicts = {line.row: line.verdict for line in table.build(rows, records=records)}
+    passed = [name for name, verdict in verdicts.items() if verdict == "falls short"]
+    print(f"negative controls: {len(passed)} of {len(verdicts)} fall short, as they must")
+    return 0 if len(passed) == len(verdicts) else EXIT_FAILED
 
 
 def _say(line: str) -> None:

@@ -2,11 +2,10 @@
 
 import contextlib
 import ctypes
-import fcntl
 import functools
+import hashlib
 import math
 import platform
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from remeasure import data, evaluation, models, weights
+from remeasure import controls, data, evaluation, leaks, models, presence, weights
 from remeasure.attempt import Attempt, Scored, Sink
 from remeasure.batched import BatchedTraining
-from remeasure.rundir import Outcome, Place, finished, open_directory, read_record
+from remeasure.diagnosis import WatchedTraining, diagnosed
+from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, sound
 from remeasure.spec import Evaluation, InputError, Recipe, RunRecord, RunSpec
 from remeasure.training import DivergenceError, Predictions, Training, derive, predict, train
 
@@ -46,7 +46,9 @@ def execute_together(
     if not fresh and (done := _all_finished(spec, seeds=seeds, place=place)):
         return done
     directories = [open_directory(spec, seed=each, place=place, fresh=fresh) for each in seeds]
-    with _held(directories[0]):
+    with contextlib.ExitStack() as held:
+        for directory in directories:
+            held.enter_context(presence.held(directory / "lock"))
         reused = [(directory / "record.json").is_file() for directory in directories]
         if not all(reused):  # another process may have finished them while this one waited
             attempts = [
@@ -73,14 +75,6 @@ def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
     network = _network(spec, seed=seed)
     _stream(network, spec=spec, seed=seed, place=place, checkpoint=directory / "checkpoint.ckpt", report=lambda _: None)
     raise SystemExit(0)
-
-
-@contextlib.contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Hold the run for this process; another one that wants it waits. The kernel lets go when the process ends."""
-    with (directory / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
@@ -124,9 +118,9 @@ def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place) -> lis
     """Train, evaluate once after the last epoch, and keep what came out; the checkpoint goes last."""
     work = _work(spec, seeds=[attempt.seed for attempt in attempts], place=place)
     folder = attempts[0].directory  # seeds that train together have one checkpoint, in the first one's
-    sound, official = _sound(folder / "checkpoint.ckpt"), _official(spec, place=place)
+    checkpoint, official = sound(folder / "checkpoint.ckpt"), _official(spec, place=place)
     for attempt in attempts:
-        attempt.announce(num_params=work.num_params, data_official=official, checkpoint=sound)
+        attempt.announce(num_params=work.num_params, data_official=official, checkpoint=checkpoint)
     results: Sequence[Scored | DivergenceError]
     keep_freed_memory()
     try:
@@ -139,7 +133,7 @@ def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place) -> lis
         raise
     records = [attempt.close(result) for attempt, result in zip(attempts, results, strict=True)]
     for leftover in folder.glob("checkpoint.*"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
     return records
 
 
@@ -171,6 +165,7 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
             checkpoint=checkpoint,
             report=lambda values: attempt.report("epoch", **values),
         )
+        sound(checkpoint.with_suffix(".npz"))
         _, predictions = evaluation.evaluate(
             network,
             listing,
@@ -220,14 +215,20 @@ def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
 
     def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored]:
         (attempt,) = attempts
-        wall_seconds = train(
-            training,
-            spec=spec,
-            device_kind=place.device_kind,
-            checkpoint=checkpoint,
-            report=lambda values: attempt.report("epoch", **values),
-        )
-        return [_scored(training.network, spec=spec, place=place, wall_seconds=wall_seconds)]
+        kind = place.device_kind
+        try:
+            wall_seconds = train(
+                training,
+                spec=spec,
+                device_kind=kind,
+                checkpoint=checkpoint,
+                report=lambda values: attempt.report("epoch", **values),
+            )
+            return [_scored(training.network, spec=spec, place=place, wall_seconds=wall_seconds)]
+        except DivergenceError as error:
+            watched = build_training(spec, seed=seed, place=place, kind=WatchedTraining)
+            folder = attempt.directory
+            raise diagnosed(error, watched, spec=spec, device_kind=kind, checkpoint=checkpoint, folder=folder) from None
 
     return Work(num_params=models.num_trainable(training.network), do=do)
 
@@ -262,9 +263,27 @@ def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Wor
 
 def _scored(network: nn.Module, *, spec: RunSpec, place: Place, wall_seconds: float) -> Scored:
     images, labels = _scored_on(spec, place=place)
+    _refuse_changed_files(spec, place=place)
+    leaks.refuse_shared_images(_kept_to_train(spec, place=place)[0], images, spec=spec)
     predictions = predict(network, images, labels=labels, spec=spec, device=torch.device(place.device_kind))
     _refuse_not_finite(predictions, spec=spec)
     return Scored(network=network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)
+
+
+def _refuse_changed_files(spec: RunSpec, *, place: Place) -> None:
+    """InputError where what was read is not what was planned with; files that have a checksum were checked as read."""
+    splits = [_load(spec, name, place=place) for name in data.fingerprinted(spec.data)]
+    if all(split.verified for split in splits):
+        return
+    digest = hashlib.sha256()
+    for split in splits:
+        data.add_split(digest, images=split.images.numpy(), labels=split.labels.numpy())
+    if digest.hexdigest() != spec.data_sha256:
+        raise _changed(spec)
+
+
+def _changed(spec: RunSpec) -> InputError:
+    return InputError(f"data {spec.data.name}: its files have changed since the run was planned; start again")
 
 
 def _refuse_not_finite(predictions: Predictions, *, spec: RunSpec) -> None:
@@ -305,20 +324,6 @@ def _evaluation(spec: RunSpec, *, place: Place) -> Work:
     return Work(num_params=models.num_trainable(network), do=do)
 
 
-def _sound(checkpoint: Path) -> Literal["used", "none", "corrupt"]:
-    """Whether there is a checkpoint to go on from. One that the disk did not keep whole is removed."""
-    if not checkpoint.exists():
-        return "none"
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            if archive.testzip() is None:
-                return "used"
-    except Exception:  # whatever zipfile stumbles over
-        pass
-    checkpoint.unlink()
-    return "corrupt"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A whole official split: `images` (N, C, H, W) uint8, `labels` (N,) int64; `verified` as in data.Split."""
@@ -342,13 +347,13 @@ def _load(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> Lo
     return _LOADED[key]
 
 
-def build_training(spec: RunSpec, *, seed: int, place: Place) -> Training:
+def build_training(spec: RunSpec, *, seed: int, place: Place, kind: type[Training] | None = None) -> Training:
     """A Lightning module on the spec's data, with the seed's own initial weights, or those of its group."""
-    images, labels = _trained_on(spec, place=place)
+    images, labels = _trained_on(spec, seed=seed, place=place)
     networks = [_network(spec, seed=each) for each in spec.together(seed)]
     if spec.engine == "batched":
         return BatchedTraining(networks, spec=spec, seeds=spec.together(seed), images=images, labels=labels)
-    return Training(networks[0], spec=spec, seed=seed, images=images, labels=labels)
+    return (kind or Training)(networks[0], spec=spec, seed=seed, images=images, labels=labels)
 
 
 def _network(spec: RunSpec, *, seed: int) -> nn.Module:
@@ -363,7 +368,15 @@ def _network(spec: RunSpec, *, seed: int) -> nn.Module:
     return network
 
 
-def _trained_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
+def _trained_on(spec: RunSpec, *, seed: int, place: Place) -> tuple[Tensor, Tensor]:
+    """What the seed is trained on: all that is kept for it, or in a negative control what its fault makes of that."""
+    images, labels = _kept_to_train(spec, place=place)
+    if spec.control == "none":
+        return images, labels
+    return controls.applied(images, labels, control=spec.control, seed=derive(seed, purpose="control", step=0))
+
+
+def _kept_to_train(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
     """The official training split; when tuning, without its held-back end."""
     loaded = _load(spec, "train", place=place)
     num = len(loaded.images) - spec.data.num_validation
@@ -383,7 +396,7 @@ def _official(spec: RunSpec, *, place: Place) -> str:
     if data.streamed(spec.data):
         source = data.fingerprint(spec.data, root=place.data_root, trains=spec.mode == "train")
         if source.data_sha256 != spec.data_sha256:
-            raise InputError(f"data {spec.data.name}: its files have changed since the run was planned; start again")
+            raise _changed(spec)
         return source.data_official
     verified = _load(spec, "train", place=place).verified
     return data.official(spec.data, spec.data_sha256, verified=verified).data_official

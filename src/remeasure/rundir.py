@@ -1,15 +1,27 @@
 """The folders of runs: which are finished, which go on, and what is in them. No torch: looking must be quick.
 
-`runs/<model>-<data>-<spec>-<device kind>-s<seed>-a<attempt>/`; journal.py says what stands in one.
+`runs/<model>-<data>-<spec>-<device kind>-s<seed>-a<attempt>/`; journal.py says what stands in one. A record names the
+SHA-256 of itself and of the files beside it, a checkpoint ends with its own: what has changed since is found and named.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from remeasure import journal
-from remeasure.spec import DeviceKind, RunRecord, RunSpec
+from remeasure import journal, presence
+from remeasure.paths import naming
+from remeasure.spec import DeviceKind, InputError, RunRecord, RunSpec, canonical_json
+
+SEALED = (
+    *("config.yaml", "environment.json", "diff.patch", "predictions.npz", "filters.npz", journal.JOURNAL_FILE),
+    *("divergence.json", "divergence.safetensors"),  # diagnosis.py
+)
+CAMPAIGNS = ".campaigns"  # in the folder of runs: who works on which row (presence.py)
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +54,7 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
     """The newest attempt's directory, to go on with it; a new one where it ended, or there is none, or `fresh`."""
     earlier = attempts(spec, seed=seed, place=place)
-    if earlier and not fresh and not _ended(earlier[-1]):
+    if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
         return earlier[-1]
     number = _attempt(earlier[-1]) + 1 if earlier else 1
     name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
@@ -53,6 +65,12 @@ def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Pa
 def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
     """The directories of this key, oldest first, whatever has become of them."""
     return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
+
+
+def is_under_way(spec: RunSpec, *, seed: int, place: Place) -> bool:
+    """Whether some process trains this seed now."""
+    earlier = attempts(spec, seed=seed, place=place)
+    return bool(earlier) and presence.is_held(earlier[-1] / "lock")
 
 
 def _ended(directory: Path) -> bool:
@@ -66,20 +84,104 @@ def _attempt(directory: Path) -> int:
 
 
 def read_record(directory: Path) -> RunRecord:
-    """The record of a finished run."""
-    return RunRecord(**json.loads((directory / "record.json").read_text()))
+    """The record of a finished run. InputError: it or a file beside it is not what was written."""
+    if damaged := list(_damaged(directory)):
+        raise InputError(
+            *(f"{directory / name}: damaged, it is not what was written when the run finished" for name in damaged),
+            f"remove the folder {directory}, and this seed is measured again",
+        )
+    content = json.loads((directory / "record.json").read_bytes())
+    return RunRecord(**{key: value for key, value in content.items() if key not in ("files_sha256", "seal_sha256")})
+
+
+def _damaged(directory: Path) -> Iterator[str]:
+    """The names of the files that have changed since the record was written."""
+    try:
+        written = (directory / "record.json").read_bytes()
+        content = json.loads(written)
+        whole = _to_json(content) == written
+        seal = content.pop("seal_sha256")
+        if not whole or seal != _sha256(canonical_json(content).encode()):
+            yield "record.json"
+            return
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not the one that was written
+        yield "record.json"
+        return
+    for name, sha256 in content["files_sha256"].items():
+        try:
+            whole = _sha256((directory / name).read_bytes()) == sha256
+        except OSError:
+            whole = False
+        if not whole:
+            yield name
 
 
 def write_record(directory: Path, record: RunRecord) -> None:
     """Write record.json whole: from then on the run is finished."""
-    write_whole(directory / "record.json", json.dumps(asdict(record), indent=1).encode())
+    names = [name for name in SEALED if (directory / name).is_file()]
+    content: dict[str, Any] = asdict(record)
+    content["files_sha256"] = {name: _sha256((directory / name).read_bytes()) for name in names}
+    content["seal_sha256"] = _sha256(canonical_json(content).encode())
+    write_whole(directory / "record.json", _to_json(content))
+
+
+def recorded_run_id(directory: Path) -> str:
+    """The MLflow run of a finished run as its record names it, "" where it was never told; nothing is verified."""
+    try:
+        return str(json.loads((directory / "record.json").read_bytes())["mlflow_run_id"])
+    except (ValueError, TypeError, KeyError):
+        return "?"
+
+
+def _to_json(content: object) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------- files that are written whole
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and onto the disk before it has its name."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as handle:
+    with naming(partial), partial.open("wb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(partial, path)
+
+
+def keep_checkpoint(partial: Path, checkpoint: Path) -> None:
+    """Give a file that was just written a checkpoint's name, once it is sealed and on the disk."""
+    with naming(partial), partial.open("r+b") as handle:
+        digest = hashlib.file_digest(handle, "sha256").digest()
+        handle.write(digest)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, checkpoint)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """The checkpoint of a finished run, where its process was killed before it could do that."""
+    left = list(directory.glob("checkpoint.*"))
+    if left and "engine: serial" in (directory / "config.yaml").read_text():  # else other seeds may go on from it
+        for path in left:
+            path.unlink(missing_ok=True)
+
+
+def sound(checkpoint: Path) -> Literal["used", "none", "corrupt"]:
+    """Whether there is a checkpoint to go on from. One that is not what was written is removed."""
+    if not checkpoint.exists():
+        return "none"
+    digest, left = hashlib.sha256(), checkpoint.stat().st_size - DIGEST_BYTES
+    with checkpoint.open("rb") as handle:
+        while left > 0 and (piece := handle.read(min(left, 2**20))):
+            digest.update(piece)
+            left -= len(piece)
+        if left == 0 and handle.read() == digest.digest():
+            return "used"
+    checkpoint.unlink()
+    return "corrupt"

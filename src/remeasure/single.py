@@ -10,25 +10,20 @@ from remeasure.devices import resolve_device
 from remeasure.inputs import identify
 from remeasure.observe import Observer
 from remeasure.rundir import Outcome, Place, finished
-from remeasure.spec import Config, Row, RunSpec
+from remeasure.spec import Config, InputError, Row, RunSpec, gathered
 
 Compose = Callable[[Sequence[str]], Config]
 
 
 def run_single(config: Config, *, compose: Compose) -> int:
     """Train, or report a finished run, and print the contract's last line. Returns the exit status."""
-    place = Place(
-        runs=paths.writable(paths.project_root() / "runs"),
-        project=paths.project_root(),
-        data_root=paths.data_root(),
-        device_kind=resolve_device(config.device),
-    )
-    spec = _spec(config, place=place)
+    place, spec = _prepared(config)
     row, departures = _row_of(config, spec=spec, compose=compose)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
-    if outcome is None:
+    if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
         name = row.name if row and not departures else ""
         with Observer(project=place.project) as observer:
+            observer.close_orphans(place.runs)
             from remeasure.run import execute_together  # Lightning: seconds to import
 
             done = execute_together(spec, seed=config.seed, row=name, place=place, sink=observer, fresh=config.fresh)
@@ -38,17 +33,27 @@ def run_single(config: Config, *, compose: Compose) -> int:
     return 0 if outcome.record.accuracy_percent is not None else 1
 
 
-def _spec(config: Config, *, place: Place) -> RunSpec:
-    """The spec, and every fault that can be found before a run is begun; cheap ones first."""
-    network = models.build(
-        config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
-    )
-    spec = identify(config, data_root=place.data_root)
+def _prepared(config: Config) -> tuple[Place, RunSpec]:
+    """Where it runs, the spec, and every fault that can be found before a run is begun; those of the config first."""
+    faults: list[str] = []
+    with gathered(faults):
+        device_kind = resolve_device(config.device)
+    with gathered(faults):
+        data.streamed(config.data)
+    with gathered(faults):
+        network = models.build(
+            config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
+        )
+    if faults:
+        raise InputError(*faults)
+    root, data_root = paths.project_root(), paths.data_root()
+    place = Place(runs=paths.writable(root / "runs"), project=root, data_root=data_root, device_kind=device_kind)
+    spec = identify(config, data_root=data_root)
     if not isinstance(spec, RunSpec):
         raise data.DataMissingError(*(line for lines in spec for line in lines))
     if path := weights.locate(config):
         weights.load(network, path)  # or refuse it now
-    return spec
+    return place, spec
 
 
 def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | None, list[str]]:

@@ -5,17 +5,23 @@ Percent appears only in names that end in `_percent` (or `_pp`, percentage point
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 TRAINING_VERSION = 1  # raised by hand whenever trained numbers change; tests/test_golden.py notices when it must be
+PARAMS_TEXT = re.compile(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,15})(?:(?:\.([0-9]{1,6}))? ?([kKMB]))?")  # "11.7M"
+CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a model, data set or recipe: part of folders' names
+MOST_THREADS, MOST_TOGETHER = 1024, 1000
 FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validation split uses seeds from here up
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 Precision = Literal["float32", "bfloat16"]
 Engine = Literal["serial", "batched"]
 Mode = Literal["train", "evaluate"]
+Control = Literal["none", "shuffled_labels", "swapped_classes", "tenth_of_data", "other_normalisation"]
 Grade = Literal["primary", "secondary", "unsourced"]
 VerdictName = Literal["reproduced", "exceeds", "falls short", "undecided", "not measured"]
 
@@ -26,6 +32,15 @@ class InputError(ValueError):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+@contextmanager
+def gathered(faults: list[str]) -> Iterator[None]:
+    """What is wrong with the input in the block joins the list, so that all of it can be told together."""
+    try:
+        yield
+    except InputError as error:
+        faults += error.faults
 
 
 def _refuse(faults: Iterable[str]) -> None:
@@ -87,6 +102,11 @@ class DataSpec(_Strict):
         _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
+        for key, least in (("num_classes", 1), ("num_train", 0), ("num_test", 1)):
+            if getattr(self, key) < least:
+                yield f"{key}: expected {least} or more, got {getattr(self, key)}"
+        if any(size < 1 for size in self.image_shape):
+            yield f"image_shape: expected channels, height and width from 1 up, got {list(self.image_shape)}"
         most = max(self.num_train - 1, 0)  # a set that is only evaluated on has no training images
         if not 0 <= self.num_validation <= most:
             yield f"num_validation: expected 0 to {most}, got {self.num_validation}"
@@ -177,6 +197,10 @@ class Schedule(_Strict):
             yield f"milestones: expected rising epochs from 1 up, got {list(self.milestones)}"
         if (self.name == "milestones") != (self.gamma is not None):
             yield "gamma: schedule 'milestones' needs one, and no other schedule takes one"
+        if self.name in ("linear", "cosine") and self.lr_end_factor == 1:
+            yield f"lr_end_factor: with 1 the {self.name} schedule never changes the rate; choose constant"
+        if self.epochs_warmup > 0 and self.lr_start_factor == 1:
+            yield "lr_start_factor: with 1 the warm-up never changes the rate; set epochs_warmup to 0"
         if self.gamma is not None and not 0 < self.gamma < 1:
             yield f"gamma: expected a fraction in (0, 1), got {self.gamma}"
 
@@ -424,6 +448,12 @@ def input_shape(data: DataSpec, *, recipe: Recipe | Evaluation) -> tuple[int, in
     return data.image_shape if seen is None else (data.image_shape[0], *(seen.transform.crop_pixels,) * 2)
 
 
+def _counts(run: "RunSpec | Config") -> Iterable[str]:
+    for key in ("engine_width", "steps_per_block", "cpu_threads"):
+        if getattr(run, key) < 1:
+            yield f"{key}: expected 1 or more, got {getattr(run, key)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(_Strict):
     """All that a run is, but for its seed. `spec_sha256` and the seed are the run's identity."""
@@ -441,14 +471,13 @@ class RunSpec(_Strict):
     data_sha256: str
     weights_sha256: str | None
     training_version: int
+    control: Control = "none"
 
     def __post_init__(self) -> None:
         _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
-        for key in ("engine_width", "steps_per_block", "cpu_threads"):
-            if getattr(self, key) < 1:
-                yield f"{key}: expected 1 or more, got {getattr(self, key)}"
+        yield from _counts(self)
         if self.engine == "serial" and self.engine_width > 1:
             yield f"engine_width: the serial engine trains one seed at a time, got {self.engine_width}"
         if self.engine == "batched":
@@ -461,6 +490,8 @@ class RunSpec(_Strict):
                 "data.num_validation: photographs are listed class by class, so that the last ones are no sample; "
                 f"expected 0, got {self.data.num_validation}"
             )
+        if self.control != "none" and not (isinstance(self.recipe, Recipe) and self.recipe.streaming is None):
+            yield f"control: {self.control} is for training on images in memory; expected none"
         if self.mode == "evaluate" and self.data.split != "test":
             yield "data.split: an evaluation reads the test split, got validation"
 
@@ -478,6 +509,8 @@ class RunSpec(_Strict):
             yield "takes the same step for all seeds, and L-BFGS searches a line for each"
         if self.recipe.streaming:
             yield "needs its images in memory"
+        if self.control != "none":
+            yield "trains all its seeds on the same images (control: none)"
         if self.channels_last:
             yield "has its own memory format (channels_last: false)"
         if self.compile:
@@ -510,6 +543,7 @@ _LATER: Mapping[str, Any] = {
     "resolution": None,
     "streaming": None,
     "dropout_masks": "bernoulli",
+    "control": "none",
     **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels")),
 }
 
@@ -522,7 +556,9 @@ def spec_sha256(spec: Mapping[str, Any]) -> str:
         "recipe": _said({key: value for key, value in spec["recipe"].items() if key != "name"}),
         **{key: spec[key] for key in ("precision", "engine", "engine_width", "compile", "cpu_threads")},
         **{key: spec[key] for key in ("data_sha256", "training_version")},
-        **_said({key: spec[key] for key in ("channels_last", "steps_per_block", "weights_sha256") if key in spec}),
+        **_said(
+            {key: spec[key] for key in ("channels_last", "steps_per_block", "weights_sha256", "control") if key in spec}
+        ),
     }
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
@@ -553,6 +589,7 @@ class Config(_Strict):
     channels_last: bool
     steps_per_block: int
     cpu_threads: int
+    control: Control
     device: str
     fresh: bool
 
@@ -560,6 +597,15 @@ class Config(_Strict):
         _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
+        for group in ("model", "data", "recipe"):
+            if not CONFIG_NAME.fullmatch(name := getattr(self, group).name):
+                yield f"{group}.name: expected up to 100 letters, digits, '_', '.' and '-', got {name[:120]!r}"
+        yield from _counts(self)
+        for key, most in (("engine_width", MOST_TOGETHER), ("cpu_threads", MOST_THREADS)):
+            if getattr(self, key) > most:
+                yield f"{key}: expected at most {most}, got {getattr(self, key)}"
+        if self.device not in ("auto", *get_args(DeviceKind)):
+            yield f"device: expected auto, {', '.join(get_args(DeviceKind))}, got {self.device!r}"
         tuning = self.data.split == "validation"
         if self.seed < 0:
             yield f"seed: expected 0 or more, got {self.seed}"
@@ -589,6 +635,7 @@ class Config(_Strict):
             data_sha256=data_sha256,
             weights_sha256=weights_sha256,
             training_version=TRAINING_VERSION,
+            control=self.control,
         )
 
 
@@ -680,6 +727,8 @@ class Published(_Strict):
             yield f"accuracy_percent: expected a percentage in (0, 100], got {self.accuracy_percent}"
         if not 0 <= self.num_digits <= 6 or round(self.accuracy_percent, self.num_digits) != self.accuracy_percent:
             yield f"num_digits: {self.num_digits} decimals cannot print {self.accuracy_percent}"
+        if not PARAMS_TEXT.fullmatch(self.num_params_text.strip()):
+            yield f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {self.num_params_text!r}"
         if self.num_runs is not None and self.num_runs < 1:
             yield f"num_runs: expected 1 or more, or null for not stated, got {self.num_runs}"
         if not self.sources:
@@ -715,7 +764,10 @@ class Rule(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Row(_Strict):
-    """One row of the ledger: what to measure, what was published, and how it is decided."""
+    """One row of the ledger: what to measure, what was published, and how it is decided.
+
+    `control`: the fault on purpose of a negative control (conf/controls.yaml).
+    """
 
     name: str
     model: str
@@ -724,6 +776,7 @@ class Row(_Strict):
     mode: Mode
     published: Published
     rule: Rule
+    control: Control = "none"
 
     def __post_init__(self) -> None:
         _refuse(self._faults())

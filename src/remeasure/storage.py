@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from remeasure.paths import naming
 from remeasure.spec import InputError
 
 _COMPLETE = "COMPLETE"  # the marker in a staging folder: all is staged, so the replacement will be finished
@@ -19,7 +20,7 @@ def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
     They are staged and fsynced, then marked complete, then renamed into place; `recover` finishes or discards what a
     crash interrupted. Environments that no seal names any more are removed.
     """
-    with _locked(results):
+    with held(results):
         _recover(results)
         staging = results / f".staging-{row}"
         for name, data in files.items():
@@ -40,15 +41,15 @@ def recover(results: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{results}: cannot be written ({error.strerror}); make it writable and start again") from None
-    with _locked(results):
+    with held(results):
         _recover(results)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace one file, wholly or not at all; a file that holds these bytes already is left alone."""
+    """Replace one file, wholly or not at all; a file that holds these bytes already is left alone. Call it `held`."""
     if path.exists() and path.read_bytes() == data:
         return
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged = path.with_name(f".{path.name}.partial")
     _write(staged, data)
     staged.replace(path)
 
@@ -62,8 +63,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def _locked(results: Path) -> Iterator[None]:
-    """Only one process at a time replaces files in this folder."""
+def held(results: Path) -> Iterator[None]:
+    """Only one process at a time replaces files in this folder, or reads several that must fit together."""
+    results.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(results, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -74,7 +76,7 @@ def _locked(results: Path) -> Iterator[None]:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

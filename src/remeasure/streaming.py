@@ -28,11 +28,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from remeasure import training
 from remeasure.augmented import Photographs, augmentation, epoch_order, seed_everything
+from remeasure.paths import checkpoint_seconds
 from remeasure.recipe import build_optimizer, rate_of, training_loss
+from remeasure.rundir import keep_checkpoint
 from remeasure.spec import InputError, Recipe, RunSpec
 from remeasure.training import DivergenceError, Keeper, derive, memory_format
 
-CHECKPOINT_SECONDS = 600.0  # one of DeiT-B's is 1.4 GB
+CHECKPOINT_SECONDS = checkpoint_seconds(600.0)  # one of DeiT-B's is 1.4 GB
 HARMLESS_WARNINGS = (
     *training.HARMLESS_WARNINGS,
     r"The 'train_dataloader' does not have many workers",  # the caller's choice
@@ -267,7 +269,7 @@ class StreamKeeper(Keeper):
         partial = self.checkpoint.with_suffix(".partial")
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
-            os.replace(partial, self.checkpoint)
+            keep_checkpoint(partial, self.checkpoint)
         self.saved = time.monotonic()
 
 

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,14 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
+from remeasure.controls import evaluated_with
+from remeasure.paths import checkpoint_seconds, naming
 from remeasure.recipe import augment, build_optimizer, normalise, rate_of, resized, training_loss
-from remeasure.spec import Normalisation, Precision, Recipe, RunSpec
+from remeasure.rundir import keep_checkpoint
+from remeasure.spec import InputError, Normalisation, Precision, Recipe, RunSpec
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no list of the accelerators it found
 # Importing Lightning sets this to 1; without a GPU, torch's optimisers then search the disk for a driver at each step.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
 EVALUATION_BATCH = 1000
 HARMLESS_WARNINGS = (
     r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
@@ -40,10 +44,10 @@ TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mix
 
 
 class DivergenceError(ArithmeticError):
-    """The loss is no longer finite. `epoch` and `step` (from 0) are where it was noticed."""
+    """The loss is no longer finite. `epoch` and `step` (from 0) are where it was noticed, or by `reason` arose."""
 
-    def __init__(self, *, epoch: int, step: int) -> None:
-        super().__init__(f"the loss is not finite after step {step} (epoch {epoch + 1})")
+    def __init__(self, *, epoch: int, step: int, reason: str = "") -> None:
+        super().__init__(reason or f"the loss is not finite after step {step} (epoch {epoch + 1})")
         self.epoch, self.step = epoch, step
 
 
@@ -269,8 +273,9 @@ class Keeper(Callback):
         if time.monotonic() - self.saved < CHECKPOINT_SECONDS:
             return
         partial = self.checkpoint.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.checkpoint)
+        with naming(partial):
+            trainer.save_checkpoint(partial)
+        keep_checkpoint(partial, self.checkpoint)
         self.saved = time.monotonic()
 
 
@@ -314,7 +319,11 @@ def fit(
             use_distributed_sampler=False,
         )
         checkpoint = keeper.checkpoint if keeper.checkpoint.exists() else None
-        trainer.fit(module, train_dataloaders=batches, ckpt_path=checkpoint)
+        try:
+            trainer.fit(module, train_dataloaders=batches, ckpt_path=checkpoint, weights_only=True)
+        except pickle.UnpicklingError as error:
+            what = f"{checkpoint}: not a checkpoint of this project; nothing in it was run"
+            raise InputError(f"{what}; remove it, and the run begins again") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,7 +349,7 @@ def forward(network: nn.Module, *, spec: RunSpec, device: torch.device) -> Forwa
     """The network moved to `device`, in evaluation mode, with the spec's precision and memory format."""
     return Forward(
         network=network.to(device).to(memory_format=memory_format(spec)).eval(),
-        normalisation=spec.recipe.normalisation,
+        normalisation=evaluated_with(spec),
         precision=spec.precision,
         memory_format=memory_format(spec),
         device=device,

@@ -17,7 +17,6 @@ accuracy is close to normal over seeds. A recipe that collapses on one seed in f
 """
 
 import math
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from typing import Literal
 
 from scipy.special import stdtr, stdtrit
 
-from remeasure.spec import Evidence, Rule, Verdict, VerdictName
+from remeasure.spec import PARAMS_TEXT, Evidence, Rule, Verdict, VerdictName
 
 TOLERANCE_PP = 1e-9  # bounds compare unrounded; this only absorbs floating point, such as 97.7 + 0.25 > 97.95
 
@@ -223,7 +222,6 @@ def _fraction(confidence: float) -> float:
     return confidence
 
 
-_PARAMS = re.compile(r"([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:(?:\.([0-9]+))? ?([kKMB]))?")
 _FACTOR = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -233,7 +231,7 @@ def audit_params(num_params: int, *, published_text: str) -> ParamsAudit:
     'exact': the same number. 'rounds to it', else 'truncates to it': the same at the printed digits; rounding takes a
     half either way. ValueError: a text that is no number with an optional k, M or B.
     """
-    match = _PARAMS.fullmatch(published_text.strip())
+    match = PARAMS_TEXT.fullmatch(published_text.strip())
     if match is None:
         raise ValueError(f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {published_text!r}")
     whole, decimals, suffix = match[1].replace(",", ""), match[2] or "", match[3] or ""

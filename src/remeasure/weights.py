@@ -3,7 +3,7 @@
 import hashlib
 import http.client
 import logging
-import pickle
+import os
 import urllib.error
 import urllib.request
 import warnings
@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from remeasure import paths
 from remeasure.convert import did_you_mean
 from remeasure.data.files import DataMissingError
+from remeasure.masking import masked
 from remeasure.spec import Config, Evaluation, InputError, RunSpec
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB_FILE = "model.safetensors"  # of each of timm's repositories on the hub
 HUB_TIMEOUT_SECONDS = 10.0
 FAULTS_SHOWN = 8
+
+# Read as the hub's client is imported, which timm does: what it asks for should not tell who asks.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def fingerprint(config: Config, *, fetch: bool = True) -> str | None:
@@ -51,13 +55,21 @@ def locate(config: Config | RunSpec, *, fetch: bool = True) -> Path | None:
     if not isinstance(config.recipe, Evaluation):
         return None
     if config.model.weights is not None:
-        path = Path(config.model.weights).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(config.model.weights))  # noqa: PTH111 - Path's raises for an unknown user
+        if not _is_file(path):
             raise InputError(f"model.weights: there is no file {path}")
         return path
     name = config.recipe.weights
-    lying = next((path for path in _places(name) if path.is_file()), None)
+    lying = next((path for path in _places(name) if _is_file(path)), None)
     return lying or _from_hub(name, config=config, fetch=fetch)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that the system refuses is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _places(name: str) -> list[Path]:
@@ -81,7 +93,7 @@ def _from_hub(name: str, *, config: Config | RunSpec, fetch: bool) -> Path:
         try:
             return Path(hf_hub_download(repository, HUB_FILE))
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = str(error).splitlines()[0]
+            reason = masked(str(error)).splitlines()[0]
     raise _missing(name, repository=repository, config=config, reason=reason)
 
 
@@ -97,7 +109,7 @@ def _unreachable() -> str:
     except urllib.error.HTTPError:  # it answers
         return ""
     except (OSError, http.client.HTTPException) as error:
-        return f"{constants.ENDPOINT} cannot be reached ({error})"
+        return masked(f"{constants.ENDPOINT} cannot be reached ({error})")
     return ""
 
 
@@ -136,10 +148,10 @@ def _read(path: Path) -> Mapping[str, Any]:
     logging.getLogger("timm").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write: they are refused
-            weights: object = load_state_dict(str(path))
+            weights: object = load_state_dict(str(path), weights_only=True)
     except (SafetensorError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a whole file of weights ({error})") from None
-    except (RuntimeError, pickle.UnpicklingError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a damaged pickle makes of itself
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{path}: not a file of weights, or more than that: nothing in it was run ({reason})"

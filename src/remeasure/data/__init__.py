@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 
 from remeasure.convert import convert, did_you_mean
 from remeasure.data import cifar10, digits, imagenet, mnist, photographs
 from remeasure.data.files import DataMissingError, Split
 from remeasure.data.photographs import Listing
+from remeasure.encoding import decode_yaml
 from remeasure.spec import DataSpec, InputError
 
 __all__ = [
@@ -25,7 +25,9 @@ __all__ = [
     "Listing",
     "Source",
     "Split",
+    "add_split",
     "fingerprint",
+    "fingerprinted",
     "load_listing",
     "load_split",
     "official",
@@ -58,17 +60,22 @@ def read_config(name: str, *, conf_dir: Path) -> DataSpec:
         valid = sorted(entry.stem for entry in (conf_dir / "data").glob("*.yaml"))
         raise InputError(f"data: no such data set {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({error})") from None
+        values = decode_yaml(path.read_bytes(), name=str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     return convert(DataSpec, values, where=f"conf/data/{name}.yaml: data")
 
 
 def streamed(spec: DataSpec) -> bool:
     """Whether it is of the kind that stays in its files (`load_listing`), and not read whole (`load_split`)."""
-    if spec.source not in (*READERS, *FINDERS):
-        raise InputError(f"data.source: no such reader {spec.source!r}; valid: {', '.join((*READERS, *FINDERS))}")
+    check_source(spec.source)
     return spec.source in FINDERS
+
+
+def check_source(source: object) -> None:
+    """Raise InputError where there is no such reader."""
+    if source not in (*READERS, *FINDERS):
+        raise InputError(f"data.source: no such reader {source!r}; valid: {', '.join((*READERS, *FINDERS))}")
 
 
 def load_listing(spec: DataSpec, split: SplitName, *, root: Path) -> Listing:
@@ -100,6 +107,8 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
     expected = (spec.num_train if split == "train" else spec.num_test, *spec.image_shape)
     if loaded.images.shape != expected:
         raise InputError(f"data {spec.name}: expected {split} images {expected}, got {loaded.images.shape}")
+    if (most := int(loaded.labels.max(initial=0))) >= spec.num_classes:
+        raise InputError(f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more")
     return loaded
 
 
@@ -124,12 +133,22 @@ def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
         data_sha256 = hashlib.sha256(joined.encode()).hexdigest() if trains else joined
         return official(spec, data_sha256, verified=all(verified for _, verified in found))
     digest, verified = hashlib.sha256(), True
-    for name in SPLITS if spec.split == "test" else SPLITS[:1]:
+    for name in fingerprinted(spec):
         split = load_split(spec, name, root=root)
         verified = verified and split.verified
-        digest.update(np.ascontiguousarray(split.images).data)  # as it lies in memory: no second copy
-        digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
+        add_split(digest, images=split.images, labels=split.labels)
     return official(spec, digest.hexdigest(), verified=verified)
+
+
+def fingerprinted(spec: DataSpec) -> tuple[SplitName, ...]:
+    """The splits that a fingerprint is over."""
+    return SPLITS if spec.split == "test" else SPLITS[:1]
+
+
+def add_split(digest: "hashlib._Hash", *, images: np.ndarray, labels: np.ndarray) -> None:
+    """Add a split's images (N, C, H, W) uint8 and labels (N,) to a fingerprint."""
+    digest.update(np.ascontiguousarray(images).data)  # as it lies in memory: no second copy
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
 
 
 def official(spec: DataSpec, data_sha256: str, *, verified: bool) -> Source:

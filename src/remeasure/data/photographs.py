@@ -59,19 +59,28 @@ def fingerprint(listing: Listing) -> tuple[str, bool]:
     Taken once and kept in the user's cache folder, until the path, size or time of a file changes. Raises InputError:
     a file that cannot be read, or an archive that is not the official one.
     """
-    kept = _cache_folder() / f"{_state(listing)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        found = json.loads(kept.read_text())
-        return str(found["data_sha256"]), bool(found["verified"])
+    state = _state(listing)
+    kept = _cache_folder() / f"{state}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(kept.read_bytes())
+        data_sha256, verified = found["data_sha256"], found["verified"]
+        if found["seal_sha256"] == _seal(state, data_sha256=data_sha256, verified=verified):
+            return data_sha256, verified
     if listing.md5 is not None:
         _verify(listing.place, md5=listing.md5)
     data_sha256, verified = _digest(listing), listing.md5 is not None
     with contextlib.suppress(OSError):  # where nothing can be kept, it is taken again
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"data_sha256": data_sha256, "verified": verified}))
+        seal = _seal(state, data_sha256=data_sha256, verified=verified)
+        partial.write_text(json.dumps({"data_sha256": data_sha256, "verified": verified, "seal_sha256": seal}))
         os.replace(partial, kept)
     return data_sha256, verified
+
+
+def _seal(state: str, *, data_sha256: str, verified: bool) -> str:
+    """What tells a fingerprint that was kept from one that was damaged since."""
+    return hashlib.sha256(f"{state} {data_sha256} {verified}".encode()).hexdigest()
 
 
 def _cache_folder() -> Path:
@@ -89,7 +98,8 @@ def _state(listing: Listing) -> str:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        # A byte that was changed leaves another time of change, even where the time of modification was put back.
+        digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
     return digest.hexdigest()
 
 

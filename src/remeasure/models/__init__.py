@@ -35,14 +35,26 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
     Global random state is neither read nor moved. InputError, with every fault that was found: an unknown builder, an
     option that is unknown, missing or out of its range, data that the model cannot take.
     """
-    builder = BUILDERS.get(model.builder)
-    if builder is None:
-        raise InputError(f"model.builder: there is no {model.builder!r}; choose from {', '.join(BUILDERS)}")
-    faults = tuple(_option_faults(builder, model.options))
-    if faults:
-        raise InputError(*faults)
+    if found := tuple(faults(model)):
+        raise InputError(*found)
+    builder = BUILDERS[model.builder]
     generator = torch.Generator().manual_seed(generator_seed)
-    return builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
+    try:
+        return builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # larger than the memory, or than torch can count
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"model: {model.builder} with options {dict(model.options)} cannot be built for images {image_shape} and "
+            f"{num_classes} classes ({reason})"
+        ) from None
+
+
+def faults(model: ModelSpec) -> Iterator[str]:
+    """What is wrong with the model, whatever the data: its builder is unknown, or its options are not the builder's."""
+    if model.builder not in BUILDERS:
+        yield f"model.builder: there is no {model.builder!r}; choose from {', '.join(BUILDERS)}"
+    else:
+        yield from _option_faults(BUILDERS[model.builder], model.options)
 
 
 def _option_faults(builder: Builder, options: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,82 @@
+"""Which runs and campaigns are under way, told by locks: the kernel frees them with their process, whatever ends it."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from remeasure.paths import naming
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold what this file stands for, alone; another process that wants it waits."""
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def held_if_free(path: Path) -> Iterator[bool]:
+    """Hold it alone, or learn at once that another process does (False)."""
+    with path.open("a") as handle:
+        yield _try(handle, fcntl.LOCK_EX)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process, this one or another, holds it alone."""
+    try:
+        with path.open("rb") as handle:
+            return not _try(handle, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def is_shared(path: Path) -> bool:
+    """Whether a process takes part in it (Presence)."""
+    try:
+        with path.open("rb") as handle:
+            return not _try(handle, fcntl.LOCK_EX)
+    except FileNotFoundError:
+        return False
+
+
+class Presence:
+    """This process takes part in something, as others may; what it leaves in the file, an orphan is known by.
+
+    `note`: one line. The last one to leave empties the file; where nobody did, all who took part were killed.
+    """
+
+    def __init__(self, path: Path, *, note: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = path.open("a+")
+        fcntl.flock(self._handle, fcntl.LOCK_SH)
+        with naming(path):
+            self._handle.truncate(0)
+            self._handle.write(note)
+            self._handle.flush()
+
+    def leave(self) -> bool:
+        """Whether nobody else takes part any more."""
+        with self._handle:
+            last = _try(self._handle, fcntl.LOCK_EX)
+            if last:
+                self._handle.truncate(0)
+            return last
+
+
+def orphaned(path: Path) -> Iterator[str]:
+    """The note that killed processes left in the file, if they did; it is emptied once the caller has dealt with it."""
+    with path.open("r+") as handle:
+        if _try(handle, fcntl.LOCK_EX) and (note := handle.read()):
+            yield note
+            handle.truncate(0)
+
+
+def _try(handle: IO[str] | IO[bytes], operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
