@@ -1,10 +1,9 @@
 """Evaluation on photographs: to the float what timm makes of them, resumable, strict about files that are broken."""
 
 import io
-import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +28,7 @@ from remeasure.evaluation import Tally, evaluate, paced, stream
 from remeasure.journal import Event, read
 from remeasure.recipe import normalise
 from remeasure.run import execute
-from remeasure.rundir import Outcome, Place
+from remeasure.rundir import Outcome, Place, read_record
 from remeasure.spec import Evaluation, InputError, Normalisation, RunSpec, Transform
 
 CPU = torch.device("cpu")
@@ -329,7 +328,7 @@ def test_a_run_scores_each_photograph_by_the_label_of_its_synset(root: Path, tmp
     assert (record.epochs, record.seed, record.num_params) == (0, 0, num_params)
     assert confidence.shape == (7,)
     assert np.load(outcome.directory / "filters.npz")["weights"].shape[1:] == (3, 16, 16)
-    assert read(outcome.directory)[-1]["record"] == json.loads((outcome.directory / "record.json").read_text())
+    assert read(outcome.directory)[-1]["record"] == asdict(read_record(outcome.directory))
 
 
 def test_the_loss_and_accuracy_of_right_answers_are_0_and_100_percent(root: Path, tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import pytest
 from tests.measured import record
 from tests.trained import place, run, spec
 
-from remeasure.rundir import finished, keep_checkpoint, open_directory, read_record, sound, write_record, write_whole
+from remeasure.rundir import (
+    finished,
+    keep_checkpoint,
+    open_directory,
+    read_record,
+    remove_leftovers,
+    sound,
+    write_record,
+    write_whole,
+)
 from remeasure.spec import InputError
 
 
@@ -206,3 +215,27 @@ def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, monkeypat
     (tmp_path / "checkpoint.partial").write_bytes(b"12345")
     keep_checkpoint(tmp_path / "checkpoint.partial", tmp_path / "checkpoint.ckpt")
     assert happened == ["fsync of 37 bytes", "named checkpoint.ckpt"]
+
+
+# ---------------------------------------------------------------- cut between the last event and the record
+
+
+def test_a_run_that_was_cut_before_its_record_goes_on_as_the_same_attempt(tmp_path: Path) -> None:
+    here = place(tmp_path)
+    directory = open_directory(spec(), seed=3, place=here, fresh=False)
+    (directory / "journal.jsonl").write_text('{"event": "started"}\n{"event": "finished"}\n')
+    assert open_directory(spec(), seed=3, place=here, fresh=False) == directory
+
+
+def test_a_tuning_run_that_ended_has_no_record_and_is_begun_anew(tmp_path: Path) -> None:
+    here, tuning = place(tmp_path), spec("data.split=validation", "data.num_validation=297", "seed=1000")
+    directory = open_directory(tuning, seed=1000, place=here, fresh=False)
+    (directory / "journal.jsonl").write_text('{"event": "started"}\n{"event": "finished"}\n')
+    assert open_directory(tuning, seed=1000, place=here, fresh=False).name.endswith("-a2")
+
+
+def test_what_a_run_needs_no_more_once_it_has_its_record_is_removed(whole: Path) -> None:
+    (whole / "checkpoint.ckpt").write_bytes(b"left by a kill")
+    remove_leftovers(whole)
+    assert not list(whole.glob("checkpoint.*"))
+    read_record(whole)

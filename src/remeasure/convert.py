@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -54,7 +55,7 @@ def _partly(cls: type, value: Mapping[str, Any], *, key: str) -> tuple[object, l
         else:
             _set_harmless(sound, name=name, value=value[name])
     if faulty:
-        told += (_dotted(key, line) for line in _checked(sound)[1] if line.partition(":")[0] not in faulty)
+        told += (_dotted(key, line) for line in _checked(sound)[1] if re.split(r"[.:]", line)[0] not in faulty)
     return sound, told
 
 
