@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from remeasure import cli, models, paths
+from remeasure import cli, data, models, paths
+from remeasure.bench.processes import own_process
 from remeasure.journal import Event
 from remeasure.recipe import normalise
 from remeasure.run import execute
@@ -56,14 +57,21 @@ def main(arguments: Sequence[str]) -> int:
     folder, *overrides = arguments
     place = Place(runs=Path(folder), project=Path(folder), data_root=paths.data_root(), device_kind="cpu")
     config = cli.compose(overrides)
+    spec = config.spec(data_sha256=_fingerprint(config))
     imported, mapped = _status("VmRSS"), _status("RssFile")
-    stages = _stages(config, place=place)
+    stages = _stages(spec, place=place)
     code = _status("RssFile") - mapped
-    print(json.dumps(asdict(_footprint(config, stages=stages, imported=imported, code=code))))
+    print(json.dumps(asdict(_footprint(spec, stages=stages, imported=imported, code=code))))
     return 0
 
 
-def _stages(config: Config, *, place: Place) -> dict[str, float]:
+def _fingerprint(config: Config) -> str:
+    """Taken in another process: here it would read the data before the run does."""
+    with own_process(threads=1) as process:
+        return process.submit(data.fingerprint, config.data, root=paths.data_root()).result().data_sha256
+
+
+def _stages(spec: RunSpec, *, place: Place) -> dict[str, float]:
     """Run it; the highest resident memory in MiB until each event of its journal, from the one before."""
     peaks: dict[str, float] = {}
 
@@ -72,29 +80,23 @@ def _stages(config: Config, *, place: Place) -> dict[str, float]:
         _forget_peak()
 
     _forget_peak()
-    execute(_spec(config), seed=0, row="", place=place, sink=note, fresh=True)
+    execute(spec, seed=0, row="", place=place, sink=note, fresh=True)
     return peaks
 
 
-def _spec(config: Config) -> RunSpec:
-    """With the data's name for a fingerprint: taking a real one would read the data before the run does."""
-    return config.spec(data_sha256=config.data.name)
-
-
-def _footprint(config: Config, *, stages: dict[str, float], imported: float, code: float) -> Footprint:
-    spec = _spec(config)
+def _footprint(spec: RunSpec, *, stages: dict[str, float], imported: float, code: float) -> Footprint:
     assert isinstance(spec.recipe, Recipe)
     network = models.build(
-        config.model, image_shape=spec.input_shape, num_classes=config.data.num_classes, generator_seed=0
+        spec.model, image_shape=spec.input_shape, num_classes=spec.data.num_classes, generator_seed=0
     )
-    num_train = config.data.num_train  # images that are held back are read as well
+    num_train = spec.data.num_train  # images that are held back are read as well
     return Footprint(
         imported=imported,
         built=stages["started"] - imported,
         trained=stages["train"] - imported,
         scored=stages["test"] - imported,
         code=code,
-        data=data_bytes(num_train, image_shape=config.data.image_shape) / MIB,
+        data=data_bytes(num_train, image_shape=spec.data.image_shape) / MIB,
         net=net_bytes(network, moments=MOMENTS[spec.recipe.optimizer.name]) / MIB,
         batch=batch_bytes(network, spec=spec) / MIB,
     )
