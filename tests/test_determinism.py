@@ -8,6 +8,7 @@ from tests import trained
 
 import remeasure.training
 from remeasure import determinism
+from remeasure.cli import compose
 from remeasure.determinism import Finding, Runs, findings, to_markdown
 
 SPEC = trained.spec("model=mlp4", "model.options.hidden_sizes=[16,16]", "recipe.epochs_total=2")
@@ -61,3 +62,8 @@ def test_a_broken_promise_is_the_exit_status(
 def test_the_table_has_a_line_a_case() -> None:
     cases = [Finding(run="a", case="again", promised=True, same=None, note="its data are not here")]
     assert "| a | again | yes | not tried (its data are not here) |" in to_markdown(cases, device="x", when="today")
+
+
+@pytest.mark.parametrize("name", determinism.RUNS)
+def test_every_run_of_the_report_is_a_config_that_trains(name: str) -> None:
+    assert compose([*determinism.RUNS[name]]).spec(data_sha256="").mode == "train"

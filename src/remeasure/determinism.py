@@ -28,8 +28,13 @@ from remeasure.workers import Task, Workers
 SEED, OTHER_SEEDS = 0, (1, 2, 3)
 RUNS = {
     "logreg, L-BFGS": ("model=logreg", "recipe.epochs_total=4"),
-    "mlp4, dropout and distortions": ("model=mlp4", "recipe=lenet5", "recipe.epochs_total=3"),
-    "lenet5, distortions": ("model=lenet5", "data=mnist", "recipe.epochs_total=2"),
+    "mlp4, dropout and distortions": (
+        "model=mlp4",
+        "recipe=lenet5",
+        "recipe.epochs_total=3",
+        "recipe.schedule.epochs_warmup=1",
+    ),
+    "lenet5, distortions": ("model=lenet5", "data=mnist", "recipe.epochs_total=2", "recipe.schedule.epochs_warmup=1"),
     "resnet18, bfloat16, ten batches": (
         *("model=resnet18", "data=cifar10", "recipe.epochs_total=2", "recipe.schedule.epochs_warmup=0"),
         *("recipe.resolution=null", "data.num_validation=47440", "steps_per_block=5"),
