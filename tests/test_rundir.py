@@ -112,8 +112,10 @@ def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeyp
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = []
+@pytest.fixture
+def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was fsynced and what got its name, in order."""
+    happened: list[str] = []
     fsync, replace = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
@@ -126,6 +128,10 @@ def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
+    return happened
+
+
+def test_content_reaches_the_disk_before_its_name(tmp_path: Path, happened: list[str]) -> None:
     write_whole(tmp_path / "record.json", b"12345")
     assert happened == ["fsync of 5 bytes", "named record.json"]
 
@@ -198,20 +204,7 @@ def test_any_byte_of_a_checkpoint_that_is_not_what_was_written_is_found(tmp_path
         assert not checkpoint.exists()
 
 
-def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = []
-    fsync, replace = os.fsync, os.replace
-
-    def synced(descriptor: int) -> None:
-        happened.append(f"fsync of {os.fstat(descriptor).st_size} bytes")
-        fsync(descriptor)
-
-    def replaced(source: Path, target: Path) -> None:
-        happened.append(f"named {target.name}")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
+def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, happened: list[str]) -> None:
     (tmp_path / "checkpoint.partial").write_bytes(b"12345")
     keep_checkpoint(tmp_path / "checkpoint.partial", tmp_path / "checkpoint.ckpt")
     assert happened == ["fsync of 37 bytes", "named checkpoint.ckpt"]

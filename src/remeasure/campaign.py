@@ -17,7 +17,7 @@ from remeasure.projection import campaign_name
 from remeasure.provenance import device_name
 from remeasure.records import RowResults, read_row
 from remeasure.row_campaign import Compose, NotHere, Options, RowCampaign
-from remeasure.rundir import CAMPAIGNS, Outcome, Place, finished, is_under_way
+from remeasure.rundir import Outcome, Place, finished, is_under_way, participants
 from remeasure.spec import Config, InputError, Row, RunSpec, gathered
 from remeasure.storage import held, publish
 from remeasure.verdict import agree
@@ -216,7 +216,7 @@ class Campaign:
     def _presence(self, campaign: RowCampaign) -> Presence:
         kind, sha256 = self.place.device_kind, campaign.spec.spec_sha256
         note = campaign_name(campaign.row.name, spec_sha256=sha256, device_kind=kind)
-        return Presence(self.place.runs / CAMPAIGNS / note.replace("/", "-"), note=note)
+        return Presence(participants(self.place.runs, campaign=note), note=note)
 
     def _leave(self, campaign: RowCampaign) -> None:
         """The row's parent run ends with the last process that works on it."""

@@ -10,10 +10,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from remeasure.spec import InputError
+from remeasure.spec import LARGEST, InputError
 
 T = TypeVar("T")
-LARGEST = 2**63 - 1
 
 
 def convert(cls: type[T], value: object, *, where: str) -> T:

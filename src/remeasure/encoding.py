@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from remeasure.spec import InputError
+from remeasure.spec import LARGEST, InputError
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
-LARGEST = 2**63 - 1
 
 
 def refuse(faults: Iterable[str]) -> None:

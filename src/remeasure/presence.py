@@ -26,20 +26,12 @@ def held_if_free(path: Path) -> Iterator[bool]:
 
 def is_held(path: Path) -> bool:
     """Whether a process, this one or another, holds it alone."""
-    try:
-        with path.open("rb") as handle:
-            return not _try(handle, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
+    return _excludes(path, fcntl.LOCK_SH)
 
 
 def is_shared(path: Path) -> bool:
     """Whether a process takes part in it (Presence)."""
-    try:
-        with path.open("rb") as handle:
-            return not _try(handle, fcntl.LOCK_EX)
-    except FileNotFoundError:
-        return False
+    return _excludes(path, fcntl.LOCK_EX)
 
 
 class Presence:
@@ -72,6 +64,15 @@ def orphaned(path: Path) -> Iterator[str]:
         if _try(handle, fcntl.LOCK_EX) and (note := handle.read()):
             yield note
             handle.truncate(0)
+
+
+def _excludes(path: Path, operation: int) -> bool:
+    """Whether a lock on the file keeps others from taking this one now."""
+    try:
+        with path.open("rb") as handle:
+            return not _try(handle, operation)
+    except FileNotFoundError:
+        return False
 
 
 def _try(handle: IO[str] | IO[bytes], operation: int) -> bool:

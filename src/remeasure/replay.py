@@ -9,7 +9,7 @@ from remeasure.masking import masked
 from remeasure.observe import Observer
 from remeasure.projection import campaign_name
 from remeasure.records import read_row
-from remeasure.rundir import CAMPAIGNS
+from remeasure.rundir import participants
 from remeasure.spec import Evidence, InputError, Row
 from remeasure.storage import held
 from remeasure.verdict import judge
@@ -45,7 +45,7 @@ def replay_row(row: Row, *, tracker: "tracking.Tracker", results: Path, runs: Pa
         return ""
     sha256, kind = group.records[0].spec_sha256, group.records[0].device_kind
     campaign = campaign_name(row.name, spec_sha256=sha256, device_kind=kind)
-    if presence.is_shared(runs / CAMPAIGNS / campaign.replace("/", "-")):
+    if presence.is_shared(participants(runs, campaign=campaign)):
         return ""
     counts = {record.seed: record.num_correct for record in group.records}
     evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)

@@ -73,6 +73,11 @@ def is_under_way(spec: RunSpec, *, seed: int, place: Place) -> bool:
     return bool(earlier) and presence.is_held(earlier[-1] / "lock")
 
 
+def participants(runs: Path, *, campaign: str) -> Path:
+    """The file by which those who work on a campaign know of each other (presence.Presence)."""
+    return runs / CAMPAIGNS / campaign.replace("/", "-")
+
+
 def _ended(directory: Path) -> bool:
     """Whether a tuning run is finished, which leaves no record."""
     events = journal.read(directory)
@@ -100,10 +105,8 @@ def _damaged(directory: Path) -> Iterator[str]:
         written = (directory / "record.json").read_bytes()
         content = json.loads(written)
         whole = _to_json(content) == written
-        seal = content.pop("seal_sha256")
-        if not whole or seal != _sha256(canonical_json(content).encode()):
-            yield "record.json"
-            return
+        if content.pop("seal_sha256") != _sha256(canonical_json(content).encode()) or not whole:
+            raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not the one that was written
         yield "record.json"
         return

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 TRAINING_VERSION = 1  # raised by hand whenever trained numbers change; tests/test_golden.py notices when it must be
 PARAMS_TEXT = re.compile(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,15})(?:(?:\.([0-9]{1,6}))? ?([kKMB]))?")  # "11.7M"
 CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a model, data set or recipe: part of folders' names
+LARGEST = 2**63 - 1  # of whole numbers in a config, a ledger or a record: beyond it a float may be infinite
 MOST_THREADS, MOST_TOGETHER = 1024, 1000
 FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validation split uses seeds from here up
 
