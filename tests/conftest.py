@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 from tests.project import Command, Ended, Project, copy_project
 
-from remeasure import cli, paths
+from remeasure import cli, paths, tracking
 
 MNIST_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR10_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
@@ -34,6 +34,14 @@ def cifar10_root() -> Path:
     if not all((folder / f"{name}.bin").is_file() for name in CIFAR10_BATCHES):
         _do_without(f"{folder} lacks CIFAR-10")
     return root
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database without the experiment; MLflow takes seconds to make one."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking._client(f"sqlite:///{path}")
+    return path
 
 
 def _do_without(reason: str) -> NoReturn:

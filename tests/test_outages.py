@@ -29,7 +29,7 @@ from tests.suite import (
     wait_until,
 )
 
-from remeasure import journal, tracking
+from remeasure import journal
 from remeasure.observe import Observer
 from remeasure.presence import is_held
 from remeasure.records import read_runs
@@ -174,18 +174,10 @@ def assert_complete(uri: str) -> None:
     assert set(statuses(uri).values()) == {"FINISHED"}
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make one."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._client(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def project(tmp_path: Path, empty_database: Path) -> Project:
+def project(tmp_path: Path, empty_store: Path) -> Project:
     project = small_suite(tmp_path / "project", rows=[ROW])
-    shutil.copy(empty_database, project.root)
+    shutil.copy(empty_store, project.root)
     return project
 
 
@@ -196,7 +188,7 @@ def test_a_run_whose_database_fails_goes_on_and_track_completes_mlflow(
     project: Project,
     here: Command,
     at_the_first_epoch: Arrange,
-    empty_database: Path,
+    empty_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -204,7 +196,7 @@ def test_a_run_whose_database_fails_goes_on_and_track_completes_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
     with small_disk(store, megabytes=64) if fault is full else nullcontext():
         store.mkdir(exist_ok=True)
-        shutil.copy(empty_database, store)
+        shutil.copy(empty_store, store)
         outage = fault(store)
         struck = at_the_first_epoch(lambda: next(outage))
         ended = here(project, *RUN)
