@@ -328,6 +328,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Project]:
         process.send_signal(number)
         stderr = said(process)
         assert process.returncode == (128 + number if number == signal.SIGTERM else -number), stderr
+        assert "tracking is behind" not in stderr
         return project
 
     return functools.cache(cut)

@@ -1,12 +1,12 @@
 """A campaign: the seeds of each row, look by look, until the row is decided; each first look is published at once."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 
-from remeasure import models, planner
+from remeasure import interrupts, models, planner
 from remeasure.collect import from_results, from_run, put_together
 from remeasure.inputs import identify, remembered
 from remeasure.observe import Observer
@@ -156,21 +156,26 @@ class Campaign:
     def _work(self, campaigns: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> None:
         """Keep every core busy until there is nothing left to train, or no time."""
         by_name = {campaign.row.name: campaign for campaign in campaigns}
-        while True:
-            self._elsewhere.clear()
-            for entry in self.planned(campaigns, workers=workers):
-                seconds_left = deadline - time.monotonic()
-                self._start(
-                    by_name[entry.forecast.row], campaigns=campaigns, workers=workers, seconds_left=seconds_left
-                )
-            if not workers.active and not self._elsewhere:
-                return
-            if not workers.active:
+        while self._turn(by_name, workers=workers, deadline=deadline):
+            pass
+
+    @interrupts.held()
+    def _turn(self, by_name: Mapping[str, RowCampaign], *, workers: Workers, deadline: float) -> bool:
+        """Start what can be started and take what has ended, within a second; whether there is more to do."""
+        campaigns = list(by_name.values())
+        self._elsewhere.clear()
+        for entry in self.planned(campaigns, workers=workers):
+            seconds_left = deadline - time.monotonic()
+            self._start(by_name[entry.forecast.row], campaigns=campaigns, workers=workers, seconds_left=seconds_left)
+        if not workers.active:
+            if self._elsewhere:
                 time.sleep(WAIT_SECONDS)
-            for task, future in workers.finished():
-                self._drain(workers)
-                self._take(by_name[task.row], task=task, future=future)
+            return bool(self._elsewhere)
+        for task, future in workers.finished():
             self._drain(workers)
+            self._take(by_name[task.row], task=task, future=future)
+        self._drain(workers)
+        return True
 
     def _start(
         self,

@@ -4,15 +4,13 @@ import contextlib
 import os
 import re
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from remeasure import paths
+from remeasure import interrupts, paths
 from remeasure.convert import convert, did_you_mean
 from remeasure.masking import masked
 from remeasure.spec import Config, EvaluateConfig, InputError, ModelSpec, TrainConfig, gathered
@@ -120,9 +118,7 @@ def _register_resolvers() -> None:
 
 def guarded(main: Callable[[], Any]) -> int:
     """Run a command; its exit status: 0 done, 1 a run failed, 2 the input is wrong, 128 + n after signal n."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _stop)
+    interrupts.handle()
     try:
         return int(main() or 0)
     except InputError as error:
@@ -141,10 +137,6 @@ def _stopped_by(error: OSError) -> str:
     """A disk that is full or read-only, a folder that has gone: which file, and what the system says of it."""
     kept = "everything finished is kept, and the same command goes on from it"
     return f"{error.filename}: {error.strerror}; {kept}"
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    raise SystemExit(128 + number)
 
 
 def _is_config_error(error: Exception) -> bool:

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from remeasure import journal
+from remeasure import interrupts, journal
 from remeasure.masking import masked
 from remeasure.projection import CAMPAIGN_TAG, Content, Measured, milliseconds, record_content, row_content, run_content
 from remeasure.spec import InputError, Row, RunRecord, Verdict
@@ -309,7 +309,8 @@ class BestEffort:
         if began < self._down_until:
             return ""
         try:
-            sent = send(*args, **kwargs)
+            with interrupts.held():
+                sent = send(*args, **kwargs)
         except Exception as error:
             self._rest(began=began, at_least=10.0)
             if (seconds := self._clock() - began) > 1:

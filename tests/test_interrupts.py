@@ -1,0 +1,95 @@
+"""Signals end a process by an exception that no call to a store is broken off by."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from remeasure import interrupts
+from remeasure.tracking import BestEffort
+
+STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def handled() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    interrupts.handle()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def raise_here(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_ends_the_process_with_its_status(number: int) -> None:
+    with pytest.raises(SystemExit) as ended:
+        raise_here(number)
+    assert ended.value.code == 128 + number
+
+
+def status_of(body: Callable[[], None]) -> object:
+    """Of a process that does this with its interrupts held."""
+    with pytest.raises(SystemExit) as ended, interrupts.held():
+        body()
+    with interrupts.held():  # none is left over
+        pass
+    return ended.value.code
+
+
+def test_a_signal_waits_for_the_outermost_block_and_comes_once() -> None:
+    reached = []
+
+    def body() -> None:
+        with interrupts.held():
+            raise_here(signal.SIGTERM)
+            reached.append("inner")
+        reached.append("outer")
+
+    assert status_of(body) == 143
+    assert reached == ["inner", "outer"]
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    reached = []
+
+    def body() -> None:
+        raise_here(signal.SIGTERM)
+        reached.append("first")
+        raise_here(signal.SIGINT)
+        reached.append("second")
+
+    assert status_of(body) == 143
+    assert reached == ["first"]
+
+
+def test_a_signal_outlives_the_fault_that_ends_the_block() -> None:
+    def body() -> None:
+        raise_here(signal.SIGTERM)
+        raise ValueError
+
+    assert status_of(body) == 143
+
+
+def test_a_call_to_a_store_is_not_broken_off() -> None:
+    """A transaction that stays open locks the process out of its own store."""
+    sent = []
+
+    def send() -> str:
+        raise_here(signal.SIGTERM)
+        sent.append("whole")
+        return "id"
+
+    with pytest.raises(SystemExit):
+        BestEffort().at_once(send)
+    assert sent == ["whole"]
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupts.handle()
+    raise_here(signal.SIGHUP)
