@@ -42,7 +42,7 @@ track: setup
 	$(python) src/reproduce.py track
 
 ui: setup
-	MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" .venv/bin/mlflow ui --host 127.0.0.1
 
 bench: setup
 	$(python) -m remeasure.bench $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)

@@ -4,9 +4,11 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import multiprocessing
 import socket
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +393,34 @@ def test_missing_files_are_downloaded_whole_with_a_progress_bar(
     asked = len(server.asked)
     data.fingerprint(TINY, root=tmp_path / "data")
     assert len(server.asked) == asked  # what is there is not asked for again
+
+
+@pytest.mark.usefixtures("server")
+def test_what_a_killed_download_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    leftover = tmp_path / "MNIST/raw/.partial-killed"
+    leftover.mkdir(parents=True)
+    (leftover / PACKED[0]).write_bytes(TINY_FILES[PACKED[0]][:100])
+    data.fingerprint(TINY, root=tmp_path)
+    assert sorted(path.name for path in (tmp_path / "MNIST/raw").iterdir()) == sorted(PACKED)
+
+
+def test_two_processes_that_miss_a_file_download_it_once(tmp_path: Path, server: Server) -> None:
+    """The second one waits, and its neighbour's unfinished file is not taken for a leftover."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=download_tiny, args=(tmp_path, mirror)) for mirror in [mnist.MIRRORS] * 2]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    requests = 2  # torchvision first asks where a mirror sends it
+    assert Counter(server.asked) == dict.fromkeys((f"/{name}" for name in PACKED), requests)
+
+
+def download_tiny(root: Path, mirrors: Sequence[str]) -> None:
+    """In a process of its own."""
+    mnist.MIRRORS = tuple(mirrors)
+    data.fingerprint(TINY, root=root)
 
 
 def test_only_what_is_missing_is_downloaded(tmp_path: Path, server: Server) -> None:

@@ -240,6 +240,7 @@ def test_the_ui_answers_this_machine_alone_and_asks_nobody(ui: Ui) -> None:
     sockets = [entry for process in family for entry in process.net_connections("inet")]
     listening = {entry.laddr for entry in sockets if entry.status == psutil.CONN_LISTEN}
     assert ui.port in {address.port for address in listening}
+    assert not any("sqlite:" in word for process in family for word in process.cmdline())  # a password would be in `ps`
     assert {address.ip for address in listening} == {"127.0.0.1"}
     assert asked(ui.watched) - LOOPBACK == set()
 

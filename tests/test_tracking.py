@@ -4,11 +4,13 @@ import json
 import math
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -574,6 +576,31 @@ def test_a_committed_record_stands_in_for_an_unfinished_run(root: Path, tracker:
 
 
 # ---------------------------------------------------------------- live
+
+
+@contextmanager
+def held_by_another(root: Path) -> Iterator[None]:
+    """Another process has the store's lock, and was stopped."""
+    lock = root / "mlflow.db.lock"
+    script = f"import fcntl, sys; f = open({str(lock)!r}, 'a'); fcntl.flock(f, 2); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        yield
+        process.kill()
+
+
+def test_a_process_that_was_stopped_with_the_stores_lock_does_not_stop_the_others(
+    root: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.1)
+    with held_by_another(root):
+        with pytest.raises(tracking.BusyError, match=r"mlflow\.db\.lock"):
+            tracking.open_tracker(root)
+        assert BestEffort().at_once(tracker.project, make_run(root / "runs")) == ""
+    assert "tracking is behind: another process has held" in capsys.readouterr().err
 
 
 class Clock:

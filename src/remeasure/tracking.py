@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import IO, TYPE_CHECKING, Any, ParamSpec
 
 from remeasure import interrupts, journal
 from remeasure.masking import masked
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 EXPERIMENT = "remeasure"
+LOCK_SECONDS = 60.0  # a fresh store takes a tenth of that to make
 
 # Set before mlflow is imported, where the user has not. A dead server is then known in 10 s, not in minutes.
 _ENVIRONMENT = {
@@ -98,7 +99,7 @@ class _Held:
 
 
 class BusyError(InputError):
-    """Another process has locked the SQLite database: a fault that passes."""
+    """Another process has locked the store: a fault that passes."""
 
 
 class Tracker:
@@ -122,7 +123,8 @@ class Tracker:
                 self._experiment_id = _experiment(self._client, artifact_root=artifact_root)
             self._inode = self._database.stat().st_ino if self._database else 0
         except Exception as error:
-            kind = BusyError if "database is locked" in str(error) else InputError
+            busy = isinstance(error, TimeoutError) or "database is locked" in str(error)
+            kind = BusyError if busy else InputError
             raise kind(*_unreachable(uri, error=error)) from error
 
     def project(self, run_directory: Path, *, parent_id: str = "") -> str:
@@ -392,11 +394,26 @@ def _lock_path(uri: str) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone among this machine's processes: no store keeps two of them from making the same run at once."""
+    """Alone among this machine's processes: no store keeps two of them from making the same run at once.
+
+    Raises TimeoutError where one keeps it for longer than any call takes: it may have been stopped (SIGSTOP).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+    ends = time.monotonic() + LOCK_SECONDS
+    with path.open("w") as file:  # closing it releases the lock
+        while not _taken(file):
+            if time.monotonic() > ends:
+                raise TimeoutError(f"another process has held {path} for {LOCK_SECONDS:.0f} s")
+            time.sleep(0.02)
         yield
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _held(run: "Run", *, points: dict[tuple[str, int], float], files: dict[str, int]) -> _Held:

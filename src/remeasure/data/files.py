@@ -1,9 +1,11 @@
 """Files of a data set: found, verified against a checksum, or downloaded whole."""
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -16,6 +18,7 @@ import numpy as np
 from remeasure.spec import InputError
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
+PARTIAL = ".partial-"
 
 
 class DataMissingError(InputError):
@@ -77,7 +80,9 @@ def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial, _timeout():
+        with _alone_in(directory), tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as partial, _timeout():
+            if (directory / filename).exists():  # another process was faster; whoever reads it verifies it
+                return []
             reasons = []
             for url in (f"{mirror}{filename}" for mirror in mirrors):
                 print(f"downloading {url} into {directory}", file=sys.stderr)
@@ -91,6 +96,19 @@ def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path
     except OSError as error:
         return [f"cannot write into {directory} ({error.strerror})"]
     return reasons
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """One process at a time downloads into a folder; what a killed one left there is removed."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for leftover in directory.glob(f"{PARTIAL}*"):
+            shutil.rmtree(leftover)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
