@@ -190,6 +190,25 @@ def test_a_worker_that_is_killed_fails_its_own_run_and_the_next_ones_go_on(
         assert results(pool)[1]["seed"] == 1
 
 
+def test_a_worker_that_is_killed_when_idle_leaves_nobody_waiting(
+    pool: Workers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the lock of the queue from which the other one, whose run is then ended, would take its next task."""
+    monkeypatch.setattr(workers, "_execute", jobs.wait_for_ever_if_seed_1)
+    waiting = place.runs / "1"
+    with pool:
+        pool.submit(task(1))
+        pool.submit(task(0))
+        wait_until(lambda: waiting.exists() and waiting.read_text())
+        busy = psutil.Process(int(waiting.read_text()))
+        ended: list[Any] = []
+        wait_until(lambda: ended.extend(pool.finished()) or ended)
+        psutil.Process(ended[0][1].result()["pid"]).kill()
+        assert "terminated abruptly" in str(results(pool)[1])
+        assert psutil.wait_procs([busy], timeout=SECONDS_TO_END)[1] == []
+    assert waiting.read_text() == "SystemExit(143)"
+
+
 # ---------------------------------------------------------------- one run, interrupted
 
 

@@ -98,10 +98,10 @@ class Workers:
     def _submit(self, function: Callable[[W, Place], R], work: W) -> Future[R]:
         with _interrupts_held():
             try:
-                return self._pool.submit(function, work, self.place)
+                return self._pool.submit(_until_terminated, function, work, self.place)
             except BrokenProcessPool:  # a worker was killed, and its task has failed; this one is another
                 self._pool = self._new_pool()
-                return self._pool.submit(function, work, self.place)
+                return self._pool.submit(_until_terminated, function, work, self.place)
 
     def finished(self) -> Iterator[tuple[Task, Future[list[Outcome]]]]:
         """Wait a moment for tasks to end, and yield those that did."""
@@ -143,6 +143,16 @@ def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
 
 def _terminated(number: int, frame: object) -> NoReturn:  # noqa: ARG001
     raise SystemExit(128 + number)
+
+
+def _until_terminated(function: Callable[[W, Place], R], work: W, place: Place) -> R:
+    """The pool would take the exception for the task's, and ask for another one: for ever, where a killed worker has
+    taken the lock of its queue along.
+    """
+    try:
+        return function(work, place)
+    except SystemExit as reason:
+        process.end(int(reason.code or 0))
 
 
 def _follow(parent: int) -> None:
