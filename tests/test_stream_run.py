@@ -1,17 +1,24 @@
 """A run that trains on photographs and is scored on others, from config to record: `model=vit_b16 recipe=deit_b`."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from tests import photographed, trained
+from torch import Tensor
 
-from remeasure import data
+from remeasure import data, streaming
+from remeasure.augmented import Photographs
 from remeasure.cli import compose
 from remeasure.run import execute
 from remeasure.rundir import Place
 from remeasure.spec import InputError, RunSpec
+from remeasure.streaming import StreamTraining
 
 PHOTOGRAPHS = (
     *("model=vit_b16", "model.options.architecture=vit_tiny_patch16_224", "precision=float32"),
@@ -66,3 +73,33 @@ def test_photographs_and_whole_arrays_are_not_mixed_up(root: Path) -> None:
 def test_none_can_be_held_back() -> None:
     with pytest.raises(InputError, match=r"data.num_validation: photographs are listed class by class"):
         compose([*SMALL, "data.num_validation=2", "data.split=validation", "seed=1000"])
+
+
+@pytest.mark.parametrize(("at", "checkpoints"), [(4, 0.0), (5, 1e9)], ids=["second of three", "the very last"])
+def test_on_photographs_step_layer_batch_and_weights_are_those_of_the_fault(
+    at: int, checkpoints: float, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps an epoch, in blocks of two, then one; the indices give the very images that the step saw."""
+    overrides = ("recipe.batch_size=2", "steps_per_block=2", "precision=float32", "recipe.streaming.mixup_alpha=0")
+    monkeypatch.setattr(streaming, "CHECKPOINT_SECONDS", checkpoints)
+    train = streaming.train  # loader processes take seconds to start
+    monkeypatch.setattr(streaming, "train", lambda *given, **named: train(*given, **named | {"num_workers": 0}))
+    original, seen = StreamTraining.training_step, list[tuple[Any, Tensor, dict[str, Tensor]]]()
+
+    def step_with_plant(self: Any, batch: list[Tensor], batch_idx: int) -> Tensor:
+        if self.global_step == at:
+            seen.append((self, batch[0].clone(), trained.weights(self.network)))
+            self.network.blocks[3].mlp.fc1.bias.register_hook(lambda gradient: gradient * torch.nan)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(StreamTraining, "training_step", step_with_plant)
+    outcome = execute(spec(root, (*SMALL, *overrides)), seed=5, row="", place=place(root), sink=trained.quiet)
+    found, (module, images, weights) = json.loads((outcome.directory / "divergence.json").read_text()), seen[0]
+    assert (found["what"], found["layer"]) == ("gradient", "blocks.3.mlp.fc1.bias")
+    assert (found["step"], found["epoch"]) == (at, 1)
+    photographs = Photographs(files=module.files, labels=module.labels, seed=5, transform=module.transform)
+    for number, index in enumerate(found["batch"]):
+        assert torch.equal(photographs[index, 2 * at + number][0], images[number])
+    assert len(found["batch"]) == 2
+    assert trained.same(safetensors.torch.load_file(outcome.directory / "divergence.safetensors"), weights)
+    assert not list(outcome.directory.glob("checkpoint*"))

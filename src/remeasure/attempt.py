@@ -43,11 +43,11 @@ class Attempt:
     def __init__(self, directory: Path, *, spec: RunSpec, seed: int, row: str, place: Place, sink: Sink) -> None:
         self.directory, self.spec, self.seed, self.row, self.place = directory, spec, seed, row, place
         self._journal, self._sink, self._facts = Journal(directory), sink, dict[str, Any]()
-        self._finished = (directory / "record.json").is_file()
+        self.finished = (directory / "record.json").is_file()
 
     def report(self, event: str, /, **values: object) -> None:
         """Journal an event."""
-        if not self._finished:
+        if not self.finished:
             self._sink(self.directory, self._journal.write(event, **values))
 
     def watch(self, event: str, /, **values: object) -> None:
@@ -56,7 +56,7 @@ class Attempt:
 
     def announce(self, *, num_params: int, data_official: str, checkpoint: str) -> None:
         """Write what the run is into its directory, then journal that it started or goes on."""
-        if self._finished:
+        if self.finished:
             return
         self._facts = self._known(num_params=num_params, data_official=data_official)
         if started := last(read(self.directory), "started"):
@@ -81,7 +81,7 @@ class Attempt:
 
     def close(self, result: Scored | DivergenceError) -> RunRecord:
         """Keep what came out; the record is written last, and from then on the run is finished."""
-        if self._finished:
+        if self.finished:
             return read_record(self.directory)
         if isinstance(result, DivergenceError):
             self.report("diverged", epoch=result.epoch, step=result.step, reason=str(result))

@@ -48,15 +48,17 @@ class Stacked(nn.Module):
             self.register_buffer(f"constant_{index}", constant, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = vmap(self._one, randomness="different")(list(self.stacked), images)
+        return logits
+
+    def _one(self, weights: list[Tensor], batch: Tensor) -> Any:
+        """One seed's logits (B, num_classes), as vmap sees it."""
         constants = {name: getattr(self, f"constant_{index}") for index, name in enumerate(self._constants)}
+        return functional_call(self._kind[0], dict(zip(self._names, weights, strict=True)) | constants, (batch,))
 
-        def one(weights: list[Tensor], batch: Tensor) -> Tensor:
-            logits: Tensor = functional_call(
-                self._kind[0], dict(zip(self._names, weights, strict=True)) | constants, (batch,)
-            )
-            return logits
-
-        return vmap(one, randomness="different")(list(self.stacked), images)
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """The stacked parameters by the names that they have in one network."""
+        return dict(zip(self._names, self.stacked, strict=True))
 
     def unstack(self, index: int, *, into: nn.Module) -> None:
         """Copy the weights of the seed at `index` into a network of the kind."""
@@ -69,11 +71,12 @@ class BatchedTraining(Training):
     """`Training` of S seeds. Totals are (S,); batches are (S, B)."""
 
     network: Stacked
+    stack: type[Stacked] = Stacked
 
     def __init__(
         self, networks: Sequence[nn.Module], *, spec: RunSpec, seeds: Sequence[int], images: Tensor, labels: Tensor
     ) -> None:
-        super().__init__(Stacked(networks), spec=spec, seed=seeds[0], images=images, labels=labels)
+        super().__init__(self.stack(networks), spec=spec, seed=seeds[0], images=images, labels=labels)
         self.seeds, self.diverged = tuple(seeds), dict[int, DivergenceError]()
         self.loss_total = torch.zeros(len(seeds))
         self.num_correct = torch.zeros(len(seeds), dtype=torch.int64)
@@ -95,6 +98,11 @@ class BatchedTraining(Training):
         super().on_load_checkpoint(checkpoint)
         found = checkpoint["diverged"].items()
         self.diverged = {index: DivergenceError(epoch=epoch, step=step) for index, (epoch, step) in found}
+
+    @property
+    def is_finite(self) -> bool:
+        """Not asked: seeds that diverged have a place in a checkpoint, and are trained again from the start."""
+        return True
 
     @property
     def _captures(self) -> bool:

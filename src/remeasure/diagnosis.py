@@ -1,24 +1,31 @@
 """Where a run ceased to be finite: the step, the layer and the batch, kept so that anyone can take that step again.
 
-Training looks at its loss once a block, which costs nothing; when that is not finite, the steps since the last
-checkpoint are trained again, bit for bit, with a look at every layer.
+Training looks at its loss once a block, which costs nothing. When that is not finite, it is trained again, bit for bit,
+with a look at every layer: a seed by itself from its last checkpoint, seeds that train together from the start, as a
+checkpoint of theirs may hold weights that are not finite. `streaming.WatchedStreamTraining` does so on photographs.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from remeasure.batched import BatchedTraining, Stacked
 from remeasure.rundir import write_whole
-from remeasure.spec import RunSpec
+from remeasure.spec import Loss, RunSpec
 from remeasure.training import DivergenceError, Keeper, Training, fit
 
 FAULT_FILE, WEIGHTS_FILE = "divergence.json", "divergence.safetensors"
+What = Literal["output", "loss", "gradient", "weight"]
+ORDER: tuple[What, ...] = ("output", "loss", "gradient", "weight")  # in which the values of a step come about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +38,7 @@ class Fault:
     epoch: int
     step: int
     layer: str
-    what: Literal["output", "loss", "gradient", "weight"]
+    what: What
     batch: tuple[int, ...]
 
     def __str__(self) -> str:
@@ -42,74 +49,205 @@ class Fault:
 class FaultFoundError(Exception):
     """Ends the training that looks for it. `weights`: the network's, before the step."""
 
-    def __init__(self, fault: Fault, weights: dict[str, Tensor]) -> None:
+    def __init__(self, fault: Fault, weights: Mapping[str, Tensor]) -> None:
         super().__init__(str(fault))
         self.fault, self.weights = fault, weights
 
 
-class WatchedTraining(Training):
-    """The same training to the bit, with a look at every layer's output, every gradient and weight in every step."""
+# ---------------------------------------------------------------- looking
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._output = self._gradient = ""  # this step's first layer and parameter of which they are not finite
-        for name, layer in self.network.named_modules():
-            if not list(layer.children()):
-                layer.register_forward_hook(self._watch_output(name))
-        for name, parameter in self.network.named_parameters():
+
+class Looks:
+    """Which values of a step are finite, for each of the seeds that train together; parameters are (seeds, ...)."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, num_seeds: int) -> None:
+        self._parameters, self._num_seeds = parameters, num_seeds
+        self._seen: list[tuple[What, str, Tensor]] = []
+        for name, parameter in parameters.items():
             watch: Any = parameter.register_post_accumulate_grad_hook
-            watch(self._watch_gradient(name))  # before they are clipped
+            watch(lambda owner, name=name: self.add("gradient", name, self.finite(owner.grad)))  # before it is clipped
 
-    def _watch_output(self, name: str) -> Callable[..., None]:
-        def look(layer: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-            if not self._output and isinstance(output, Tensor) and not output.isfinite().all():
-                self._output = name
+    def begin(self) -> None:
+        self._seen.clear()
 
-        return look
+    def finite(self, values: Tensor) -> Tensor:
+        """From values (seeds, ...) to (seeds,)."""
+        return values.detach().isfinite().reshape(self._num_seeds, -1).all(dim=1)
 
-    def _watch_gradient(self, name: str) -> Callable[[Tensor], None]:
-        def look(parameter: Tensor) -> None:
-            if not self._gradient and parameter.grad is not None and not parameter.grad.isfinite().all():
-                self._gradient = name
+    def add(self, what: What, layer: str, finite: Tensor) -> None:
+        """`finite`: (seeds,)."""
+        self._seen.append((what, layer, finite.reshape(self._num_seeds)))
 
-        return look
+    def faults(self) -> dict[int, tuple[What, str]]:
+        """At a step's end: by seed, what first was not finite, and its layer."""
+        for name, parameter in self._parameters.items():
+            self.add("weight", name, self.finite(parameter))
+        if torch.stack([finite for _, _, finite in self._seen]).all():  # the step's one wait for the device
+            return {}
+        found: dict[int, tuple[What, str]] = {}
+        for what, layer, finite in sorted(self._seen, key=lambda look: ORDER.index(look[0])):
+            for seed in (~finite).nonzero().flatten().tolist():
+                found.setdefault(seed, (what, layer))
+        return found
+
+
+def look_at_outputs(network: nn.Module, look: Callable[[str, Tensor], None]) -> None:
+    """Have each layer without layers in it call `look` with its name and whether its output is finite, ()."""
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+            if isinstance(output, Tensor):
+                look(name, output.detach().isfinite().all())
+
+        return hook
+
+    for name, layer in network.named_modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(watch(name))
+
+
+class Watch:
+    """Looks at one network in each step that begins and ends with a call here, up to step `until`."""
+
+    def __init__(self, network: nn.Module, *, until: int) -> None:
+        self._network, self._looks, self._until = network, Looks(dict(network.named_parameters()), num_seeds=1), until
+        self._before: dict[str, Tensor] = {}
+        look_at_outputs(network, lambda name, finite: self._looks.add("output", name, finite))
+
+    def begin(self) -> None:
+        self._before = {key: value.detach().clone() for key, value in self._network.state_dict().items()}
+        self._looks.begin()
+
+    def end(self, loss: Tensor, *, step: int, steps_per_epoch: int, batch: Callable[[], Sequence[int]]) -> None:
+        """Raises FaultFoundError where something is not finite; DivergenceError in the last step, where nothing was.
+
+        `batch`: gives the indices of the step's images.
+        """
+        epoch = step // steps_per_epoch
+        self._looks.add("loss", "", self._looks.finite(loss))
+        for what, layer in self._looks.faults().values():
+            fault = Fault(epoch=epoch, step=step, layer=layer, what=what, batch=tuple(batch()))
+            raise FaultFoundError(fault, self._before)
+        if step >= self._until:
+            raise DivergenceError(epoch=epoch, step=step)
+
+
+class WatchedTraining(Training):
+    """The same training to the bit up to step `until`, with a look at every layer's output, gradient and weight."""
+
+    def __init__(self, network: nn.Module, *, until: int, **more: Any) -> None:
+        super().__init__(network, **more)
+        self._watch = Watch(network, until=until)
 
     def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        before = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
-        self._output = self._gradient = ""
+        self._watch.begin()
         seen = super()._optimiser_step(chosen, step=step, generator=generator)
-        if found := self._found(seen[0]):
-            what, layer = found
-            batch = tuple(chosen.tolist())
-            fault = Fault(epoch=step // self.steps_per_epoch, step=step, layer=layer, what=what, batch=batch)
-            raise FaultFoundError(fault, before)
+        self._watch.end(seen[0], step=step, steps_per_epoch=self.steps_per_epoch, batch=chosen.tolist)
         return seen
 
-    def _found(self, loss: Tensor) -> tuple[Literal["output", "loss", "gradient", "weight"], str] | None:
-        if self._output:
-            return "output", self._output
-        if not loss.isfinite():
-            return "loss", ""
-        if self._gradient:
-            return "gradient", self._gradient
-        weights = self.network.named_parameters()
-        return next((("weight", name) for name, weight in weights if not weight.isfinite().all()), None)
+
+# ---------------------------------------------------------------- several seeds as one
 
 
-def diagnosed(
-    error: DivergenceError, watched: Training, *, spec: RunSpec, device_kind: str, checkpoint: Path, folder: Path
-) -> DivergenceError:
-    """The error with what was found, by training again from the checkpoint; the error as it was where all was finite.
+class WatchedStacked(Stacked):
+    """Says whether each layer's outputs are finite. Nobody can look into vmap: the answers come out with the logits."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__(networks)
+        self.outputs: list[tuple[str, Tensor]] = []  # of the last forward pass: each layer, and (S,)
+        look_at_outputs(self._kind[0], lambda name, finite: self.outputs.append((name, finite)))
+
+    def _one(self, weights: list[Tensor], batch: Tensor) -> Any:
+        self.outputs = []
+        return super()._one(weights, batch), [finite for _, finite in self.outputs]
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor
+        logits, finite = super().forward(images)
+        self.outputs = list(zip([name for name, _ in self.outputs], finite, strict=True))
+        return logits
+
+
+class WatchedBatchedTraining(BatchedTraining):
+    """The same training to the bit, without a captured graph, until each seed `wanted` has a fault in `found`.
+
+    Both go by the seeds' places in the group. It ends after step `until` in any case.
+    """
+
+    network: WatchedStacked
+    stack = WatchedStacked
+
+    def __init__(self, networks: Sequence[nn.Module], *, until: int, **more: Any) -> None:
+        super().__init__(networks, **more)
+        self.until, self.wanted, self.found = until, set(range(len(networks))), dict[int, FaultFoundError]()
+        self._networks = list(networks)  # with the weights before the step
+        self._looks = Looks(self.network.parameters_by_name(), num_seeds=len(networks))
+
+    @property
+    def _captures(self) -> bool:
+        return False
+
+    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        for index in self.wanted - self.found.keys():
+            self.network.unstack(index, into=self._networks[index])
+        self._looks.begin()
+        seen = super()._optimiser_step(chosen, step=step, generator=generator)
+        for index, (what, layer) in self._looks.faults().items():
+            if index in self.wanted - self.found.keys():
+                batch, epoch = tuple(chosen[:, index].tolist()), step // self.steps_per_epoch
+                fault = Fault(epoch=epoch, step=step, layer=layer, what=what, batch=batch)
+                self.found[index] = FaultFoundError(fault, self._networks[index].state_dict())
+        if self.found.keys() == self.wanted or step >= self.until:
+            raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
+        return seen
+
+    def _losses(self, logits: Tensor, labels: Tensor, *, loss: Loss) -> Tensor:
+        losses = super()._losses(logits, labels, loss=loss)
+        for name, finite in self.network.outputs:
+            self._looks.add("output", name, finite)
+        self._looks.add("loss", "", self._looks.finite(losses))
+        return losses
+
+
+# ---------------------------------------------------------------- training again
+
+
+class Replay(Keeper):
+    """From the start, and without checkpoints: the run's own one is of a training that is further."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull) / "none", report=lambda _: None)
+
+    def _save_when_due(self, trainer: Trainer) -> None:
+        pass
+
+
+def diagnosed(error: DivergenceError, *, replay: Callable[[], object], folder: Path) -> DivergenceError:
+    """The error with what a watched training finds; the error as it was where all was finite.
 
     The folder keeps the fault (`divergence.json`) and the weights before its step (`divergence.safetensors`).
     """
-    keeper, blocks = Keeper(checkpoint, report=lambda _: None), range(watched.blocks_per_epoch)
     try:
-        fit(watched, spec=spec, device_kind=device_kind, keeper=keeper, batches=blocks, devices=1)
+        replay()
     except FaultFoundError as found:
-        write_whole(folder / WEIGHTS_FILE, safetensors.torch.save({k: v.cpu() for k, v in found.weights.items()}))
-        write_whole(folder / FAULT_FILE, json.dumps(asdict(found.fault)).encode())
-        return DivergenceError(epoch=found.fault.epoch, step=found.fault.step, reason=str(found.fault))
+        return _kept(found, folder=folder)
     except DivergenceError:
         pass
     return error
+
+
+def diagnosed_together(
+    watched: WatchedBatchedTraining, *, spec: RunSpec, device_kind: str, folders: Mapping[int, Path]
+) -> dict[int, DivergenceError]:
+    """`diagnosed` for those seeds of a group that have a folder here, by their places in it; only what was found."""
+    watched.wanted, blocks = set(folders), range(watched.blocks_per_epoch)
+    with contextlib.suppress(DivergenceError):
+        fit(watched, spec=spec, device_kind=device_kind, keeper=Replay(), batches=blocks, devices=1)
+    return {index: _kept(found, folder=folders[index]) for index, found in watched.found.items()}
+
+
+def _kept(found: FaultFoundError, *, folder: Path) -> DivergenceError:
+    weights = {name: value.cpu().contiguous() for name, value in found.weights.items()}
+    write_whole(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+    write_whole(folder / FAULT_FILE, json.dumps(asdict(found.fault)).encode())
+    return DivergenceError(epoch=found.fault.epoch, step=found.fault.step, reason=str(found.fault))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from remeasure import controls, data, evaluation, leaks, models, presence, weights
 from remeasure.attempt import Attempt, Scored, Sink
 from remeasure.batched import BatchedTraining
-from remeasure.diagnosis import WatchedTraining, diagnosed
+from remeasure.diagnosis import WatchedBatchedTraining, WatchedTraining, diagnosed, diagnosed_together
 from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, sound
 from remeasure.spec import Evaluation, InputError, Recipe, RunRecord, RunSpec
 from remeasure.training import DivergenceError, Predictions, Training, derive, predict, train
@@ -155,8 +155,7 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
     listing = data.load_listing(spec.data, "test", root=place.data_root)
     network = _network(spec, seed=seed)
 
-    def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored]:
-        (attempt,) = attempts
+    def trained(checkpoint: Path, attempt: Attempt) -> Scored:
         wall_seconds = _stream(
             network,
             spec=spec,
@@ -177,9 +176,30 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
         )
         _refuse_not_finite(predictions, spec=spec)
         labels = torch.tensor(listing.labels)
-        return [Scored(network=network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)]
+        return Scored(network=network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)
+
+    def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored]:
+        (attempt,) = attempts
+        try:
+            return [trained(checkpoint, attempt)]
+        except DivergenceError as error:
+            if not _on_one_device(place):  # the others have ended, and a replay would wait for them
+                raise
+            again = functools.partial(_stream, _network(spec, seed=seed), spec=spec, seed=seed, place=place)
+            replay = functools.partial(again, checkpoint=checkpoint, report=lambda _: None, watched_until=error.step)
+            raise diagnosed(error, replay=replay, folder=attempt.directory) from None
 
     return Work(num_params=models.num_trainable(network), do=do)
+
+
+def _num_devices(place: Place) -> int:
+    return torch.cuda.device_count() if place.device_kind == "cuda" else 1
+
+
+def _on_one_device(place: Place) -> bool:
+    from remeasure import streaming
+
+    return _num_devices(place) * streaming.num_nodes() == 1
 
 
 def _stream(
@@ -190,12 +210,13 @@ def _stream(
     place: Place,
     checkpoint: Path,
     report: Callable[[dict[str, Any]], None],
+    watched_until: int | None = None,
 ) -> float:
     """Seconds of training with all devices of the kind; the network then has the weights to score."""
     from remeasure import streaming  # timm: seconds to import
 
     listing = data.load_listing(spec.data, "train", root=place.data_root)
-    devices = torch.cuda.device_count() if place.device_kind == "cuda" else 1
+    devices = _num_devices(place)
     return streaming.train(
         network,
         spec=spec,
@@ -207,6 +228,7 @@ def _stream(
         num_workers=evaluation.num_cores() // devices,
         checkpoint=checkpoint,
         report=report,
+        watched_until=watched_until,
     )
 
 
@@ -215,20 +237,14 @@ def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
 
     def do(checkpoint: Path, attempts: Sequence[Attempt]) -> list[Scored]:
         (attempt,) = attempts
-        kind = place.device_kind
+        fit = functools.partial(train, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint)
         try:
-            wall_seconds = train(
-                training,
-                spec=spec,
-                device_kind=kind,
-                checkpoint=checkpoint,
-                report=lambda values: attempt.report("epoch", **values),
-            )
+            wall_seconds = fit(training, report=lambda values: attempt.report("epoch", **values))
             return [_scored(training.network, spec=spec, place=place, wall_seconds=wall_seconds)]
         except DivergenceError as error:
-            watched = build_training(spec, seed=seed, place=place, kind=WatchedTraining)
-            folder = attempt.directory
-            raise diagnosed(error, watched, spec=spec, device_kind=kind, checkpoint=checkpoint, folder=folder) from None
+            watched = build_training(spec, seed=seed, place=place, watched_until=error.step)
+            replay = functools.partial(fit, watched, report=lambda _: None)
+            raise diagnosed(error, replay=replay, folder=attempt.directory) from None
 
     return Work(num_params=models.num_trainable(training.network), do=do)
 
@@ -245,8 +261,22 @@ def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Wor
                 if index not in training.diverged:
                     attempt.report("epoch", **own)
 
-        wall_seconds = train(training, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint, report=report)
-        return [result(index, seconds=wall_seconds / len(seeds)) for index in range(len(seeds))]
+        wall_seconds = 0.0
+        with contextlib.suppress(DivergenceError):  # of all seeds: then `training.diverged` holds each
+            wall_seconds = train(
+                training, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint, report=report
+            )
+        results = [result(index, seconds=wall_seconds / len(seeds)) for index in range(len(seeds))]
+        lost = {index: end for index, end in enumerate(results) if isinstance(end, DivergenceError)}
+        folders = {index: attempts[index].directory for index in lost if not attempts[index].finished}
+        if not folders:
+            return results
+        watched = build_training(
+            spec, seed=seeds[0], place=place, watched_until=max(error.step for error in lost.values())
+        )
+        assert isinstance(watched, WatchedBatchedTraining)
+        found = diagnosed_together(watched, spec=spec, device_kind=place.device_kind, folders=folders)
+        return [found.get(index, end) for index, end in enumerate(results)]
 
     def result(index: int, *, seconds: float) -> Scored | DivergenceError:
         if reason := training.diverged.get(index):
@@ -347,13 +377,22 @@ def _load(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> Lo
     return _LOADED[key]
 
 
-def build_training(spec: RunSpec, *, seed: int, place: Place, kind: type[Training] | None = None) -> Training:
-    """A Lightning module on the spec's data, with the seed's own initial weights, or those of its group."""
+def build_training(spec: RunSpec, *, seed: int, place: Place, watched_until: int | None = None) -> Training:
+    """A Lightning module on the spec's data, with the seed's own initial weights, or those of its group.
+
+    `watched_until`: it looks for values that are not finite, and ends at this step (diagnosis.py).
+    """
     images, labels = _trained_on(spec, seed=seed, place=place)
     networks = [_network(spec, seed=each) for each in spec.together(seed)]
+    named: dict[str, Any] = {"spec": spec, "images": images, "labels": labels}
     if spec.engine == "batched":
-        return BatchedTraining(networks, spec=spec, seeds=spec.together(seed), images=images, labels=labels)
-    return (kind or Training)(networks[0], spec=spec, seed=seed, images=images, labels=labels)
+        named["seeds"] = spec.together(seed)
+        if watched_until is None:
+            return BatchedTraining(networks, **named)
+        return WatchedBatchedTraining(networks, until=watched_until, **named)
+    if watched_until is None:
+        return Training(networks[0], seed=seed, **named)
+    return WatchedTraining(networks[0], seed=seed, until=watched_until, **named)
 
 
 def _network(spec: RunSpec, *, seed: int) -> nn.Module:

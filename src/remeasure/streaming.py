@@ -28,11 +28,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from remeasure import training
 from remeasure.augmented import Photographs, augmentation, epoch_order, seed_everything
+from remeasure.diagnosis import Watch
 from remeasure.paths import checkpoint_seconds
 from remeasure.recipe import build_optimizer, rate_of, training_loss
 from remeasure.rundir import keep_checkpoint
 from remeasure.spec import InputError, Recipe, RunSpec
-from remeasure.training import DivergenceError, Keeper, derive, memory_format
+from remeasure.training import DivergenceError, Keeper, all_finite, derive, memory_format
 
 CHECKPOINT_SECONDS = checkpoint_seconds(600.0)  # one of DeiT-B's is 1.4 GB
 HARMLESS_WARNINGS = (
@@ -51,19 +52,8 @@ class Draws(Sampler[tuple[int, int]]):
         self.training = training
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        training, world_size, rank = self.training, self.training.trainer.world_size, self.training.global_rank
-        epoch, start = divmod(training.global_step, training.steps_per_epoch)
-        order = epoch_order(
-            epoch,
-            num_images=len(training.files),
-            num_repeats=training.streaming.num_repeats,
-            seed=training.seed,
-            world_size=world_size,
-            rank=rank,
-        )
-        first = epoch * len(self)
-        places = range(start * training.images_per_device, len(self))
-        return ((order[place], world_size * (first + place) + rank) for place in places)
+        epoch, start = divmod(self.training.global_step, self.training.steps_per_epoch)
+        return self.training.items(epoch, steps=range(start, self.training.steps_per_epoch))
 
     def __len__(self) -> int:
         return self.training.steps_per_epoch * self.training.images_per_device
@@ -151,6 +141,21 @@ class StreamTraining(LightningModule):
             )
         return num
 
+    def items(self, epoch: int, *, steps: range) -> Iterator[tuple[int, int]]:
+        """What this device sees in these steps of an epoch: the index of a photograph, and its draw's number."""
+        world_size, rank, num = self.trainer.world_size, self.global_rank, self.images_per_device
+        order = epoch_order(
+            epoch,
+            num_images=len(self.files),
+            num_repeats=self.streaming.num_repeats,
+            seed=self.seed,
+            world_size=world_size,
+            rank=rank,
+        )
+        first = epoch * self.steps_per_epoch * num
+        places = range(steps.start * num, steps.stop * num)
+        return ((order[place], world_size * (first + place) + rank) for place in places)
+
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         # Forked from here, a worker could hang where torch has started threads; a server of its own forks it.
         context = multiprocessing.get_context("forkserver") if self.num_workers else None
@@ -207,7 +212,7 @@ class StreamTraining(LightningModule):
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
-        """One step at its rate, the moving average after it; a look at the loss at the end of each block."""
+        """One step at its rate, the moving average after it."""
         step = self.global_step
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -216,21 +221,48 @@ class StreamTraining(LightningModule):
         super().optimizer_step(*arguments, **more)
         if self.ema is not None:
             self.ema.update(self.network)
-        if self.ends_block(step + 1):
-            self._check(step)
+        self._check(step)
 
     def ends_block(self, num_steps: int) -> bool:
         """Whether a block of steps ends after so many; the last one of an epoch may be shorter."""
         return num_steps % self.steps_per_epoch % self.steps_per_block == 0
 
     def _check(self, step: int) -> None:
-        """All devices find the loss finite, or all stop: the block's one synchronisation."""
+        """At the end of a block all devices find the loss finite, or all stop: the block's one synchronisation."""
+        if not self.ends_block(step + 1):
+            return
         total = self.trainer.strategy.reduce(self.loss_total.clone(), reduce_op="sum")
         if not torch.isfinite(total):
             raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
 
+    @property
+    def is_finite(self) -> bool:
+        return all_finite(self.network.parameters())
+
     def learning_rate(self, step: int) -> float:
         return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
+
+
+class WatchedStreamTraining(StreamTraining):
+    """The same training to the bit up to step `until`, on one device, with a look as WatchedTraining has it."""
+
+    def __init__(self, network: nn.Module, *, until: int, **more: Any) -> None:
+        super().__init__(network, **more)
+        self._watch, self._loss = Watch(network, until=until), torch.zeros(())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._watch.begin()
+        loss = super().training_step(batch, batch_idx)
+        self._loss = loss.detach()
+        return loss
+
+    def _check(self, step: int) -> None:
+        def batch() -> list[int]:
+            epoch, start = divmod(step, self.steps_per_epoch)
+            return [index for index, _ in self.items(epoch, steps=range(start, start + 1))]
+
+        self._watch.end(self._loss, step=step, steps_per_epoch=self.steps_per_epoch, batch=batch)
+        super()._check(step)
 
 
 class StreamKeeper(Keeper):
@@ -264,7 +296,8 @@ class StreamKeeper(Keeper):
 
     def _save_when_due(self, trainer: Trainer) -> None:
         """Devices' clocks differ: the first one's counts. Each takes part, the first one writes."""
-        if not trainer.strategy.broadcast(time.monotonic() - self.saved >= CHECKPOINT_SECONDS):
+        due = trainer.strategy.broadcast(time.monotonic() - self.saved >= CHECKPOINT_SECONDS)
+        if not due or not trainer.lightning_module.is_finite:
             return
         partial = self.checkpoint.with_suffix(".partial")
         trainer.save_checkpoint(partial)
@@ -285,6 +318,7 @@ def train(
     num_workers: int,
     checkpoint: Path,
     report: Callable[[dict[str, Any]], None],
+    watched_until: int | None = None,
 ) -> float:
     """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError,
     and InputError for a photograph that cannot be decoded or a batch that cannot be shared out.
@@ -292,9 +326,14 @@ def train(
     `network` has the weights to score afterwards. `labels` (N,) int64, one for each path. `devices`: on each machine;
     where there are several, each has a process of its own that runs all of this, started by torchrun, SLURM or, on one
     machine, by Lightning. The first one reports and writes the checkpoint, which all must be able to read.
-    `num_workers`: loader processes for each device.
+    `num_workers`: loader processes for each device. `watched_until`: raise FaultFoundError at the first value that is
+    not finite, up to this step; on one device.
     """
-    module = StreamTraining(network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers)
+    named: dict[str, Any] = {"spec": spec, "seed": seed, "paths": paths, "labels": labels, "num_workers": num_workers}
+    if watched_until is None:
+        module = StreamTraining(network, **named)
+    else:
+        module = WatchedStreamTraining(network, until=watched_until, **named)
     keeper = StreamKeeper(checkpoint, report=report)
     training.fit(
         module,

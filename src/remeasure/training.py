@@ -12,7 +12,7 @@ import os
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,17 @@ class Training(LightningModule):
             self._whole = batch
         return batch
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the weights are: from a checkpoint of others, the step that made them so could not be found."""
+        return all_finite(self._trained)
+
     def learning_rate(self, step: int) -> float:
         return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
+
+
+def all_finite(weights: Iterable[Tensor]) -> bool:
+    return all(weight.isfinite().all() for weight in weights)
 
 
 def memory_format(spec: RunSpec) -> torch.memory_format:
@@ -270,7 +279,7 @@ class Keeper(Callback):
             self._save_when_due(trainer)
 
     def _save_when_due(self, trainer: Trainer) -> None:
-        if time.monotonic() - self.saved < CHECKPOINT_SECONDS:
+        if time.monotonic() - self.saved < CHECKPOINT_SECONDS or not trainer.lightning_module.is_finite:
             return
         partial = self.checkpoint.with_suffix(".partial")
         with naming(partial):
