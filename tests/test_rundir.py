@@ -232,3 +232,11 @@ def test_what_a_run_needs_no_more_once_it_has_its_record_is_removed(whole: Path)
     remove_leftovers(whole)
     assert not list(whole.glob("checkpoint.*"))
     read_record(whole)
+
+
+@pytest.mark.parametrize("name", ["record.json", "journal.jsonl", "checkpoint.ckpt", "lock"])
+def test_a_pipe_in_the_folder_of_a_run_is_refused_and_not_waited_at(tmp_path: Path, name: str) -> None:
+    directory = open_directory(spec(), seed=0, place=place(tmp_path), fresh=False)
+    os.mkfifo(directory / name)
+    with pytest.raises(InputError, match=f"{name}: expected a file, found a pipe or device"):
+        run(spec(), tmp_path)

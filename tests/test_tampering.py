@@ -498,7 +498,7 @@ def test_a_checkpoint_that_someone_planted_executes_nothing(tmp_path: Path, monk
     partial.write_bytes(_saved({**whole, "planted": Trap(tmp_path / "canary")}))
     keep_checkpoint(partial, checkpoint)
     assert sound(checkpoint) == "used"
-    with pytest.raises(InputError, match=f"{checkpoint}: not a checkpoint of this project; nothing in it was run"):
+    with pytest.raises(InputError, match=f"{checkpoint}: not a checkpoint of this run, and nothing in it was executed"):
         trained.run(trained.spec(), tmp_path)
     assert not (tmp_path / "canary").exists()
     assert journal.read(directory)[-1]["event"] == "failed"
@@ -509,11 +509,100 @@ def test_a_checkpoint_that_someone_planted_executes_nothing(tmp_path: Path, monk
 
 def test_a_planted_checkpoint_of_an_evaluation_executes_nothing(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.ckpt"
-    with checkpoint.open("wb") as handle:
-        np.savez(handle, predicted=np.array([Trap(tmp_path / "canary")], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        Tally(device=torch.device("cpu")).resume(checkpoint)
+    plant(checkpoint, KEPT | {"predicted": np.array([Trap(tmp_path / "canary")], dtype=object)})
+    with pytest.raises(InputError, match="allow_pickle=False"):
+        Tally(device=torch.device("cpu")).resume(checkpoint, total=5, num_classes=10)
     assert not (tmp_path / "canary").exists()
+
+
+KEPT = {
+    "predicted": np.array([0, 9, 3]),
+    "confidence": np.array([0.5, 1.0, 0.25], np.float32),
+    "loss": np.array([1.5]),
+    "seconds": np.array([2.0]),
+}
+
+
+def plant(checkpoint: Path, arrays: dict[str, np.ndarray]) -> None:
+    partial = checkpoint.with_suffix(".partial")
+    with partial.open("wb") as handle:
+        np.savez(handle, **arrays)  # type: ignore[arg-type]
+    keep_checkpoint(partial, checkpoint)
+    assert sound(checkpoint) == "used"
+
+
+def test_a_checkpoint_of_an_evaluation_is_gone_on_from(tmp_path: Path) -> None:
+    plant(tmp_path / "checkpoint.npz", KEPT)
+    kept = Tally(device=torch.device("cpu")).resume(tmp_path / "checkpoint.npz", total=3, num_classes=10)
+    assert kept == (3, 2.0)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"predicted": KEPT["predicted"]},
+        KEPT | {"more": np.zeros(1)},
+        KEPT | {"predicted": np.array([0, 10, 3])},
+        KEPT | {"predicted": np.array([0, -1, 3])},
+        KEPT | {"predicted": np.array([0.0, 1.0, 2.0])},
+        KEPT | {"predicted": np.array(3)},
+        KEPT | {"confidence": np.array([0.5], np.float32)},
+        KEPT | {"confidence": np.array([0.5, np.nan, 0.5], np.float32)},
+        KEPT | {"loss": np.array([np.nan])},
+        KEPT | {"loss": np.array([1.0, 2.0])},
+        KEPT | {"seconds": np.array([-1.0])},
+        KEPT | {"predicted": np.zeros(6, int), "confidence": np.zeros(6, np.float32)},  # of five photographs
+    ],
+)
+def test_a_planted_checkpoint_of_an_evaluation_is_named(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    checkpoint = tmp_path / "checkpoint.npz"
+    plant(checkpoint, arrays)
+    with pytest.raises(InputError, match=f"{checkpoint}: not a checkpoint of this run.*remove it, and the run begins"):
+        Tally(device=torch.device("cpu")).resume(checkpoint, total=5, num_classes=10)
+
+
+def _without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda kept: kept.pop(key)
+
+
+def _of_another_net(kept: dict[str, Any]) -> None:
+    kept["state_dict"]["network.1.weight"] = torch.zeros(3, 3)
+
+
+def _beyond_its_memory(kept: dict[str, Any]) -> None:
+    """The optimiser's kernel would write where nothing is."""
+    kept["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(1)
+
+
+def _without_a_moment(kept: dict[str, Any]) -> None:
+    del kept["optimizer_states"][0]["state"][0]["exp_avg"]
+
+
+def _nothing_left_to_train(kept: dict[str, Any]) -> None:
+    for count in kept["loops"]["fit_loop"]["epoch_progress"].values():
+        count.update(dict.fromkeys(count, 2))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(_without(key) for key in ("state_dict", "loops", "num_steps", "optimizer_states")),
+        lambda kept: kept.update(num_steps="many"),
+        lambda kept: kept.update(num_steps=10**9),
+        lambda kept: kept["callbacks"]["Keeper"].update(wall_seconds="long"),
+        *(_of_another_net, _beyond_its_memory, _without_a_moment, _nothing_left_to_train),
+    ],
+)
+def test_a_planted_checkpoint_of_a_training_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[dict[str, Any]], None]
+) -> None:
+    checkpoint = cut_short(tmp_path, monkeypatch) / "checkpoint.ckpt"
+    kept = torch.load(checkpoint, weights_only=True)
+    spoil(kept)
+    checkpoint.with_suffix(".partial").write_bytes(_saved(kept))
+    keep_checkpoint(checkpoint.with_suffix(".partial"), checkpoint)
+    with pytest.raises(InputError, match=f"{checkpoint}: not a checkpoint of this run.*remove it, and the run begins"):
+        trained.run(trained.spec(), tmp_path)
 
 
 EVIL_YAML = "!!python/object/apply:os.mkdir [{}]\n"

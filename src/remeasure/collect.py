@@ -12,6 +12,7 @@ import numpy.typing as npt
 import yaml
 
 from remeasure import journal
+from remeasure.paths import read_file
 from remeasure.records import CurvePoint, RowResults
 from remeasure.rundir import Outcome
 from remeasure.spec import RunRecord
@@ -36,7 +37,7 @@ def from_run(outcome: Outcome, *, row: str) -> SeedResults:
     """A finished run's directory."""
     directory = outcome.directory
     predictions, filters = _arrays(directory / "predictions.npz"), _arrays(directory / "filters.npz")
-    config = yaml.safe_load((directory / "config.yaml").read_text())
+    config = yaml.safe_load(read_file(directory / "config.yaml"))
     points = journal.curve(journal.read(directory))
     return SeedResults(
         record=replace(outcome.record, row=row),
@@ -45,7 +46,7 @@ def from_run(outcome: Outcome, *, row: str) -> SeedResults:
         filters=filters.get("weights"),
         curve=tuple(_point(event, row=row, seed=outcome.record.seed) for event in points),
         spec={key: value for key, value in config.items() if key not in _NOT_SPEC},
-        environment=json.loads((directory / "environment.json").read_text()),
+        environment=json.loads(read_file(directory / "environment.json")),
     )
 
 

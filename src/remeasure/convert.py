@@ -156,6 +156,12 @@ def _keys_beside(cls: type, location: tuple[str | int, ...]) -> list[str]:
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """Such as " (did you mean 'mlp2'?)", or nothing when no valid word is near."""
+    near = nearest(word, valid)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """The valid word that was probably meant, "" where none is near."""
     words = list(valid)
     near = difflib.get_close_matches(word, words, n=1) or [each for each in words if each.startswith(word)]
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return near[0] if near else ""

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from remeasure import data, models
 from remeasure.data import Listing
 from remeasure.decoding import Photographs, collate
-from remeasure.encoding import encode_npz
-from remeasure.paths import checkpoint_seconds
-from remeasure.rundir import keep_checkpoint
+from remeasure.encoding import Array, decode_npz, encode_npz, refuse
+from remeasure.paths import checkpoint_seconds, read_file
+from remeasure.rundir import DIGEST_BYTES, keep_checkpoint, unusable
 from remeasure.spec import Config, Evaluation, InputError, RunSpec, Transform
 from remeasure.training import Forward, Predictions, forward
 
@@ -31,6 +31,7 @@ PREFETCHED = 2  # batches a worker
 QUEUED = 4  # batches that a GPU may have before it
 REPORT_SECONDS = 1.0
 CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
+CHECKPOINT_TYPES = {"predicted": ("<i8",), "confidence": ("<f4",), "loss": ("<f8",), "seconds": ("<f8",)}
 
 
 def stream(
@@ -83,15 +84,37 @@ class Tally:
         loss_total = np.array([self.loss_total.item()])
         return {"predicted": self.predicted[0].numpy(), "confidence": self.confidence[0].numpy(), "loss": loss_total}
 
-    def resume(self, checkpoint: Path) -> tuple[int, float]:
-        """Go on from the checkpoint, if there is one; returns how many photographs and seconds it has."""
+    def resume(self, checkpoint: Path, *, total: int, num_classes: int) -> tuple[int, float]:
+        """Go on from the checkpoint, if there is one; returns how many photographs and seconds it has.
+
+        Raises InputError: it holds what no evaluation of `total` photographs in `num_classes` classes comes to.
+        """
         if not checkpoint.exists():
             return 0, 0.0
-        with np.load(checkpoint, allow_pickle=False) as kept:
-            self.predicted = [torch.tensor(kept["predicted"])]
-            self.confidence = [torch.tensor(kept["confidence"])]
-            self.loss_total += kept["loss"].item()
-            return len(self.predicted[0]), float(kept["seconds"].item())
+        try:
+            kept = decode_npz(read_file(checkpoint)[:-DIGEST_BYTES], name="npz", dtypes=CHECKPOINT_TYPES)
+            refuse(_kept_faults(**kept, total=total, num_classes=num_classes))
+        except InputError as error:
+            raise unusable(checkpoint, error) from None
+        self.predicted = [torch.tensor(kept["predicted"])]
+        self.confidence = [torch.tensor(kept["confidence"])]
+        self.loss_total += kept["loss"].item()
+        return len(self.predicted[0]), kept["seconds"].item()
+
+
+def _kept_faults(
+    *, predicted: Array, confidence: Array, loss: Array, seconds: Array, total: int, num_classes: int
+) -> Iterator[str]:
+    """What is wrong with the arrays of a checkpoint."""
+    if predicted.ndim != 1 or len(predicted) > total or confidence.shape != predicted.shape:
+        yield f"expected a class and a confidence for each of at most {total} photographs"
+    if not ((predicted >= 0) & (predicted < num_classes)).all():
+        yield f"predicted: expected classes from 0 to {num_classes - 1}"
+    if not ((confidence >= 0) & (confidence <= 1)).all():  # false for NaN, too
+        yield "confidence: expected finite numbers in [0, 1]"
+    for name, value in (("loss", loss), ("seconds", seconds)):
+        if value.shape != (1,) or not 0 <= value[0] < np.inf:
+            yield f"{name}: expected one finite number from 0 up"
 
 
 @torch.inference_mode()
@@ -112,7 +135,7 @@ def evaluate(
     """
     run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels).to(device)
     tally, began = Tally(device=device), time.monotonic()
-    first, seconds_before = tally.resume(checkpoint)
+    first, seconds_before = tally.resume(checkpoint, total=len(listing), num_classes=spec.data.num_classes)
     done, reported, saved = first, began, began
     batches = stream(
         listing,

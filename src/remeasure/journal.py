@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from remeasure.paths import naming
+from remeasure.paths import naming, read_file
 
 Event = dict[str, Any]
 JOURNAL_FILE = "journal.jsonl"
@@ -38,7 +38,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / JOURNAL_FILE
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+        if self.path.exists() and not read_file(self.path).endswith(b"\n"):
             self._append("\n")  # end a torn line, lest it swallow the next
 
     def write(self, event: str, /, **values: object) -> Event:
@@ -66,7 +66,7 @@ def now() -> str:
 def read(directory: Path) -> list[Event]:
     """All whole events of a run, in order; a line cut short by a crash is left out. No journal: no events."""
     path = directory / JOURNAL_FILE
-    return list(_parse(path.read_bytes())) if path.exists() else []
+    return list(_parse(read_file(path))) if path.exists() else []
 
 
 def _parse(content: bytes) -> Iterator[Event]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from remeasure.convert import convert, did_you_mean
+from remeasure.paths import read_file
 from remeasure.spec import InputError, Row, canonical_json
 
 _MAX_DEPTH = 10  # a source lies 6 deep; the composer recurses, so the limit is checked before
@@ -117,7 +118,7 @@ def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
 def _compose(path: Path) -> yaml.Node | None:
     """The tree of YAML nodes in a file, None if it is empty. InputError if it is no YAML, or more than plain YAML."""
     try:
-        text = path.read_bytes()
+        text = read_file(path)
         faults = list(_event_faults(yaml.parse(text, Loader=yaml.SafeLoader)))
         root = None if faults else yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:

@@ -38,6 +38,19 @@ def writable(folder: Path) -> Path:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); make it a writable folder") from None
 
 
+def refuse_no_file(path: Path) -> Path:
+    """The path. Raises InputError where a folder, a pipe or a device lies: to read or write those may never end."""
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "a pipe or device"
+        raise InputError(f"{path}: expected a file, found {found}; remove it, or put the file there")
+    return path
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file. Raises OSError where it cannot be read, InputError where it is no file."""
+    return refuse_no_file(path).read_bytes()
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Name this file in an OSError that names none: what a full disk says to a write."""

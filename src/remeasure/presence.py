@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from remeasure.paths import naming
+from remeasure.paths import naming, refuse_no_file
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold what this file stands for, alone; another process that wants it waits."""
-    with path.open("a") as handle:
+    with refuse_no_file(path).open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -20,7 +20,7 @@ def held(path: Path) -> Iterator[None]:
 @contextmanager
 def held_if_free(path: Path) -> Iterator[bool]:
     """Hold it alone, or learn at once that another process does (False)."""
-    with path.open("a") as handle:
+    with refuse_no_file(path).open("a") as handle:
         yield _try(handle, fcntl.LOCK_EX)
 
 
@@ -42,7 +42,7 @@ class Presence:
 
     def __init__(self, path: Path, *, note: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = path.open("a+")
+        self._handle = refuse_no_file(path).open("a+")
         fcntl.flock(self._handle, fcntl.LOCK_SH)
         with naming(path):
             self._handle.truncate(0)
@@ -60,7 +60,7 @@ class Presence:
 
 def orphaned(path: Path) -> Iterator[str]:
     """The note that killed processes left in the file, if they did; it is emptied once the caller has dealt with it."""
-    with path.open("r+") as handle:
+    with refuse_no_file(path).open("r+") as handle:
         if _try(handle, fcntl.LOCK_EX) and (note := handle.read()):
             yield note
             handle.truncate(0)
@@ -69,7 +69,7 @@ def orphaned(path: Path) -> Iterator[str]:
 def _excludes(path: Path, operation: int) -> bool:
     """Whether a lock on the file keeps others from taking this one now."""
     try:
-        with path.open("rb") as handle:
+        with refuse_no_file(path).open("rb") as handle:
             return not _try(handle, operation)
     except FileNotFoundError:
         return False

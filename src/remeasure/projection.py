@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from remeasure import journal
+from remeasure.paths import read_file
 from remeasure.spec import Row, RunRecord, Verdict
 
 Measured = Literal["measured here", "committed record"]
@@ -212,8 +213,9 @@ def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str
     data, sha256 = config.get("data"), info.get("data_sha256")
     if not data or not sha256:
         return None
-    known_copy = data["known_copies"].get(sha256)
-    source = {"title": data["title"], "sha256": sha256, "official": info.get("data_official"), "known_copy": known_copy}
+    known_copy = data.get("known_copies", {}).get(sha256)
+    title, official = data.get("title"), info.get("data_official")
+    source = {"title": title, "sha256": sha256, "official": official, "known_copy": known_copy}
     return data["name"], sha256[:MAX_DIGEST], json.dumps(source)
 
 
@@ -224,7 +226,7 @@ def _config(path: Path) -> Mapping[str, Any]:
 @lru_cache(maxsize=16)
 def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
     """Read once a version: a live run asks every epoch, and a parse takes longer than the rest of the call."""
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(read_file(path))
     return config if isinstance(config, dict) else {}
 
 

@@ -362,9 +362,13 @@ def _seal_of(sums: Mapping[str, str], *, row: str) -> bytes:
 def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
     """The row's files in this folder, or in all, that are there and not as its seal says; or a seal that is none."""
     seal = f"sums/{row}.sha256"
-    if not (results / seal).is_file():
+    if not (results / seal).exists():
         return
-    content = read_bytes(results / seal)
+    try:
+        content = read_bytes(results / seal)
+    except InputError as error:
+        yield from (fault.removeprefix(f"{results}/") for fault in error.faults)
+        return
     sealed = _SEALED.findall(content.decode(errors="replace"))
     sums = {name: sha256 for sha256, name in sealed}
     if f"runs/{row}.csv" not in sums or content != _seal_of(sums, row=row):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remeasure import journal, presence
-from remeasure.paths import naming
+from remeasure.paths import naming, read_file, refuse_no_file
 from remeasure.spec import DeviceKind, InputError, RunRecord, RunSpec, canonical_json
 
 SEALED = (
@@ -55,6 +55,8 @@ def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Pa
     """The newest attempt's directory, to go on with it; a new one where it ended, or there is none, or `fresh`."""
     earlier = attempts(spec, seed=seed, place=place)
     if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
+        for path in earlier[-1].iterdir():
+            refuse_no_file(path)
         return earlier[-1]
     number = _attempt(earlier[-1]) + 1 if earlier else 1
     name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
@@ -95,14 +97,14 @@ def read_record(directory: Path) -> RunRecord:
             *(f"{directory / name}: damaged, it is not what was written when the run finished" for name in damaged),
             f"remove the folder {directory}, and this seed is measured again",
         )
-    content = json.loads((directory / "record.json").read_bytes())
+    content = json.loads(read_file(directory / "record.json"))
     return RunRecord(**{key: value for key, value in content.items() if key not in ("files_sha256", "seal_sha256")})
 
 
 def _damaged(directory: Path) -> Iterator[str]:
     """The names of the files that have changed since the record was written."""
     try:
-        written = (directory / "record.json").read_bytes()
+        written = read_file(directory / "record.json")
         content = json.loads(written)
         whole = _to_json(content) == written
         if content.pop("seal_sha256") != _sha256(canonical_json(content).encode()) or not whole:
@@ -112,8 +114,8 @@ def _damaged(directory: Path) -> Iterator[str]:
         return
     for name, sha256 in content["files_sha256"].items():
         try:
-            whole = _sha256((directory / name).read_bytes()) == sha256
-        except OSError:
+            whole = _sha256(read_file(directory / name)) == sha256
+        except (OSError, InputError):
             whole = False
         if not whole:
             yield name
@@ -123,7 +125,7 @@ def write_record(directory: Path, record: RunRecord) -> None:
     """Write record.json whole: from then on the run is finished."""
     names = [name for name in SEALED if (directory / name).is_file()]
     content: dict[str, Any] = asdict(record)
-    content["files_sha256"] = {name: _sha256((directory / name).read_bytes()) for name in names}
+    content["files_sha256"] = {name: _sha256(read_file(directory / name)) for name in names}
     content["seal_sha256"] = _sha256(canonical_json(content).encode())
     write_whole(directory / "record.json", _to_json(content))
 
@@ -131,7 +133,7 @@ def write_record(directory: Path, record: RunRecord) -> None:
 def recorded_run_id(directory: Path) -> str:
     """The MLflow run of a finished run as its record names it, "" where it was never told; nothing is verified."""
     try:
-        return str(json.loads((directory / "record.json").read_bytes())["mlflow_run_id"])
+        return str(json.loads(read_file(directory / "record.json"))["mlflow_run_id"])
     except (ValueError, TypeError, KeyError):
         return "?"
 
@@ -150,7 +152,7 @@ def _sha256(content: bytes) -> str:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and onto the disk before it has its name."""
     partial = path.with_name(path.name + ".partial")
-    with naming(partial), partial.open("wb") as handle:
+    with naming(partial), refuse_no_file(partial).open("wb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
@@ -167,10 +169,16 @@ def keep_checkpoint(partial: Path, checkpoint: Path) -> None:
     os.replace(partial, checkpoint)
 
 
+def unusable(checkpoint: Path, reason: object) -> InputError:
+    """What to say of a checkpoint that is whole and yet none that the run can go on from: someone put it there."""
+    what = f"{checkpoint}: not a checkpoint of this run, and nothing in it was executed"
+    return InputError(f"{what}; remove it, and the run begins again ({' '.join(str(reason).split())[:300]})")
+
+
 def remove_leftovers(directory: Path) -> None:
     """The checkpoint of a finished run, where its process was killed before it could do that."""
     left = list(directory.glob("checkpoint.*"))
-    if left and "engine: serial" in (directory / "config.yaml").read_text():  # else other seeds may go on from it
+    if left and b"engine: serial" in read_file(directory / "config.yaml"):  # else other seeds may go on from it
         for path in left:
             path.unlink(missing_ok=True)
 
@@ -180,7 +188,7 @@ def sound(checkpoint: Path) -> Literal["used", "none", "corrupt"]:
     if not checkpoint.exists():
         return "none"
     digest, left = hashlib.sha256(), checkpoint.stat().st_size - DIGEST_BYTES
-    with checkpoint.open("rb") as handle:
+    with refuse_no_file(checkpoint).open("rb") as handle:
         while left > 0 and (piece := handle.read(min(left, 2**20))):
             digest.update(piece)
             left -= len(piece)

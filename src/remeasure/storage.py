@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from remeasure.paths import naming
+from remeasure.paths import naming, read_file, refuse_no_file
 from remeasure.spec import InputError
 
 _COMPLETE = "COMPLETE"  # the marker in a staging folder: all is staged, so the replacement will be finished
@@ -47,7 +47,7 @@ def recover(results: Path) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace one file, wholly or not at all; a file that holds these bytes already is left alone. Call it `held`."""
-    if path.exists() and path.read_bytes() == data:
+    if path.exists() and read_file(path) == data:
         return
     staged = path.with_name(f".{path.name}.partial")
     _write(staged, data)
@@ -57,7 +57,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def read_bytes(path: Path) -> bytes:
     """The content of a file. InputError: it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -76,7 +76,7 @@ def held(results: Path) -> Iterator[None]:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), path.open("wb") as file:
+    with naming(path), refuse_no_file(path).open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -111,7 +111,7 @@ def _finish(staging: Path, *, results: Path) -> None:
 
 
 def _prune_environments(results: Path) -> None:
-    seals = "".join(path.read_text() for path in results.glob("sums/*.sha256"))
+    seals = b"".join(read_file(path) for path in results.glob("sums/*.sha256"))
     for path in results.glob("environments/*.json"):
-        if path.name not in seals:
+        if path.name.encode() not in seals:
             path.unlink()

@@ -274,6 +274,7 @@ class StreamKeeper(Keeper):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         assert isinstance(pl_module, StreamTraining)
+        self.has_trained = True
         if trainer.global_step % pl_module.steps_per_epoch and pl_module.ends_block(trainer.global_step):
             self._save_when_due(trainer)
 
@@ -289,6 +290,7 @@ class StreamKeeper(Keeper):
             "lr": pl_module.learning_rate(trainer.global_step - 1),
             "seconds": round(time.monotonic() - self.epoch_started, 3),
         }
+        self.ended = trainer.current_epoch + 1, trainer.global_step  # on every device
         if trainer.is_global_zero:
             self.report(point)
         if trainer.current_epoch + 1 < pl_module.recipe.epochs_total:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from remeasure import ledger
 from remeasure.encoding import encode_csv
+from remeasure.paths import refuse_no_file
 from remeasure.records import ensure_header, read_runs
 from remeasure.spec import TRAINING_VERSION, Evidence, InputError, Mode, Published, Row, RunRecord, Verdict, VerdictName
 from remeasure.storage import read_bytes, write_atomic
@@ -286,6 +287,8 @@ def write(ledger_path: Path, *, results: Path, readme_path: Path | None) -> None
     """
     rows = ledger.read(ledger_path)
     files = render(rows, results=results, readme_path=readme_path)
+    for path in files:
+        refuse_no_file(path)
     for name in rows:
         ensure_header(results, row=name)
     for path, data in files.items():

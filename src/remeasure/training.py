@@ -12,12 +12,13 @@ import os
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +27,7 @@ from torch.nn.utils import parameters_to_vector
 from remeasure.controls import evaluated_with
 from remeasure.paths import checkpoint_seconds, naming
 from remeasure.recipe import augment, build_optimizer, normalise, rate_of, resized, training_loss
-from remeasure.rundir import keep_checkpoint
+from remeasure.rundir import keep_checkpoint, unusable
 from remeasure.spec import InputError, Normalisation, Precision, Recipe, RunSpec
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no list of the accelerators it found
@@ -40,6 +41,12 @@ HARMLESS_WARNINGS = (
     r"The number of training batches",  # few are the point: one holds a block of steps
     r"You're resuming from a checkpoint that ended before the epoch",  # where a step stands follows from num_steps
 )
+# What restoring a checkpoint, or the first block after it, makes of one that is none of this run.
+MISFITS = (
+    *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
+    *(RuntimeError, MisconfigurationException),
+)
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)  # which are RuntimeErrors, and not its doing
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
@@ -107,6 +114,8 @@ class Training(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.num_steps = checkpoint["num_steps"]
+        if type(self.num_steps) is not int or not 0 <= self.num_steps < self.recipe.epochs_total * self.steps_per_epoch:
+            raise ValueError(f"num_steps: {self.num_steps!r}")
 
     def on_train_epoch_start(self) -> None:
         """Begin the totals anew; Lightning does not call this after a resume in mid-epoch."""
@@ -237,10 +246,14 @@ def memory_format(spec: RunSpec) -> torch.memory_format:
 
 
 class Keeper(Callback):
-    """Reports each epoch, and checkpoints at the end of a block once `CHECKPOINT_SECONDS` have passed."""
+    """Reports each epoch, and checkpoints at the end of a block once `CHECKPOINT_SECONDS` have passed.
+
+    `has_trained`: whether a block was trained in this process; `ended`: the last epoch and step that were reported.
+    """
 
     def __init__(self, checkpoint: Path, *, report: Callable[[dict[str, Any]], None]) -> None:
-        self.checkpoint, self.report = checkpoint, report
+        self.checkpoint, self._report = checkpoint, report
+        self.has_trained, self.ended = False, (0, 0)
         self.wall_seconds_before, self.started = 0.0, time.monotonic()
         self.saved = self.epoch_started = self.started
 
@@ -254,12 +267,27 @@ class Keeper(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.wall_seconds_before = state_dict["wall_seconds"]
+        if not 0 <= self.wall_seconds_before < math.inf:
+            raise ValueError(f"wall_seconds: {self.wall_seconds_before}")
+
+    def report(self, point: dict[str, Any]) -> None:
+        """An epoch has ended."""
+        self.ended = point["epoch"], point["step"]
+        self._report(point)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Raises ValueError: a checkpoint has brought the optimiser what its kernels would read, or write, beyond."""
+        for optimizer in trainer.optimizers:
+            if not isinstance(optimizer, torch.optim.LBFGS):  # no kernel of its own: it raises
+                for parameter, state in optimizer.state.items():
+                    _refuse_misshapen(state, parameter=parameter)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.epoch_started = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         assert isinstance(pl_module, Training)
+        self.has_trained = True
         if pl_module.num_steps % pl_module.steps_per_epoch:  # an epoch's last block is saved after its report
             self._save_when_due(trainer)
 
@@ -286,6 +314,16 @@ class Keeper(Callback):
             trainer.save_checkpoint(partial)
         keep_checkpoint(partial, self.checkpoint)
         self.saved = time.monotonic()
+
+
+def _refuse_misshapen(state: Mapping[str, Any], *, parameter: Tensor) -> None:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        shape, dtype = (torch.Size(), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
+        whole = value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+        if value.shape != shape or value.dtype != dtype or not whole:
+            raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}")
 
 
 def train(
@@ -330,9 +368,15 @@ def fit(
         checkpoint = keeper.checkpoint if keeper.checkpoint.exists() else None
         try:
             trainer.fit(module, train_dataloaders=batches, ckpt_path=checkpoint, weights_only=True)
-        except pickle.UnpicklingError as error:
-            what = f"{checkpoint}: not a checkpoint of this project; nothing in it was run"
-            raise InputError(f"{what}; remove it, and the run begins again") from error
+        except MISFITS as error:
+            if checkpoint is None or keeper.has_trained or isinstance(error, (InputError, *DEVICE_ERRORS)):
+                raise
+            raise unusable(checkpoint, f"{type(error).__name__}: {error}") from error
+        epochs_total, steps_per_epoch = spec.recipe.epochs_total, module.steps_per_epoch
+        assert isinstance(steps_per_epoch, int)
+        expected = epochs_total, epochs_total * steps_per_epoch
+        if checkpoint and keeper.ended != expected:
+            raise unusable(checkpoint, f"expected to end with epoch and step {expected}, ended with {keeper.ended}")
 
 
 @dataclass(frozen=True, kw_only=True)

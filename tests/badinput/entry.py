@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -200,12 +200,22 @@ def _measure(entry: Entry) -> None:
     table.write(entry.ledger, results=entry.results, readme_path=entry.root / "README.md")
 
 
+# What may lie in place of a file, and is none: to read the pipe would wait for ever, the device would never end.
+ODD: dict[str, Callable[[Path], object]] = {
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "endless device": lambda path: path.symlink_to("/dev/zero"),
+    "link to nowhere": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
 @contextlib.contextmanager
-def changed(path: Path, *, content: bytes | None) -> Iterator[None]:
-    """The file with other content, or (None) a folder in its place, for a while."""
+def changed(path: Path, *, content: bytes | None = None, odd: str = "folder") -> Iterator[None]:
+    """The file with other content, or (None) what is no file in its place, for a while."""
     before = path.read_bytes()
     path.unlink()
-    path.mkdir() if content is None else path.write_bytes(content)
+    ODD[odd](path) if content is None else path.write_bytes(content)
     try:
         yield
     finally:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.badinput.entry import TALLY, Entry, assert_well_ended, changed, examples, untouched
+from tests.badinput.entry import ODD, TALLY, Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import BOMB, arguments, mutations
 from tests.project import CHECKOUT
+
+from remeasure import cli
 
 SHORT = ("model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=1")
 CONFIGS = (
@@ -65,8 +67,9 @@ def test_whatever_a_config_file_holds_it_works_or_is_refused_by_name(
 
 
 @pytest.mark.parametrize("name", CONFIGS[:5])
-def test_a_folder_in_place_of_a_config_file_is_refused_by_name(entry: Entry, name: str) -> None:
-    with untouched(entry), changed(entry.root / "conf" / name, content=None):
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_file_in_place_of_a_config_file_is_refused_by_name(entry: Entry, name: str, odd: str) -> None:
+    with untouched(entry), changed(entry.root / "conf" / name, odd=odd):
         ended = entry("train.py", *SHORT)
     assert_well_ended(ended, naming={Path(name).stem}, kind="config file")
     assert ended.status == 2
@@ -121,6 +124,51 @@ def test_all_faults_of_a_config_are_named_at_once(entry: Entry, planted: list[st
     assert ended.status == 2
     lines = ended.stderr.splitlines()
     assert [fault for fault in planted if not any(line.startswith(FAULTS[fault]) for line in lines)] == [], lines
+
+
+def test_unknown_keys_choices_and_wrong_values_are_named_at_once(entry: Entry) -> None:
+    ended = entry("train.py", "modle=mlp4", "recipe.lr=1", "recipe.epochs_total=-3", "seeed=1", "data=digitz", "a b")
+    assert ended.status == 2
+    for fault in (
+        "modle: no such key (did you mean 'model'?)",
+        "recipe.lr: no such key",
+        "recipe.epochs_total: expected 1 or more, got -3",
+        "seeed: no such key (did you mean 'seed'?)",
+        "data: there is no 'digitz' (did you mean 'digits'?)",
+        "a b: expected key=value",
+    ):
+        assert fault in ended.stderr
+
+
+def test_of_keys_that_depend_on_an_unknown_model_nothing_is_told(entry: Entry) -> None:
+    """With which model they are right, nobody can tell."""
+    ended = entry("train.py", "model=xyzzy", "model.options.activation=relu", "seeed=1")
+    assert ended.status == 2
+    assert "model: there is no 'xyzzy'" in ended.stderr
+    assert "seeed: no such key" in ended.stderr
+    assert "activation" not in ended.stderr
+
+
+GROWING = [f"++model.options.k{i}='${{model.options.k{i + 1}}}${{model.options.k{i + 1}}}'" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("given_arguments", "naming"),
+    [
+        ((*SHORT, *GROWING, "++model.options.k40=x"), "model.options.k0: InputError raised while resolving"),
+        (("-m", *SHORT, "seed=range(0,1000000000)"), "seed: not composed within"),
+        ((*SHORT, f"seed={'a' * 20_000}"), "seed: expected at most 10000 characters, got 20005"),
+        ((*SHORT, f"seed={'[' * 300}"), "seed: expected at most 200 opening brackets, got 300"),
+        ((*SHORT, *["seed=1"] * 1000), "the command line: expected at most 1000 arguments, got 1004"),
+    ],
+)
+def test_what_would_grow_without_end_is_refused_by_name(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch, given_arguments: tuple[str, ...], naming: str
+) -> None:
+    monkeypatch.setattr(cli, "COMPOSE_SECONDS", 1.0)
+    ended = entry("train.py", *given_arguments)
+    assert (ended.status, "Traceback" in ended.stderr) == (2, False)
+    assert naming in ended.stderr
 
 
 def test_the_configs_of_this_checkout_are_the_ones_that_are_broken() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.badinput.entry import TALLY, Entry, assert_well_ended, changed, examples, untouched
+from tests.badinput.entry import ODD, TALLY, Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import BOMB, mutations
 from tests.measured import ROW, VERSIONS, group, snapshot
 
@@ -50,13 +50,23 @@ def test_whatever_a_file_of_results_holds_it_is_named_unless_it_is_what_was_writ
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("command", ["verify", "table"])
-def test_a_folder_in_place_of_a_file_is_named(entry: Entry, name: str, command: str) -> None:
-    with changed(entry.results / name, content=None), untouched(entry):
-        ended = entry("reproduce.py", command)
+@pytest.mark.parametrize("odd", list(ODD)[:3])
+def test_what_is_no_file_in_place_of_one_is_named(entry: Entry, name: str, odd: str) -> None:
+    with changed(entry.results / name, odd=odd), untouched(entry):
+        verified, ended = entry("reproduce.py", "verify"), entry("reproduce.py", "table")
+    for each in (verified, ended):
+        assert_well_ended(each, naming=[name], kind="results file")
+    read_by_table = name.startswith(("runs/", "table", "sums/"))
+    assert (verified.status, ended.status) == (1, 2 if read_by_table else 0)
+
+
+@pytest.mark.parametrize("name", [f"runs/{ROW}.csv", "table.csv", SEAL])
+@pytest.mark.parametrize("odd", list(ODD)[3:])
+def test_a_link_to_no_file_in_place_of_one_is_named(entry: Entry, name: str, odd: str) -> None:
+    with changed(entry.results / name, odd=odd), untouched(entry):
+        ended = entry("reproduce.py", "verify")
     assert_well_ended(ended, naming=[name], kind="results file")
-    read_by_table = name.startswith(("runs/", "table"))
-    assert ended.status in ((1, 2) if command == "verify" or read_by_table else (0,))
+    assert ended.status == 1
 
 
 README = re.compile(rb"<!-- table:begin\b.*?-->.*?<!-- table:end -->", re.DOTALL)

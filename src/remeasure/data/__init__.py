@@ -18,6 +18,7 @@ from remeasure.data import cifar10, digits, imagenet, mnist, photographs
 from remeasure.data.files import DataMissingError, Split
 from remeasure.data.photographs import Listing
 from remeasure.encoding import decode_yaml
+from remeasure.paths import read_file, refuse_no_file
 from remeasure.spec import DataSpec, InputError
 
 __all__ = [
@@ -55,12 +56,12 @@ class Source:
 
 def read_config(name: str, *, conf_dir: Path) -> DataSpec:
     """conf/data/<name>.yaml without Hydra. Raises InputError: no such data set, or a fault in its file."""
-    path = conf_dir / "data" / f"{name}.yaml"
+    path = refuse_no_file(conf_dir / "data" / f"{name}.yaml")
     if not path.is_file():
-        valid = sorted(entry.stem for entry in (conf_dir / "data").glob("*.yaml"))
+        valid = sorted(entry.stem for entry in (conf_dir / "data").glob("*.yaml") if entry.is_file())
         raise InputError(f"data: no such data set {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}")
     try:
-        values = decode_yaml(path.read_bytes(), name=str(path))
+        values = decode_yaml(read_file(path), name=str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     return convert(DataSpec, values, where=f"conf/data/{name}.yaml: data")

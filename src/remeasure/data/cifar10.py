@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from remeasure.data.files import Split, download, missing, verified_bytes
+from remeasure.paths import read_file
 from remeasure.spec import InputError
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # torchvision.datasets.CIFAR10 uses this one; a test compares
@@ -71,7 +72,7 @@ def _contents(place: Path, *, names: tuple[str, ...], files_md5: Mapping[str, st
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); put the official file there") from None
 

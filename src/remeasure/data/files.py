@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from remeasure.paths import read_file
 from remeasure.spec import InputError
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
@@ -49,7 +50,7 @@ class Split:
 def verified_bytes(path: Path, *, md5: str) -> bytes:
     """The file's bytes. Raises InputError where it cannot be read or its MD5 is not the official one."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); put the official file there") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -17,6 +17,7 @@ import numpy as np
 
 from remeasure.data.files import DataMissingError, verified_bytes
 from remeasure.data.photographs import Listing
+from remeasure.paths import refuse_no_file
 from remeasure.spec import InputError
 
 ARCHIVE, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -98,6 +99,7 @@ def _from_archive(home: Path, *, files_md5: Mapping[str, str]) -> Listing:
             f"data: {home / ARCHIVE} is there, but not its labels; put the file there, and start again:",
             f"  {home / DEVKIT} (MD5 {files_md5[DEVKIT]})",
         )
+    refuse_no_file(home / ARCHIVE)
     classes, truth = synsets(), _ground_truth(home / DEVKIT, md5=files_md5[DEVKIT])
     try:
         with tarfile.open(home / ARCHIVE, mode="r:") as archive:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from remeasure.paths import read_file, refuse_no_file
 from remeasure.spec import InputError
 
 PROGRESS_SECONDS = 10.0
@@ -43,9 +44,9 @@ class Listing:
         """The photograph's bytes, from any process. Raises InputError where they cannot be read."""
         try:
             if self.spans is None:
-                return (self.place / self.names[index]).read_bytes()
+                return read_file(self.place / self.names[index])
             offset, length = (int(value) for value in self.spans[index])
-            with self.place.open("rb") as archive:
+            with refuse_no_file(self.place).open("rb") as archive:
                 archive.seek(offset)
                 return archive.read(length)
         except OSError as error:
@@ -62,7 +63,7 @@ def fingerprint(listing: Listing) -> tuple[str, bool]:
     state = _state(listing)
     kept = _cache_folder() / f"{state}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(kept.read_bytes())
+        found = json.loads(read_file(kept))
         data_sha256, verified = found["data_sha256"], found["verified"]
         if found["seal_sha256"] == _seal(state, data_sha256=data_sha256, verified=verified):
             return data_sha256, verified
@@ -115,7 +116,7 @@ def _digest(listing: Listing) -> str:
 def _verify(archive: Path, *, md5: str) -> None:
     """Raises InputError where the archive's MD5 is another one."""
     digest, block = hashlib.md5(usedforsecurity=False), 2**22
-    with archive.open("rb") as handle:
+    with refuse_no_file(archive).open("rb") as handle:
         for _ in _watched(-(-archive.stat().st_size // block), what=f"checksum of {archive}", unit="blocks of 4 MiB"):
             digest.update(handle.read(block))
     if (found := digest.hexdigest()) != md5:
