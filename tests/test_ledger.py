@@ -394,8 +394,10 @@ def test_a_yaml_bomb_is_refused_before_it_unfolds(write: Write) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
-        assert faults_of(path) == [f"{path}: cannot be read ({reason}); expected the ledger, a YAML file"]
+    missing = tmp_path / "none.yaml"
+    expected = f"{missing}: cannot be read (No such file or directory); expected the ledger, a YAML file"
+    assert faults_of(missing) == [expected]
+    assert faults_of(tmp_path) == [f"{tmp_path}: expected a file, found a folder; remove it, or put the file there"]
 
 
 def test_all_faults_are_reported_together(write: Write) -> None:

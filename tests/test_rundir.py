@@ -1,8 +1,11 @@
 """Folders of runs: found by what was trained, on what kind of device, with which seed; files whole or not at all."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from remeasure.rundir import (
     write_record,
     write_whole,
 )
-from remeasure.spec import InputError
+from remeasure.spec import InputError, canonical_json
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -161,6 +164,16 @@ def test_any_byte_of_a_record_that_is_not_what_was_written_is_found_and_named(wh
         assert f"{path}: damaged" in refused.value.faults[0]
         path.write_bytes(content)
     read_record(whole)
+
+
+@pytest.mark.parametrize("key", ["seed", "files_sha256"])
+def test_a_record_that_was_sealed_anew_without_a_key_is_found_and_named(whole: Path, key: str) -> None:
+    content = json.loads((whole / "record.json").read_text())
+    del content[key], content["seal_sha256"]
+    content["seal_sha256"] = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    (whole / "record.json").write_text(json.dumps(content, indent=1))
+    with pytest.raises(InputError, match=re.escape(f"{whole / 'record.json'}: damaged")):
+        read_record(whole)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "predictions.npz", "filters.npz", "journal.jsonl"])

@@ -117,18 +117,23 @@ def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
 
 def _compose(path: Path) -> yaml.Node | None:
     """The tree of YAML nodes in a file, None if it is empty. InputError if it is no YAML, or more than plain YAML."""
+    text = _read(path)
     try:
-        text = read_file(path)
         faults = list(_event_faults(yaml.parse(text, Loader=yaml.SafeLoader)))
         root = None if faults else yaml.compose(text, Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the ledger, a YAML file") from None
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{path}: {_at(error.problem_mark)}not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML overflows on an escape such as "\UFFFFFFFF"
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     _refuse(f"{path}: {fault}" for fault in faults)
     return root
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the ledger, a YAML file") from None
 
 
 def _event_faults(events: Iterable[yaml.Event]) -> Iterator[str]:

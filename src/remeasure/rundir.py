@@ -97,7 +97,11 @@ def read_record(directory: Path) -> RunRecord:
             *(f"{directory / name}: damaged, it is not what was written when the run finished" for name in damaged),
             f"remove the folder {directory}, and this seed is measured again",
         )
-    content = json.loads(read_file(directory / "record.json"))
+    return _record(json.loads(read_file(directory / "record.json")))
+
+
+def _record(content: dict[str, Any]) -> RunRecord:
+    """Raises TypeError where keys are missing, or too many."""
     return RunRecord(**{key: value for key, value in content.items() if key not in ("files_sha256", "seal_sha256")})
 
 
@@ -106,13 +110,14 @@ def _damaged(directory: Path) -> Iterator[str]:
     try:
         written = read_file(directory / "record.json")
         content = json.loads(written)
-        whole = _to_json(content) == written
+        whole, sealed = _to_json(content) == written, dict(content["files_sha256"])
+        _record(content)
         if content.pop("seal_sha256") != _sha256(canonical_json(content).encode()) or not whole:
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not the one that was written
         yield "record.json"
         return
-    for name, sha256 in content["files_sha256"].items():
+    for name, sha256 in sealed.items():
         try:
             whole = _sha256(read_file(directory / name)) == sha256
         except (OSError, InputError):
@@ -178,7 +183,7 @@ def unusable(checkpoint: Path, reason: object) -> InputError:
 def remove_leftovers(directory: Path) -> None:
     """The checkpoint of a finished run, where its process was killed before it could do that."""
     left = list(directory.glob("checkpoint.*"))
-    if left and b"engine: serial" in read_file(directory / "config.yaml"):  # else other seeds may go on from it
+    if left and b"engine: batched" not in read_file(directory / "config.yaml"):  # else other seeds may go on from it
         for path in left:
             path.unlink(missing_ok=True)
 
