@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -167,13 +168,14 @@ def test_any_byte_of_a_record_that_is_not_what_was_written_is_found_and_named(wh
 
 
 @pytest.mark.parametrize("key", ["seed", "files_sha256"])
-def test_a_record_that_was_sealed_anew_without_a_key_is_found_and_named(whole: Path, key: str) -> None:
-    content = json.loads((whole / "record.json").read_text())
+def test_a_record_that_was_sealed_anew_without_a_key_is_found_and_named(whole: Path, key: str, tmp_path: Path) -> None:
+    directory = shutil.copytree(whole, tmp_path / "copy")
+    content = json.loads((directory / "record.json").read_text())
     del content[key], content["seal_sha256"]
     content["seal_sha256"] = hashlib.sha256(canonical_json(content).encode()).hexdigest()
-    (whole / "record.json").write_text(json.dumps(content, indent=1))
-    with pytest.raises(InputError, match=re.escape(f"{whole / 'record.json'}: damaged")):
-        read_record(whole)
+    (directory / "record.json").write_text(json.dumps(content, indent=1))
+    with pytest.raises(InputError, match=re.escape(f"{directory / 'record.json'}: damaged")):
+        read_record(directory)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "predictions.npz", "filters.npz", "journal.jsonl"])
