@@ -77,6 +77,7 @@ def committed() -> dict[str, Row]:
 
 
 # Not in the article: another reading, recipe or setting of one of its rows.
+FROM_SCRATCH = ["logreg-mnist-numpy", "mlp2-mnist-numpy"]  # rows of the article's table once more
 VARIANTS = ["lenet5-mnist-plain", "resnet18-cifar10-200epochs", "vit_b16-imagenet-timm", "vit_b16-imagenet-in21k"]
 
 
@@ -96,6 +97,8 @@ def test_published_numbers_are_the_articles_table(committed: dict[str, Row]) -> 
         "vit_b16-imagenet": ("81.8", "86M"),
         "vit_b16-imagenet-timm": ("81.980", "86M"),  # timm's own results
         "vit_b16-imagenet-in21k": ("81.782", "86M"),
+        "logreg-mnist-numpy": ("92.6", "7,850"),
+        "mlp2-mnist-numpy": ("97.7", "203,530"),
     }
 
 
@@ -117,7 +120,7 @@ def test_every_margin_is_half_a_unit_and_the_seed_spread_rounded_up(committed: d
 def test_rule_and_mode_of_every_committed_row(committed: dict[str, Row]) -> None:
     assert {row.rule.confidence for row in committed.values()} == {0.95}
     looks = {name: row.rule.looks for name, row in committed.items()}
-    assert looks.pop("mlp2-mnist") == (40, 80, 160), "its second rule"
+    assert looks.pop("mlp2-mnist") == looks.pop("mlp2-mnist-numpy") == (40, 80, 160), "its second rule"
     evaluated = [name for name, row in committed.items() if row.mode == "evaluate"]
     assert evaluated == [name for name in committed if name.startswith("vit_b16-imagenet")]
     assert {looks.pop(name) for name in evaluated} == {(1,)}
@@ -130,7 +133,7 @@ def test_the_article_is_cited_as_unsourced_in_each_of_its_six_rows(committed: di
         name: {s.grade for s in row.published.sources if s.citation == article} for name, row in committed.items()
     }
     assert all(grades.pop(name) == set() for name in VARIANTS)
-    assert len(grades) == 6
+    assert len(grades) == 6 + len(FROM_SCRATCH)
     assert all(grade == {"unsourced"} for grade in grades.values())
 
 
@@ -501,7 +504,7 @@ def test_a_config_name_does_not_reach_out_of_its_group(write: Write, tmp_path: P
 
 def test_the_mnist_rows_can_be_measured(committed: dict[str, Row]) -> None:
     rows = {name: row for name, row in committed.items() if row.data == "mnist"}
-    assert len(rows) == 5
+    assert len(rows) == 5 + len(FROM_SCRATCH)
     ledger.check_configs(rows, conf_dir=CONF)
 
 
@@ -527,3 +530,14 @@ def test_a_single_run_belongs_to_the_row_of_its_three_configs(committed: dict[st
     assert ledger.for_configs(committed, model="lenet5", data="digits", recipe="lenet5_plain") is None
     assert ledger.for_configs(committed, model="lenet5", data="mnist", recipe="article") is None
     assert ledger.for_configs(committed, model="mlp2", data="mnist", recipe="lenet5") is None
+    for engine, name in (("numpy", "mlp2-mnist-numpy"), ("serial", "mlp2-mnist"), ("batched", "mlp2-mnist")):
+        found = ledger.for_configs(committed, model="mlp2", data="mnist", recipe="article", engine=engine)
+        assert found is committed[name]
+
+
+def test_rows_from_scratch_make_torchs_claims(committed: dict[str, Row]) -> None:
+    for name in FROM_SCRATCH:
+        row, torchs = committed[name], committed[name.removesuffix("-numpy")]
+        assert (row.engine, torchs.engine) == ("numpy", "serial")
+        assert replace(row.published, notes="") == replace(torchs.published, notes="")
+        assert row.rule == torchs.rule

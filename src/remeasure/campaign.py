@@ -23,6 +23,7 @@ from remeasure.storage import held, publish
 from remeasure.verdict import agree
 from remeasure.workers import Task, Workers
 
+NUMPY_NEEDS = "the network from scratch computes on the CPU alone; CUDA_VISIBLE_DEVICES= measures it here"
 WAIT_SECONDS = 1.0  # between two looks at the seeds that another process trains
 
 
@@ -48,6 +49,8 @@ class Campaign:
         config = self._config(row, compose=compose)
         if (mode := config.spec(data_sha256="").mode) != row.mode:
             raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {mode}")
+        if config.engine == "numpy" and self.place.device_kind != "cpu":
+            return NotHere(row=row, missing=((NUMPY_NEEDS,),))
         spec = identify(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
@@ -64,7 +67,7 @@ class Campaign:
         return campaign
 
     def _config(self, row: Row, *, compose: Compose) -> Config:
-        choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe", "control")]
+        choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe", "control", "engine")]
         config, together = compose(choices), self.options.together
         if together > 1 and config.spec(data_sha256="").can_be_batched:
             return compose([*choices, "engine=batched", f"engine_width={together}"])

@@ -64,13 +64,15 @@ def row_sha256(row: Row) -> str:
     """SHA-256 of the row's entry as canonical JSON; the name is the entry's key, not part of it.
 
     `confidence` and `looks` are filled in where the entry leaves them out; a `first_seed` of 0 is not there, nor is a
-    `num_params_note` of null or a `control` of none.
+    `num_params_note` of null, a `control` of none or an `engine` of serial.
     """
     entry = {key: value for key, value in asdict(row).items() if key != "name"}
     if row.rule.first_seed == 0:
         del entry["rule"]["first_seed"]
     if row.control == "none":
         del entry["control"]
+    if row.engine == "serial":
+        del entry["engine"]
     if row.published.num_params_note is None:
         del entry["published"]["num_params_note"]
     return hashlib.sha256(canonical_json(entry).encode()).hexdigest()
@@ -84,10 +86,10 @@ def select(rows: Mapping[str, Row], names: Sequence[str]) -> dict[str, Row]:
     return {name: row for name, row in rows.items() if name in names or not names}
 
 
-def for_configs(rows: Mapping[str, Row], *, model: str, data: str, recipe: str) -> Row | None:
+def for_configs(rows: Mapping[str, Row], *, model: str, data: str, recipe: str, engine: str = "serial") -> Row | None:
     """The row that a run of these configs belongs to: the first in the ledger, or None."""
-    wanted = (model, data, recipe)
-    return next((row for row in rows.values() if (row.model, row.data, row.recipe) == wanted), None)
+    wanted = (model, data, recipe, "numpy" if engine == "numpy" else "serial")
+    return next((row for row in rows.values() if (row.model, row.data, row.recipe, row.engine) == wanted), None)
 
 
 def _refuse(faults: Iterable[str]) -> None:

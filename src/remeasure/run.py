@@ -19,6 +19,7 @@ from remeasure import controls, data, evaluation, leaks, models, presence, weigh
 from remeasure.attempt import Attempt, Scored, Sink
 from remeasure.batched import BatchedTraining
 from remeasure.diagnosis import WatchedBatchedTraining, WatchedTraining, diagnosed, diagnosed_together
+from remeasure.numpy_engine import FromScratch, NumpyTraining, blas_threads
 from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, sound
 from remeasure.spec import Evaluation, InputError, Recipe, RunRecord, RunSpec
 from remeasure.training import DivergenceError, Predictions, Training, derive, predict, train
@@ -84,7 +85,8 @@ def processor(spec: RunSpec) -> Iterator[None]:
     torch.set_num_threads(spec.cpu_threads)
     torch.set_flush_denormal(True)  # a confident LeNet-5 has denormal gradients, and its steps take twice as long
     try:
-        yield
+        with blas_threads(spec.cpu_threads) if spec.engine == "numpy" else contextlib.nullcontext():
+            yield
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(num_threads)
@@ -295,7 +297,8 @@ def _scored(network: nn.Module, *, spec: RunSpec, place: Place, wall_seconds: fl
     images, labels = _scored_on(spec, place=place)
     _refuse_changed_files(spec, place=place)
     leaks.refuse_shared_images(_kept_to_train(spec, place=place)[0], images, spec=spec)
-    predictions = predict(network, images, labels=labels, spec=spec, device=torch.device(place.device_kind))
+    scored = FromScratch(network) if spec.engine == "numpy" else network
+    predictions = predict(scored, images, labels=labels, spec=spec, device=torch.device(place.device_kind))
     _refuse_not_finite(predictions, spec=spec)
     return Scored(network=network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)
 
@@ -390,6 +393,8 @@ def build_training(spec: RunSpec, *, seed: int, place: Place, watched_until: int
         if watched_until is None:
             return BatchedTraining(networks, **named)
         return WatchedBatchedTraining(networks, until=watched_until, **named)
+    if spec.engine == "numpy":  # nobody looks into it; the block is named
+        return NumpyTraining(networks[0], seed=seed, **named)
     if watched_until is None:
         return Training(networks[0], seed=seed, **named)
     return WatchedTraining(networks[0], seed=seed, until=watched_until, **named)

@@ -63,10 +63,10 @@ def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | N
     """
     rows = ledger.read(paths.conf_dir() / "benchmark.yaml")
     names = {"model": config.model.name, "data": config.data.name, "recipe": config.recipe.name}
-    row = ledger.for_configs(rows, **names)
+    row = ledger.for_configs(rows, **names, engine=spec.engine)
     if row is None:
         return None, []
-    own = compose([f"{key}={value}" for key, value in names.items()]).spec(
+    own = compose([f"{key}={value}" for key, value in (names | {"engine": row.engine}).items()]).spec(
         data_sha256=spec.data_sha256, weights_sha256=None if config.model.weights else spec.weights_sha256
     )
     if own.spec_sha256 == spec.spec_sha256:

@@ -20,7 +20,7 @@ FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validati
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 Precision = Literal["float32", "bfloat16"]
-Engine = Literal["serial", "batched"]
+Engine = Literal["serial", "batched", "numpy"]
 Mode = Literal["train", "evaluate"]
 Control = Literal["none", "shuffled_labels", "swapped_classes", "tenth_of_data", "other_normalisation"]
 Grade = Literal["primary", "secondary", "unsourced"]
@@ -479,8 +479,10 @@ class RunSpec(_Strict):
 
     def _faults(self) -> Iterable[str]:
         yield from _counts(self)
-        if self.engine == "serial" and self.engine_width > 1:
-            yield f"engine_width: the serial engine trains one seed at a time, got {self.engine_width}"
+        if self.engine != "batched" and self.engine_width > 1:
+            yield f"engine_width: the {self.engine} engine trains one seed at a time, got {self.engine_width}"
+        if self.engine == "numpy":
+            yield from (f"engine: the numpy engine {fault}; choose engine=serial" for fault in self._not_in_numpy())
         if self.engine == "batched":
             yield from (f"engine: the batched engine {fault}; choose engine=serial" for fault in self._not_batched())
         num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
@@ -506,6 +508,8 @@ class RunSpec(_Strict):
         if isinstance(self.recipe, Evaluation):
             yield "trains, and nothing is trained here"
             return
+        if self.engine == "numpy":
+            yield "is torch's"
         if self.recipe.optimizer.name == "lbfgs":
             yield "takes the same step for all seeds, and L-BFGS searches a line for each"
         if self.recipe.streaming:
@@ -516,6 +520,21 @@ class RunSpec(_Strict):
             yield "has its own memory format (channels_last: false)"
         if self.compile:
             yield "is not compiled (compile: false)"
+
+    def _not_in_numpy(self) -> Iterable[str]:
+        """What the network from scratch cannot do of this (its layers apart, which only the network tells)."""
+        if isinstance(self.recipe, Evaluation):
+            yield "trains, and nothing is trained here"
+            return
+        optimizer, loss = self.recipe.optimizer, self.recipe.loss
+        if optimizer.name not in ("adam", "sgd") or optimizer.weight_decay or optimizer.nesterov:
+            yield "has SGD with momentum and Adam, without weight decay"
+        if loss.label_smoothing or loss.l2_penalty:
+            yield "has the cross-entropy alone (label_smoothing: 0, l2_penalty: 0)"
+        if self.recipe.streaming:
+            yield "needs its images in memory"
+        if self.precision != "float32" or self.compile or self.channels_last:
+            yield "knows nothing of precision, compile and channels_last"
 
     def together(self, seed: int) -> range:
         """The seeds that are trained together with `seed`: itself alone, or its group in the batched engine."""
@@ -767,7 +786,8 @@ class Rule(_Strict):
 class Row(_Strict):
     """One row of the ledger: what to measure, what was published, and how it is decided.
 
-    `control`: the fault on purpose of a negative control (conf/controls.yaml).
+    `control`: the fault on purpose of a negative control (conf/controls.yaml). `engine`: numpy for the network from
+    scratch.
     """
 
     name: str
@@ -778,6 +798,7 @@ class Row(_Strict):
     published: Published
     rule: Rule
     control: Control = "none"
+    engine: Literal["serial", "numpy"] = "serial"
 
     def __post_init__(self) -> None:
         _refuse(self._faults())
