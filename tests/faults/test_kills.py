@@ -1,5 +1,6 @@
 """A campaign that is killed again and again, and started again each time, ends as one that nobody touched."""
 
+import contextlib
 import os
 import random
 import signal
@@ -98,7 +99,8 @@ def kill(process: Process, *, chance: random.Random) -> str:
     if way == "all":
         os.killpg(process.pid, signal.SIGKILL)
     elif way == "worker":
-        chance.choice(workers).kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # the campaign has just ended
+            chance.choice(workers).kill()
     elif way in ("SIGTERM", "SIGINT"):
         process.send_signal(signal.Signals[way])
     else:
