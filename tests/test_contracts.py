@@ -19,9 +19,30 @@ JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "stora
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
     *("controls", "leaks", "diagnosis"),
-    *("batched", "inputs", "attempt", "run", "rundir", "planner", "workers", "provenance", "devices"),
+    *(
+        "scratch",
+        "numpy_engine",
+        "batched",
+        "inputs",
+        "attempt",
+        "run",
+        "rundir",
+        "planner",
+        "workers",
+        "provenance",
+        "devices",
+    ),
 }
-SHARED = {"spec", "convert", "journal", "paths", "presence", "process", "masking"}  # both wings stand on them
+SHARED = {
+    "spec",
+    "convert",
+    "journal",
+    "paths",
+    "presence",
+    "process",
+    "interrupts",
+    "masking",
+}  # both wings stand on them
 WATCHING = {"tracking", "projection", "progress", "observe"}  # they see runs and verdicts, and change neither
 ON_TOP = {
     "campaign",
@@ -42,6 +63,7 @@ VIOLATIONS = {
     "The trainer cannot see the published answer": ("training", "from remeasure import ledger"),
     "Only tracking imports mlflow": ("observe", "import mlflow"),
     "The spec needs the standard library only": ("spec", "import numpy"),
+    "The network from scratch is NumPy alone": ("scratch/layers", "import torch"),
 }
 
 

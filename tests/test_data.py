@@ -285,7 +285,7 @@ def test_a_wrong_file_is_refused_with_its_name_both_checksums_and_what_to_do(
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     root = place(tmp_path, PACKED[1:])
     (root / "MNIST/raw" / STEMS[0]).mkdir()
-    with pytest.raises(InputError, match=f"{STEMS[0]}: cannot be read .*directory.*put the official file there"):
+    with pytest.raises(InputError, match=f"{STEMS[0]}: expected a file, found a folder; .* put the file there"):
         data.fingerprint(TINY, root=root)
 
 

@@ -14,7 +14,7 @@ STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 @pytest.fixture(autouse=True)
 def handled() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPPING}  # under nohup, one is ignored
     interrupts.handle()
     yield
     for number, handler in before.items():
