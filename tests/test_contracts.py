@@ -18,20 +18,8 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "storage"}
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
-    *("controls", "leaks", "diagnosis"),
-    *(
-        "scratch",
-        "numpy_engine",
-        "batched",
-        "inputs",
-        "attempt",
-        "run",
-        "rundir",
-        "planner",
-        "workers",
-        "provenance",
-        "devices",
-    ),
+    *("controls", "leaks", "diagnosis", "scratch", "numpy_engine", "batched", "inputs", "attempt", "run", "rundir"),
+    *("planner", "workers", "provenance", "devices"),
 }
 SHARED = {
     "spec",
