@@ -21,16 +21,7 @@ TRAINING = {
     *("controls", "leaks", "diagnosis", "scratch", "numpy_engine", "batched", "inputs", "attempt", "run", "rundir"),
     *("planner", "workers", "provenance", "devices"),
 }
-SHARED = {
-    "spec",
-    "convert",
-    "journal",
-    "paths",
-    "presence",
-    "process",
-    "interrupts",
-    "masking",
-}  # both wings stand on them
+SHARED = {"spec", "convert", "journal", "paths", "presence", "process", "interrupts", "masking"}
 WATCHING = {"tracking", "projection", "progress", "observe"}  # they see runs and verdicts, and change neither
 ON_TOP = {
     "campaign",

@@ -15,6 +15,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -148,6 +149,11 @@ def template(root: Path) -> Project:
         (root / "conf" / name).write_text(text)
     (root / "conf/benchmark.yaml").write_text("rows:\n" + "".join(ROW.format(**row) for row in ROWS))
     return project
+
+
+def folder(parent: Path, *, name: str) -> Path:
+    """One that is not there yet: a campaign may have ended before its first fault, and the next has the same name."""
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent)) / "project"
 
 
 def begin(root: Path, *, template: Project) -> Campaign:

@@ -18,6 +18,7 @@ from tests.faults.campaign import (
     Campaign,
     Unbroken,
     faults,
+    folder,
     kept,
     leftover_processes,
     setbacks,
@@ -35,7 +36,7 @@ def test_a_campaign_that_is_killed_at_random_ends_as_an_unbroken_one(
     """Killed as a whole, its parent alone, a worker alone, by SIGTERM, by Ctrl-C; a new campaign when one has ended."""
     chance, num_kills, found = random.Random(NUM_KILLS), 0, list[str]()
     while num_kills < NUM_KILLS:
-        campaign = unbroken.begin(tmp_path / f"after-{num_kills}-kills")
+        campaign = unbroken.begin(folder(tmp_path, name=f"after-{num_kills}-kills"))
         kills = killed_until_it_ends(campaign, chance=chance, most=NUM_KILLS - num_kills, found=found)
         num_kills += kills
         found += [*setbacks(campaign), *faults(kept(campaign), expected=unbroken.kept)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.campaign import NEVER, NUM_CUTS, REPRODUCE, TRAIN, Unbroken, faults, kept, setbacks, summary
+from tests.faults.campaign import NEVER, NUM_CUTS, REPRODUCE, TRAIN, Unbroken, faults, folder, kept, setbacks, summary
 from tests.faults.test_kills import RecordProperty
 
 # At which fsync or rename of a start it may be: of all files, of all but checkpoints.
@@ -23,7 +23,7 @@ def test_power_cuts_at_random_lose_nothing(
     moments, cuts, found = moments_of(command, chance=random.Random(num_cuts)), 0, list[str]()
     expected = unbroken.kept if command == REPRODUCE else of_one_run(unbroken)
     while cuts < num_cuts:
-        campaign, status = unbroken.begin(tmp_path / f"after-{cuts}-cuts"), -signal.SIGKILL
+        campaign, status = unbroken.begin(folder(tmp_path, name=f"after-{cuts}-cuts")), -signal.SIGKILL
         while status != 0:
             status = campaign.run(*command, cut=next(moments) if cuts < num_cuts else NEVER)
             assert status in (0, -signal.SIGKILL), campaign.output()
