@@ -130,6 +130,11 @@ class Entry:
 EXECUTE = run.execute_together
 
 
+def shown(text: str) -> str:
+    """As stderr shows it: half of a surrogate pair as its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _is_small(spec: RunSpec) -> bool:
     """Whether one epoch of it takes no time and no memory."""
     recipe = spec.recipe
@@ -238,4 +243,4 @@ def assert_well_ended(ended: Ended, *, naming: Collection[str], kind: str) -> No
     assert "Traceback" not in ended.stderr, ended.stderr
     assert ended.status in (0, 1, 2), ended
     if ended.status:
-        assert any(name in ended.stderr for name in naming if name), (naming, ended.stderr)
+        assert any(shown(name) in ended.stderr for name in naming if name), (naming, ended.stderr)
