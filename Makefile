@@ -1,9 +1,9 @@
-# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 FRESH=1 CONTINUE=1 PARTS="article rows" ROUNDS=3 PYTHON=python3.12
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 FRESH=1 CONTINUE=1 NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PYTHON=python3.12
 PYTHON ?= python3
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
-.PHONY: setup reproduce train test demo controls determinism faults verify track ui bench gpu lint lock
+.PHONY: setup reproduce train test demo controls claims determinism faults verify track ui bench gpu lint lock
 
 setup: $(stamp)
 
@@ -29,6 +29,9 @@ demo: setup
 controls: setup
 	$(python) src/reproduce.py --controls
 
+claims: setup
+	$(python) -m remeasure.claims $(NAMES) $(if $(FRESH),--fresh) $(ARGS)
+
 determinism: setup
 	$(python) -m remeasure.determinism
 
@@ -37,6 +40,7 @@ faults: setup
 
 verify: setup
 	$(python) src/reproduce.py verify
+	$(python) -m remeasure.claims --check
 
 track: setup
 	$(python) src/reproduce.py track

@@ -32,6 +32,7 @@ ON_TOP = {
     "single",
     "gpu",
     "determinism",
+    "claims",
     "bench",
     "cli",
 }  # they put the wings together

@@ -66,6 +66,18 @@ def test_without_a_terminal_a_run_speaks_at_its_ends_and_every_ten_seconds(clock
     ]
 
 
+def test_on_request_each_epoch_has_a_line_as_a_loop_by_hand_prints_it(clock: Clock) -> None:
+    stream = StringIO()
+    progress = Progress(stream, clock=clock, prints_epochs=True)
+    progress(FIRST, started(seed=3))
+    progress(FIRST, epoch(1))
+    progress(FIRST, {**epoch(10), "split": "test"})
+    assert stream.getvalue().splitlines()[1:] == [
+        "Epoch 1/10, train loss 0.2500, train accuracy 93.38 %",
+        "Epoch 10/10, test loss 0.2500, test accuracy 93.38 %",
+    ]
+
+
 def test_a_resumed_run_counts_its_time_from_where_it_goes_on(clock: Clock) -> None:
     stream = StringIO()
     progress = Progress(stream, clock=clock)

@@ -240,6 +240,11 @@ def test_a_new_key_counts_as_soon_as_it_says_something_new() -> None:
         assert spec_sha256({name: it for name, it in spec.items() if name != key}) == spec_sha256({**spec, key: value})
 
 
+def test_batch_normalisation_counts_where_there_is_some() -> None:
+    plain, normalised = (compose(["model=mlp2", f"model.options.batch_norm={value}"]) for value in ("false", "true"))
+    assert plain.spec(data_sha256="").spec_sha256 != normalised.spec(data_sha256="").spec_sha256
+
+
 # ---------------------------------------------------------------- faults
 
 NO_AUGMENTATION = dict.fromkeys(field.name for field in dataclasses.fields(Augmentation)[1:])

@@ -91,6 +91,8 @@ class Attempt:
             record = RunRecord(**self._facts, **_result(result), wall_seconds=seconds, finished_at=now())
             refuse_early_scores(read(self.directory), spec=self.spec)
             _keep_arrays(self.directory, scored=result)
+            if self.place.keep_weights:
+                _keep_weights(self.directory, network=result.network)
             self.report("epoch", **_last_point(self.spec, record=record))
         finished = self._journal.write("finished", record=asdict(record))
         if self.spec.data.split == "test":  # tuning leaves no record
@@ -155,3 +157,8 @@ def _keep_arrays(directory: Path, *, scored: Scored) -> None:
     write_whole(directory / "predictions.npz", encode_npz({"predicted": predicted, "confidence": confidence}))
     weights = models.first_layer_weights(scored.network).numpy().astype(np.float16)
     write_whole(directory / "filters.npz", encode_npz({"weights": weights}))
+
+
+def _keep_weights(directory: Path, *, network: nn.Module) -> None:
+    arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+    write_whole(directory / "weights.npz", encode_npz(arrays))

@@ -30,11 +30,8 @@ def read(path: Path) -> dict[str, Row]:
 
     Raises InputError with one line for each fault; each names the file, the row and the key.
     """
-    root = _compose(path)
-    faults = list(_key_faults(root))
-    entries, rows = _entries(root), {}
-    if not entries:
-        faults.append("expected the top-level key rows, a mapping from each row's name to its entry; found no row")
+    entries, faults = plain_entries(path, top="rows")
+    rows = {}
     for name, entry in entries.items():
         faults += _entry_faults(entry, name=name)
         try:
@@ -44,6 +41,22 @@ def read(path: Path) -> dict[str, Row]:
             faults += error.faults
     _refuse(f"{path}: {fault}" for fault in faults)
     return rows
+
+
+def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:
+    """What stands under the one top-level key `top` of a ledger, as plain values, and the faults of its keys.
+
+    Raises InputError for a file that is no YAML, or more than plain YAML.
+    """
+    root = _compose(path)
+    faults = list(_key_faults(root, top=top))
+    entries = _entries(root, top=top)
+    if not entries:
+        one = top.removesuffix("s")
+        faults.append(
+            f"expected the top-level key {top}, a mapping from each {one}'s name to its entry; found no {one}"
+        )
+    return entries, faults
 
 
 def check_configs(rows: Mapping[str, Row], *, conf_dir: Path) -> None:
@@ -165,11 +178,11 @@ def _at(mark: Any) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
-def _key_faults(node: yaml.Node | None, *, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Keys that stand twice in one mapping, keys that are no text, and top-level keys other than rows."""
+def _key_faults(node: yaml.Node | None, *, top: str, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Keys that stand twice in one mapping, keys that are no text, and top-level keys other than `top`."""
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _key_faults(item, path=(*path, str(index)))
+            yield from _key_faults(item, top=top, path=(*path, str(index)))
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -180,17 +193,17 @@ def _key_faults(node: yaml.Node | None, *, path: tuple[str, ...] = ()) -> Iterat
             yield f"{place}: duplicate key, first in line {lines[key]}; keep one of them"
         elif key_node.tag != _TEXT:
             yield f"{place}: expected a key that is text; put it in quotes"
-        elif not path and key != "rows":
-            yield f"{place}: no such key{did_you_mean(key, ['rows'])}; valid: rows"
+        elif not path and key != top:
+            yield f"{place}: no such key{did_you_mean(key, [top])}; valid: {top}"
         lines.setdefault(key, line)
-        yield from _key_faults(value, path=(*path, key))
+        yield from _key_faults(value, top=top, path=(*path, key))
 
 
-def _entries(root: yaml.Node | None) -> dict[str, Any]:
-    """The plain mapping under the top-level key rows; empty where there is none."""
+def _entries(root: yaml.Node | None, *, top: str) -> dict[str, Any]:
+    """The plain mapping under the top-level key `top`; empty where there is none."""
     document = _plain(root) if root else None
-    rows = document.get("rows") if isinstance(document, dict) else None
-    return rows if isinstance(rows, dict) else {}
+    entries = document.get(top) if isinstance(document, dict) else None
+    return entries if isinstance(entries, dict) else {}
 
 
 def _plain(node: yaml.Node) -> Any:

@@ -20,11 +20,18 @@ class Progress:
 
     The bars stand below all that was said, and the cursor at the start of the first: what another prints there, or
     the ^C of a terminal, is followed by bars drawn anew. A terminal that is closed, or a pipe that nobody reads any
-    more, ends the display and not the run. `clock` returns seconds.
+    more, ends the display and not the run. `clock` returns seconds. `prints_epochs`: a line for each epoch and for the
+    score after the last one, as a loop by hand prints them.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.stream, self.clock = stream or sys.stderr, clock
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        prints_epochs: bool = False,
+    ) -> None:
+        self.stream, self.clock, self.prints_epochs = stream or sys.stderr, clock, prints_epochs
         self.bars = self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self.runs: dict[Path, _Run] = {}
         self.drawn = 0.0
@@ -39,6 +46,8 @@ class Progress:
             if directory in self.runs:
                 self._epoch(self.runs[directory], event=event)
         elif event["event"] == "epoch":
+            if self.prints_epochs and directory in self.runs:
+                self.say(_as_a_loop_prints(event, epochs_total=self.runs[directory].total))
             if event["split"] == "train" and directory in self.runs:
                 self._epoch(self.runs[directory], event=event)
         elif directory in self.runs:
@@ -125,6 +134,13 @@ class _Run:
             return f"{self.title} {state}"[:columns]
         filled = width * self.done // self.total
         return f"{self.title} {'█' * filled}{'░' * (width - filled)} {state}"
+
+
+def _as_a_loop_prints(event: Event, *, epochs_total: int) -> str:
+    """Such as "Epoch 3/10, train loss 0.1507, train accuracy 95.38 %"."""
+    split = event["split"]
+    numbers = f"{split} loss {event['loss']:.4f}, {split} accuracy {event['accuracy_percent']:.2f} %"
+    return f"Epoch {event['epoch']}/{epochs_total}, {numbers}"
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,8 @@ from remeasure.paths import naming, read_file, refuse_no_file
 from remeasure.spec import DeviceKind, InputError, RunRecord, RunSpec, canonical_json
 
 SEALED = (
-    *("config.yaml", "environment.json", "diff.patch", "predictions.npz", "filters.npz", journal.JOURNAL_FILE),
+    *("config.yaml", "environment.json", "diff.patch", journal.JOURNAL_FILE),
+    *("predictions.npz", "filters.npz", "weights.npz"),
     *("divergence.json", "divergence.safetensors"),  # diagnosis.py
 )
 CAMPAIGNS = ".campaigns"  # in the folder of runs: who works on which row (presence.py)
@@ -26,12 +27,16 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where runs happen: the folder that holds them, the project, the data root, and the device's kind."""
+    """Where runs happen: the folder that holds them, the project, the data root, and the device's kind.
+
+    `keep_weights`: all weights of the trained network stay in a run's directory, as weights.npz.
+    """
 
     runs: Path
     project: Path
     data_root: Path
     device_kind: DeviceKind
+    keep_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from remeasure import data, ledger, models, paths, weights
 from remeasure.devices import resolve_device
 from remeasure.inputs import identify
 from remeasure.observe import Observer
+from remeasure.progress import Progress
 from remeasure.rundir import Outcome, Place, finished
 from remeasure.spec import Config, InputError, Row, RunSpec, gathered
 
@@ -22,7 +23,7 @@ def run_single(config: Config, *, compose: Compose) -> int:
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
     if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
         name = row.name if row and not departures else ""
-        with Observer(project=place.project) as observer:
+        with Observer(project=place.project, progress=Progress(prints_epochs=config.print_epochs)) as observer:
             observer.close_orphans(place.runs)
             from remeasure.run import execute_together  # Lightning: seconds to import
 

@@ -563,6 +563,7 @@ _LATER: Mapping[str, Any] = {
     "resolution": None,
     "streaming": None,
     "dropout_masks": "bernoulli",
+    "batch_norm": False,
     "control": "none",
     **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels")),
 }
@@ -612,6 +613,7 @@ class Config(_Strict):
     control: Control
     device: str
     fresh: bool
+    print_epochs: bool
 
     def __post_init__(self) -> None:
         _refuse(self._faults())

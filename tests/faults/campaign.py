@@ -49,6 +49,7 @@ model:
     activation: relu
     dropout: [0.2, 0.2]
     dropout_masks: bernoulli
+    batch_norm: false
     initialisation: keras_default
 steps_per_block: 7
 """,
@@ -64,7 +65,13 @@ defaults: [{override /data: digits}, {override /recipe: plain}]
 model:
   name: plain
   builder: mlp
-  options: {hidden_sizes: [32], activation: relu, dropout: [], dropout_masks: bernoulli, initialisation: torch_default}
+  options:
+    hidden_sizes: [32]
+    activation: relu
+    dropout: []
+    dropout_masks: bernoulli
+    batch_norm: false
+    initialisation: torch_default
 steps_per_block: 4
 """,
     "recipe/plain.yaml": f"""\

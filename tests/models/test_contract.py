@@ -163,14 +163,15 @@ def test_an_unknown_builder_is_refused_with_the_valid_ones() -> None:
 
 def test_all_faults_in_the_options_come_together() -> None:
     with pytest.raises(InputError) as refusal:
-        mlp(hidden_sizes=[256, 0], activation="gelu", dropout=[1.0, "0.2"], width=3, generator=4)
+        mlp(hidden_sizes=[256, 0], activation="swish", dropout=[1.0, "0.2"], width=3, generator=4)
     faults = dict(fault.split(": ", 1) for fault in refusal.value.faults)
-    valid = "hidden_sizes, activation, dropout, dropout_masks, initialisation"
+    valid = "hidden_sizes, activation, dropout, dropout_masks, batch_norm, initialisation"
     assert faults.pop("model.options.dropout_masks") == f"missing; mlp needs {valid}"
+    assert faults.pop("model.options.batch_norm") == f"missing; mlp needs {valid}"
     assert faults.pop("model.options.initialisation") == f"missing; mlp needs {valid}"
     assert faults.pop("model.options.width") == f"unknown; mlp takes {valid}"
     assert faults.pop("model.options.generator") == f"unknown; mlp takes {valid}"
-    assert "'relu' or 'tanh', got 'gelu'" in faults.pop("model.options.activation")
+    assert "'silu' or 'none', got 'swish'" in faults.pop("model.options.activation")
     assert "greater than 0, got 0" in faults.pop("model.options.hidden_sizes.1")
     assert "less than 1, got 1.0" in faults.pop("model.options.dropout.0")
     assert "valid number, got '0.2'" in faults.pop("model.options.dropout.1")

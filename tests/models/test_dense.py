@@ -20,6 +20,7 @@ def small_mlp(**changes: object) -> nn.Module:
         "activation": "relu",
         "dropout": [],
         "dropout_masks": "bernoulli",
+        "batch_norm": False,
         "initialisation": "torch_default",
     }
     return mlp(**MNIST, generator=generator(), **{**options, **changes})
@@ -50,7 +51,18 @@ def test_a_linear_layer_maps_the_flat_pixels() -> None:
     torch.testing.assert_close(layer(images), images.reshape(3, 784) @ weight.T + bias)
 
 
-@pytest.mark.parametrize(("name", "function"), [("relu", torch.relu), ("tanh", torch.tanh)])
+ACTIVATIONS = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "leaky_relu": lambda z: torch.where(z > 0, z, 0.01 * z),
+    "gelu": lambda z: z / 2 * (1 + torch.erf(z / 2**0.5)),
+    "silu": lambda z: z * torch.sigmoid(z),
+    "none": lambda z: z,
+}
+
+
+@pytest.mark.parametrize(("name", "function"), ACTIVATIONS.items())
 def test_hidden_layers_apply_the_named_activation(name: str, function: torch.nn.Module) -> None:
     net = small_mlp(activation=name)
     images = torch.randn(3, 1, 28, 28, generator=generator())
@@ -112,3 +124,13 @@ def test_dense_models_take_images_of_any_size() -> None:
     )
     assert sum(parameter.numel() for parameter in net.parameters()) == 650  # 64·10 + 10
     assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_batch_normalisation_stands_before_each_activation() -> None:
+    net = small_mlp(batch_norm=True)
+    kinds = [nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert [type(layer) for layer in net] == kinds
+    images = torch.randn(50, 1, 28, 28, generator=generator())
+    z = net[1](images.flatten(1))
+    expected = (z - z.mean(dim=0)) / (z.var(dim=0, unbiased=False) + 1e-5).sqrt()  # eps is torch's
+    torch.testing.assert_close(net[:3](images), expected, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,16 @@ from remeasure.spec import InputError
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Initialisation = Literal["torch_default", "keras_default"]
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+ActivationName = Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu", "none"]
+ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "none": nn.Identity,
+}
 
 
 def logistic_regression(
@@ -35,13 +44,16 @@ def mlp(
     num_classes: int,
     generator: Generator,
     hidden_sizes: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)],
-    activation: Literal["relu", "tanh"],
+    activation: ActivationName,
     dropout: list[Annotated[float, Field(ge=0, lt=1)]],
     dropout_masks: Literal["bernoulli", "uniform"],
+    batch_norm: bool,
     initialisation: Initialisation,
 ) -> nn.Module:
     """Dense hidden layers, each followed by the activation and then by dropout, and a linear output.
 
+    `batch_norm`: batch normalisation before each activation (Ioffe and Szegedy 2015, section 3.2). `activation`: none
+    makes the whole net one linear map.
     `dropout`: the fraction of units that is dropped, one for each hidden layer, or [] for none. `dropout_masks`: drawn
     as torch does, or as UniformDropout does: other numbers, and an eighth off the article's step on a CPU.
     InputError: another number of fractions than hidden layers.
@@ -55,7 +67,9 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     for index, (num_in, num_out) in enumerate(pairwise(sizes)):
         layers.append(linear(num_in, num_out, initialisation=initialisation, generator=generator))
-        layers.append(_ACTIVATIONS[activation]())
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(num_out))
+        layers.append(ACTIVATIONS[activation]())
         if dropout:
             layers.append(_DROPOUTS[dropout_masks](dropout[index]))
     layers.append(linear(sizes[-1], num_classes, initialisation=initialisation, generator=generator))

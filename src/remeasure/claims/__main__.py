@@ -1,0 +1,187 @@
+"""`make claims`: measures the claims of conf/claims.yaml that have no measurement yet, judges all, writes the report.
+
+    python -m remeasure.claims [names …] [--fresh] [--check] [--results FOLDER] [--runs FOLDER]
+
+Writes results/claims.json (each seed's numbers, spec hashes, commit, versions, machine, data), results/claims.md and
+results/claims/*.png. A claim is measured again where its experiment or parameters have changed, or with --fresh.
+Trainings lie in runs/claims; stopped at any moment, the same command goes on.
+"""
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from remeasure import cli, paths, provenance
+from remeasure.claims import ledger
+from remeasure.claims.judgement import judge, to_markdown
+from remeasure.claims.ledger import Claim
+from remeasure.data import DataMissingError
+from remeasure.encoding import decode_json, encode_json
+from remeasure.journal import now
+from remeasure.rundir import Place, write_whole
+from remeasure.spec import InputError
+
+KEYS = {
+    *("measured_with", "seeds", "specs", "data_sha256", "pictures"),
+    *("commit", "dirty", "environment", "measured_on", "wall_seconds"),
+}
+Experiment = Callable[..., list[dict[str, float | None]]]  # from parameters, `seeds` and `lab` to each seed's numbers
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 1 where --check finds another report, or a claim could not be measured for want of its data."""
+    options = _options(arguments)
+    claims = ledger.read(paths.conf_dir() / "claims.yaml")
+    chosen, measured = ledger.select(claims, options.names), read_measured(options.results, claims=claims)
+    if options.check:
+        return check(claims, measured=measured, results=options.results)
+    judged = {name: judge(claim, measured=measured.get(name)) for name, claim in chosen.items()}
+    wanted = [claim for name, claim in chosen.items() if options.fresh or judged[name].verdict == "not measured"]
+    num_missing = 0
+    for claim, entry in _measurements(wanted, results=options.results, runs=options.runs):
+        if entry is None:
+            num_missing += 1
+        else:
+            measured[claim.name] = entry
+            publish(claims, measured=measured, results=options.results)
+    publish(claims, measured=measured, results=options.results)
+    for name, claim in chosen.items():
+        verdict = judge(claim, measured=measured.get(name))
+        print(f"{name:<28} {verdict.verdict:<14} {verdict.reason}")
+    return int(num_missing > 0)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m remeasure.claims", description=(__doc__ or "").partition("\n\n")[0]
+    )
+    parser.add_argument("names", nargs="*", help="claims to measure; all by default")
+    parser.add_argument("--fresh", action="store_true", help="measure again; trainings of this checkout are kept")
+    parser.add_argument("--check", action="store_true", help="measure nothing; is claims.md what claims.json says?")
+    root = paths.project_root()
+    parser.add_argument("--results", type=Path, default=root / "results", help="where the results are")
+    parser.add_argument("--runs", type=Path, default=root / "runs/claims", help="where trainings are kept")
+    return parser.parse_args(arguments)
+
+
+def read_measured(results: Path, *, claims: Mapping[str, Claim]) -> dict[str, dict[str, Any]]:
+    """The entries of results/claims.json; none where there is no such file. InputError: it is not what was written."""
+    path = results / "claims.json"
+    if not paths.refuse_no_file(path).exists():
+        return {}
+    measured = decode_json(paths.read_file(path), name=str(path))
+    if odd := [name for name, entry in measured.items() if not isinstance(entry, dict) or entry.keys() != KEYS]:
+        raise InputError(*(f"{path}: {name}: expected the keys {', '.join(sorted(KEYS))}" for name in odd))
+    unlike = [claim.name for claim in claims.values() if _is_unlike(claim, entry=measured.get(claim.name))]
+    if unlike:
+        raise InputError(*(f"{path}: {name}: not the numbers that its experiment gives" for name in unlike))
+    return measured
+
+
+def _is_unlike(claim: Claim, *, entry: Mapping[str, Any] | None) -> bool:
+    """Whether an entry of this very experiment holds other numbers, or another number of seeds: it was edited."""
+    if entry is None or entry["measured_with"] != claim.measured_with:
+        return False
+    names, seeds = set(claim.typed().numbers()), entry["seeds"]
+    return len(seeds) != claim.num_seeds or any(set(seed) != names for seed in seeds)
+
+
+def check(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any]], results: Path) -> int:
+    """0 where claims.md is what ledger and claims.json make of it."""
+    path = results / "claims.md"
+    if not measured and not path.exists():
+        print(f"{path}: nothing is measured yet; `make claims` does")
+        return 0
+    committed = paths.read_file(path) if paths.refuse_no_file(path).exists() else None
+    if committed == to_markdown(claims, measured=measured).encode():
+        print(f"{path}: as claims.json and the ledger say")
+        return 0
+    print(f"{path}: not what claims.json and the ledger say; `make claims` writes it")
+    return 1
+
+
+def publish(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any]], results: Path) -> None:
+    """Write claims.json and claims.md; measurements of claims that the ledger no longer has are dropped."""
+    known = {name: measured[name] for name in claims if name in measured}
+    paths.writable(results)
+    write_whole(results / "claims.json", encode_json(known))
+    write_whole(results / "claims.md", to_markdown(claims, measured=known).encode())
+
+
+def _measurements(
+    claims: Sequence[Claim], *, results: Path, runs: Path
+) -> Iterator[tuple[Claim, dict[str, Any] | None]]:
+    """Measure one claim after the other; None for one whose data are missing, which the terminal names."""
+    if not claims:
+        return
+    from remeasure.claims.lab import Lab  # torch and Lightning: seconds to import
+    from remeasure.claims.trainings import Pool
+    from remeasure.observe import Observer
+    from remeasure.workers import Workers
+
+    where = {"runs": paths.writable(runs), "project": paths.project_root(), "data_root": paths.data_root()}
+    place = Place(**where, device_kind="cpu", keep_weights=True)
+    with Observer(project=place.project) as observer, Workers(place) as workers:
+        observer.close_orphans(place.runs)
+        for number, claim in enumerate(claims, start=1):
+            print(f"{number}/{len(claims)} {claim.name} …", file=sys.stderr, flush=True)
+            lab = Lab(place=place, results=results, train=Pool(workers, observer=observer))
+            try:
+                yield claim, measure(claim, lab=lab)
+            except DataMissingError as error:
+                print(f"{claim.name} is not measured here: {error}", file=sys.stderr)
+                yield claim, None
+
+
+def measure(claim: Claim, *, lab: Any) -> dict[str, Any]:
+    """The claim's entry of results/claims.json: each seed's numbers, and what they were measured on."""
+    started = time.monotonic()
+    seeds = experiments()[claim.experiment](claim.typed(), seeds=range(claim.num_seeds), lab=lab)
+    revision = provenance.revision(lab.place.project)
+    return {
+        "measured_with": claim.measured_with,
+        "seeds": seeds,
+        "specs": lab.specs,
+        "data_sha256": lab.data_sha256,
+        "pictures": lab.pictures,
+        "commit": revision.commit,
+        "dirty": revision.dirty,
+        "environment": provenance.environment(provenance.device_name("cpu")),
+        "measured_on": now()[:10],
+        "wall_seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def experiments() -> dict[str, Experiment]:
+    """Each experiment by its name in the ledger."""
+    from remeasure.claims import exact, filters, scratch_runs, trainings
+
+    alone: dict[str, Callable[..., dict[str, float | None]]] = {
+        "activations": exact.activations,
+        "linear_map": exact.linear_map,
+        "depth_variance": exact.depth_variance,
+        "initialisation_name": exact.initialisation_name,
+        "dropout_expectation": exact.dropout_expectation,
+        "losses": exact.loss_values,
+        "committed": exact.committed,
+        "filters": filters.filters,
+    }
+    together: dict[str, Experiment] = {
+        "scratch_trainings": scratch_runs.scratch_trainings,
+        "trainings": trainings.trainings,
+    }
+    return {**{name: functools.partial(_each, each) for name, each in alone.items()}, **together}
+
+
+def _each(
+    experiment: Callable[..., dict[str, float | None]], parameters: Any, *, seeds: Sequence[int], lab: Any
+) -> list[dict[str, float | None]]:
+    return [experiment(parameters, seed=seed, lab=lab) for seed in seeds]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(lambda: main(sys.argv[1:])))

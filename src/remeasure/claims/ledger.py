@@ -1,0 +1,341 @@
+"""The ledger of claims, conf/claims.yaml: what is said, where, the experiment, and the rule, written before measuring.
+
+Read as strictly as the benchmark's ledger: faults are named together. Each experiment's parameters are a dataclass
+here, which also knows the names of the numbers that the experiment gives: a rule about none of them is a fault.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from remeasure import ledger
+from remeasure.convert import convert, did_you_mean
+from remeasure.spec import InputError, canonical_json
+
+MEASURES_VERSION = 1  # raised by hand whenever an experiment comes to measure something else
+VerdictName = Literal["holds", "does not hold", "undecided", "not measured"]
+SIX = ("sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu")
+_NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
+_ARM = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
+
+
+class _Strict:
+    """Unknown keys are faults, and so is each line of `_faults`."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if faults := tuple(self._faults()):
+            raise ValueError("\n".join(faults))
+
+    def _faults(self) -> Iterable[str]:
+        return ()
+
+
+# ---------------------------------------------------------------- the experiments' parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(_Strict):
+    """Of an experiment. `draws`: whether a seed moves its numbers; the others are measured once."""
+
+    draws: ClassVar[bool] = False
+
+    def numbers(self) -> list[str]:
+        """The names of the numbers that the experiment gives for each seed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations(Parameters):
+    """The six activations against torch's, their extremes by minimisation, and whether a half-line has slope 0."""
+
+    def numbers(self) -> list[str]:
+        return [f"{name}.{kind}" for name in SIX for kind in ("formula_error", "lowest", "highest", "can_die")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMap(Parameters):
+    """Dense layers of these sizes against the product of their matrices; `relu`: the same with ReLUs between."""
+
+    draws: ClassVar[bool] = True
+    sizes: list[int]
+
+    def numbers(self) -> list[str]:
+        return ["linear.relative_error", "relu.relative_error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthVariance(Parameters):
+    """Mean square of the activations after the last of `num_layers` layers over that after the first, in decades."""
+
+    draws: ClassVar[bool] = True
+    num_layers: int
+    width: int
+    num_inputs: int
+    small_std: float
+    large_std: float
+
+    def numbers(self) -> list[str]:
+        return [f"{scale}.decades" for scale in ("he", "xavier", "small", "large", "he_tanh", "xavier_tanh")]
+
+    def _faults(self) -> Iterable[str]:
+        if self.num_layers < 2:
+            yield f"num_layers: expected 2 or more, got {self.num_layers}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialisationName(Parameters):
+    """The article's scale √(2/fan_in) over the standard deviation of what torch draws by each name."""
+
+    draws: ClassVar[bool] = True
+    fan_in: int
+    fan_out: int
+
+    def numbers(self) -> list[str]:
+        return ["article_over_he", "article_over_xavier"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropoutExpectation(Parameters):
+    """A dense layer's outputs in expectation over all masks of its inputs, which are enumerated."""
+
+    draws: ClassVar[bool] = True
+    num_units: int
+    keep: float
+
+    def numbers(self) -> list[str]:
+        return ["scaled_error", "inverted_error", "unscaled_error", "torch_factor_error"]
+
+    def _faults(self) -> Iterable[str]:
+        if not 1 <= self.num_units <= 16:
+            yield f"num_units: expected 1 to 16, as all masks are enumerated, got {self.num_units}"
+        if not 0 < self.keep < 1:
+            yield f"keep: expected a probability in (0, 1), got {self.keep}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses(Parameters):
+    """Losses and slopes at an error of 10 and of 1; two classes by both cross-entropies; slopes where the net is
+    confident and wrong.
+    """
+
+    def numbers(self) -> list[str]:
+        costs = [f"{loss}.{kind}" for loss in ("mse", "huber") for kind in ("cost_ratio", "slope_ratio")]
+        return [*costs, "cross_entropies.difference", "wrong.cross_entropy_slope", "wrong.mse_slope"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed(Parameters):
+    """Accuracies of committed records, seed by seed."""
+
+    draws: ClassVar[bool] = True
+    rows: list[str]
+
+    def numbers(self) -> list[str]:
+        return [f"{row}.score_percent" for row in self.rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters(Parameters):
+    """How oriented the committed first-layer filters are, against the same weights in random order."""
+
+    rows: list[str]
+    num_shuffles: int
+
+    def numbers(self) -> list[str]:
+        return [f"{row}.{kind}" for row in self.rows for kind in ("coherence", "shuffled_coherence", "p_value")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arms(Parameters):
+    """Settings that are compared, by their names."""
+
+    draws: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = ()
+
+    def numbers(self) -> list[str]:
+        return [f"{arm}.{measure}" for arm in self.arm_names for measure in self.measures]
+
+    @property
+    def arm_names(self) -> list[str]:
+        raise NotImplementedError
+
+    def _faults(self) -> Iterable[str]:
+        if not self.arm_names:
+            yield "arms: expected one or more"
+        for arm in self.arm_names:
+            if not _ARM.fullmatch(arm):
+                yield f"arms.{arm}: expected a name of a-z, 0-9, '_' and single '-'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainings(_Arms):
+    """`python src/train.py <common> <arm's overrides>` for each arm and seed.
+
+    `choose`: overrides of which each arm takes the one that is best on the validation split, with a tuning seed.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = (
+        *("score_percent", "train_percent", "gap_pp", "dead_share", "diverged", "num_params", "chosen"),
+    )
+    common: list[str]
+    arms: dict[str, list[str]]
+    choose: list[str]
+
+    @property
+    def arm_names(self) -> list[str]:
+        return list(self.arms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchArm(_Strict):
+    """How the network from scratch is trained: dense layers of `hidden_sizes`, SGD at `lr` without momentum.
+
+    `std_factor`: of He's standard deviation. `clip_norm`: null for none. `clears_gradients`: false lets each step's
+    gradients add to those of all steps before, as where optimizer.zero_grad() is forgotten.
+    """
+
+    hidden_sizes: list[int]
+    activation: Literal["sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu"]
+    std_factor: float
+    loss: Literal["cross_entropy", "mse"]
+    lr: float
+    clip_norm: float | None
+    clears_gradients: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchTrainings(_Arms):
+    """Trainings of the network from scratch, on the first `num_images` training images.
+
+    `choose_lr`: rates of which each arm takes the one that is best on the last `num_validation` training images.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("score_percent", "diverged", "first_norm_decades", "lr")
+    data: str
+    num_images: int
+    num_validation: int
+    batch_size: int
+    epochs_total: int
+    choose_lr: list[float]
+    arms: dict[str, ScratchArm]
+
+    @property
+    def arm_names(self) -> list[str]:
+        return list(self.arms)
+
+
+PARAMETERS: dict[str, type[Parameters]] = {
+    "activations": Activations,
+    "linear_map": LinearMap,
+    "depth_variance": DepthVariance,
+    "initialisation_name": InitialisationName,
+    "dropout_expectation": DropoutExpectation,
+    "losses": Losses,
+    "committed": Committed,
+    "filters": Filters,
+    "trainings": Trainings,
+    "scratch_trainings": ScratchTrainings,
+}
+
+
+# ---------------------------------------------------------------- the claims
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(_Strict):
+    """The mean over seeds of `number`, less that of `minus`, lies in [at_least, at_most]; null: no bound there."""
+
+    number: str
+    minus: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def _faults(self) -> Iterable[str]:
+        if self.at_least is None and self.at_most is None:
+            yield "at_least and at_most: expected at least one of them"
+        elif self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            yield f"at_least: {self.at_least} lies above at_most, {self.at_most}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(_Strict):
+    """One entry. The claim holds if every check does, with `confidence`, over `num_seeds` seeds."""
+
+    name: str
+    claim: str
+    where: str
+    experiment: str
+    parameters: dict[str, Any]
+    num_seeds: int
+    confidence: float
+    checks: tuple[Check, ...]
+    notes: str
+
+    def _faults(self) -> Iterable[str]:
+        for key in ("claim", "where", "notes"):
+            if not getattr(self, key).strip():
+                yield f"{key}: must not be empty"
+        if not 0.5 < self.confidence < 1:
+            yield f"confidence: expected a fraction in (0.5, 1), got {self.confidence}"
+        if not self.checks:
+            yield "checks: a claim without a rule is refused; expected one or more"
+        if self.experiment not in PARAMETERS:
+            near = did_you_mean(self.experiment, PARAMETERS)
+            yield f"experiment: no such experiment {self.experiment!r}{near}; valid: {', '.join(PARAMETERS)}"
+        elif PARAMETERS[self.experiment].draws and self.num_seeds < 2:
+            yield f"num_seeds: {self.experiment} needs 2 or more, as it draws, got {self.num_seeds}"
+        elif not PARAMETERS[self.experiment].draws and self.num_seeds != 1:
+            yield f"num_seeds: {self.experiment} needs 1, as it draws nothing, got {self.num_seeds}"
+
+    def typed(self) -> Parameters:
+        """The parameters as the experiment's own. Raises InputError."""
+        return convert(PARAMETERS[self.experiment], self.parameters, where=f"claims.{self.name}.parameters")
+
+    @property
+    def measured_with(self) -> str:
+        """SHA-256 over what moves a number; rule, wording and notes do not."""
+        identity = [self.experiment, self.parameters, self.num_seeds, MEASURES_VERSION]
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def read(path: Path) -> dict[str, Claim]:
+    """The claims of the ledger at `path`, in file order. Raises InputError with one line for each fault."""
+    entries, faults = ledger.plain_entries(path, top="claims")
+    claims: dict[str, Claim] = {}
+    for name, entry in entries.items():
+        if not _NAME.fullmatch(name):
+            faults.append(f"claims.{name}: expected a name of a-z, 0-9 and '_', parted by single '-'")
+        try:
+            named = {**entry, "name": name} if isinstance(entry, dict) else entry
+            claims[name] = claim = convert(Claim, named, where=f"claims.{name}")
+            faults += _unknown_numbers(claim)
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(*(f"{path}: {fault}" for fault in faults))
+    return claims
+
+
+def _unknown_numbers(claim: Claim) -> Iterable[str]:
+    """The numbers in the rule that the experiment does not give. Raises InputError for wrong parameters."""
+    valid = claim.typed().numbers()
+    for index, check in enumerate(claim.checks):
+        for key in ("number", "minus"):
+            name = getattr(check, key)
+            if name is not None and name not in valid:
+                near = did_you_mean(name, valid)
+                yield f"claims.{claim.name}.checks.{index}.{key}: {claim.experiment} gives no {name!r}{near}"
+
+
+def select(claims: Mapping[str, Claim], names: Sequence[str]) -> dict[str, Claim]:
+    """The claims so named; all of them where `names` is empty. InputError for an unknown name."""
+    if unknown := [name for name in names if name not in claims]:
+        raise InputError(
+            *(f"no claim {name!r}{did_you_mean(name, claims)}; valid: {', '.join(claims)}" for name in unknown)
+        )
+    return {name: claim for name, claim in claims.items() if name in names or not names}

@@ -1,0 +1,167 @@
+"""Trainings as rows have them: each arm's spec by each seed, run, journaled and resumed in runs/claims."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from remeasure import interrupts, journal, models
+from remeasure.claims.lab import Lab, Numbers
+from remeasure.claims.ledger import Trainings
+from remeasure.models.dense import ACTIVATIONS as MODULES
+from remeasure.observe import Observer
+from remeasure.paths import read_file
+from remeasure.recipe import normalise
+from remeasure.rundir import Outcome, Place, attempts, finished
+from remeasure.scratch.activations import ACTIVATIONS
+from remeasure.spec import FIRST_TUNING_SEED, RunRecord, RunSpec
+from remeasure.training import predict
+from remeasure.workers import Task, Workers
+
+MOST_IMAGES = 10_000  # of the training split that the training accuracy is over
+NUM_PROBES = 2000  # training images on which a unit must have no slope to count as dead
+DEAD_SLOPE = 1e-6
+TUNED_ON = 10_000  # training images that are held back while a setting is chosen
+
+
+def trainings(parameters: Trainings, *, seeds: Sequence[int], lab: Lab) -> list[Numbers]:
+    """The numbers of each seed: all arms are trained first, side by side."""
+    chosen = _chosen(parameters, lab=lab)
+    specs = {}
+    for arm, overrides in parameters.arms.items():
+        extra = [parameters.choose[chosen[arm]]] if parameters.choose else []
+        specs[arm] = lab.spec([*parameters.common, *overrides, *extra])
+    lab.specs |= {arm: spec.spec_sha256 for arm, spec in specs.items()}
+    wanted = [(arm, _own_seed(spec, seed=seed)) for seed in seeds for arm, spec in specs.items()]
+    outcomes = lab.train([(specs[arm], seed) for arm, seed in wanted])
+    numbers: list[Numbers] = [{} for _ in seeds]
+    for index, ((arm, _), outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+        measured = {**measure(specs[arm], outcome=outcome, lab=lab), "chosen": float(chosen[arm])}
+        numbers[index // len(specs)] |= {f"{arm}.{name}": value for name, value in measured.items()}
+    return numbers
+
+
+def _own_seed(spec: RunSpec, *, seed: int) -> int:
+    return seed if spec.data.split == "test" else FIRST_TUNING_SEED + seed
+
+
+def _chosen(parameters: Trainings, *, lab: Lab) -> dict[str, int]:
+    """For each arm the index of the override that is best on the validation split; 0 where there is no choice."""
+    if not parameters.choose:
+        return dict.fromkeys(parameters.arms, 0)
+    wanted = {}
+    for arm, overrides in parameters.arms.items():
+        for index, extra in enumerate(parameters.choose):
+            tuned = [*parameters.common, *overrides, extra, "data.split=validation", f"seed={FIRST_TUNING_SEED}"]
+            if not any(override.startswith("data.num_validation=") for override in tuned):
+                tuned.append(f"data.num_validation={TUNED_ON}")
+            wanted[arm, index] = lab.spec(tuned)
+    outcomes = lab.train([(spec, FIRST_TUNING_SEED) for spec in wanted.values()])
+    scores: dict[str, list[float]] = {arm: [] for arm in parameters.arms}
+    for (arm, _), outcome in zip(wanted, outcomes, strict=True):
+        scores[arm].append(outcome.record.accuracy_percent or 0.0)  # a run that diverged has none
+    return {arm: each.index(max(each)) for arm, each in scores.items()}
+
+
+# ---------------------------------------------------------------- what one training came to
+
+
+def measure(spec: RunSpec, *, outcome: Outcome, lab: Lab) -> Numbers:
+    """What the ledger's `Trainings.measures` names; a run that diverged has the accuracy of guessing."""
+    record, num_params = outcome.record, float(outcome.record.num_params)
+    if record.accuracy_percent is None:
+        guess = 100 / spec.data.num_classes
+        lost = {"score_percent": guess, "train_percent": guess, "gap_pp": 0.0, "dead_share": None}
+        return {**lost, "diverged": 1.0, "num_params": num_params}
+    network, split = _network(spec, outcome=outcome), lab.train_split(spec.data)
+    num = min(len(split.labels) - spec.data.num_validation, MOST_IMAGES)
+    images, labels = torch.from_numpy(split.images[:num]), torch.from_numpy(split.labels[:num])
+    predicted = predict(network, images, labels=labels, spec=spec, device=torch.device("cpu")).predicted
+    train_percent = 100 * int((predicted == labels).sum()) / num
+    return {
+        "score_percent": record.accuracy_percent,
+        "train_percent": train_percent,
+        "gap_pp": train_percent - record.accuracy_percent,
+        "dead_share": dead_share(network, normalise(images[:NUM_PROBES], normalisation=spec.recipe.normalisation)),
+        "diverged": 0.0,
+        "num_params": num_params,
+    }
+
+
+def _network(spec: RunSpec, *, outcome: Outcome) -> nn.Module:
+    """The trained network, in evaluation mode."""
+    network = models.build(
+        spec.model, image_shape=spec.input_shape, num_classes=spec.data.num_classes, generator_seed=0
+    )
+    with np.load(io.BytesIO(read_file(outcome.directory / "weights.npz"))) as arrays:
+        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+    return network.eval()
+
+
+@torch.inference_mode()
+def dead_share(network: nn.Module, images: Tensor) -> float:
+    """The share of hidden units whose activation has no slope, to DEAD_SLOPE, on any of these images (N, C, H, W)."""
+    names = {module: name for name, module in MODULES.items() if name in ACTIVATIONS}
+    num_dead = num_units = 0
+    for layer in network.children():
+        if (name := names.get(type(layer))) is not None:
+            slopes = np.abs(ACTIVATIONS[name].derivative(images.double().numpy()))
+            num_dead += int((slopes.max(axis=0) <= DEAD_SLOPE).sum())
+            num_units += slopes.shape[1]
+        images = layer(images)
+    return num_dead / num_units if num_units else 0.0
+
+
+# ---------------------------------------------------------------- who trains
+
+
+class Pool:
+    """Trains what is not finished in runs/claims, on every core; MLflow and the terminal watch through `observer`."""
+
+    def __init__(self, workers: Workers, *, observer: Observer) -> None:
+        self.workers, self.observer = workers, observer
+
+    def __call__(self, wanted: Sequence[tuple[RunSpec, int]]) -> list[Outcome]:
+        """Raises what a run raises."""
+        waiting = {(spec.spec_sha256, seed): spec for spec, seed in wanted}
+        done: dict[tuple[str, int], Outcome] = {}
+        for key, spec in list(waiting.items()):
+            if outcome := ended(spec, seed=key[1], place=self.workers.place):
+                done[key] = outcome
+                del waiting[key]
+        while waiting or self.workers.active:
+            done |= self._turn(waiting)
+        return [done[spec.spec_sha256, seed] for spec, seed in wanted]
+
+    @interrupts.held()
+    def _turn(self, waiting: dict[tuple[str, int], RunSpec]) -> dict[tuple[str, int], Outcome]:
+        """Give idle cores what waits, and return what has ended within a moment."""
+        done = {}
+        for key, spec in list(waiting.items()):
+            if self.workers.cores(spec) <= self.workers.idle:
+                self.workers.submit(Task(row="", seed=key[1], spec=spec, fresh=False))
+                del waiting[key]
+        for task, future in self.workers.finished():
+            self._watch()
+            (outcome,) = future.result()
+            done[task.spec.spec_sha256, task.seed] = self.observer.finish(outcome)
+        self._watch()
+        return done
+
+    def _watch(self) -> None:
+        for directory, event in self.workers.events():
+            self.observer(directory, event)
+
+
+def ended(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
+    """The finished run, if any; of one that is scored on the validation split only the journal keeps the record."""
+    if spec.data.split == "test":
+        return finished(spec, seed=seed, place=place)
+    for directory in reversed(attempts(spec, seed=seed, place=place)):
+        event: Mapping[str, Any] | None = journal.last(journal.read(directory), "finished")
+        if event:
+            return Outcome(record=RunRecord(**event["record"]), directory=directory, reused=True)
+    return None

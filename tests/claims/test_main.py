@@ -1,0 +1,167 @@
+"""`python -m remeasure.claims` measures what is missing, once; judges from the file alone; refuses a wrong ledger."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from remeasure import cli, observe, paths, workers
+from remeasure.claims import __main__ as command
+
+LEDGER = """\
+claims:
+  formulas:
+    claim: An error of 10 costs 100 times an error of 1.
+    where: losses
+    experiment: losses
+    parameters: {}
+    num_seeds: 1
+    confidence: 0.95
+    checks: [{number: mse.cost_ratio, at_least: 100, at_most: 100}]
+    notes: exact
+  dropout:
+    claim: Dropout needs no scaling.
+    where: dropout
+    experiment: dropout_expectation
+    parameters: {num_units: 3, keep: 0.5}
+    num_seeds: 3
+    confidence: 0.95
+    checks: [{number: unscaled_error, at_most: 0.001}]
+    notes: It does.
+"""
+TRAINED = """\
+  trained:
+    claim: The net learns the digits.
+    where: nowhere
+    experiment: trainings
+    parameters:
+      common: [model=mlp2, data=digits, recipe.epochs_total=3]
+      arms: {small: ["model.options.hidden_sizes=[32]"]}
+      choose: []
+    num_seeds: 2
+    confidence: 0.95
+    checks: [{number: small.score_percent, at_least: 10}]
+    notes: It does.
+"""
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configs, with a ledger of claims of two computed ones; nothing is tracked."""
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    for path in paths.conf_dir().iterdir():
+        if path.name != "claims.yaml":
+            (folder / path.name).symlink_to(path)
+    (folder / "claims.yaml").write_text(LEDGER)
+    monkeypatch.setattr(paths, "conf_dir", lambda: folder)
+    monkeypatch.setattr(workers, "num_workers", lambda place: 1)  # noqa: ARG005 - each imports torch and Lightning
+    monkeypatch.setattr(observe, "_tracker", lambda project: None)  # noqa: ARG005
+    return folder
+
+
+def call(folder: Path, *arguments: str) -> int:
+    places = ("--results", str(folder / "results"), "--runs", str(folder / "runs"))
+    return cli.guarded(lambda: command.main([*arguments, *places]))
+
+
+def results(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "results/claims.json").read_bytes(), (folder / "results/claims.md").read_bytes()
+
+
+def test_what_is_missing_is_measured_once(
+    conf: Path,  # noqa: ARG001
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(tmp_path, "formulas") == 0
+    assert json.loads(results(tmp_path)[0]).keys() == {"formulas"}
+    assert call(tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert "1/1 dropout …" in err
+    verdicts = [line.split(maxsplit=1) for line in out.splitlines()[-2:]]
+    assert [name for name, _ in verdicts] == ["formulas", "dropout"]
+    assert [text.startswith(verdict) for (_, text), verdict in zip(verdicts, ("holds", "does not hold"), strict=True)]
+    before = results(tmp_path)
+    assert call(tmp_path) == 0
+    assert capsys.readouterr().err == ""
+    assert results(tmp_path) == before
+
+
+def test_a_measurement_names_what_it_was_made_of(conf: Path, tmp_path: Path) -> None:
+    (conf / "claims.yaml").write_text(LEDGER + TRAINED)
+    assert call(tmp_path, "trained") == 0
+    entry = json.loads(results(tmp_path)[0])["trained"]
+    assert [seed["small.num_params"] for seed in entry["seeds"]] == [64 * 32 + 32 + 320 + 10] * 2
+    assert entry["seeds"][0] != entry["seeds"][1]
+    assert list(entry["specs"]) == ["small"]
+    assert len(entry["specs"]["small"]) == len(entry["data_sha256"]["digits"]) == 64
+    assert entry["environment"]["packages"]["torch"]
+    runs = sorted(path.name for path in (tmp_path / "runs").glob("mlp2-digits-*"))
+    assert [name.partition("-cpu-")[2] for name in runs] == ["s0-a1", "s1-a1"]
+    assert all(name.split("-")[2] == entry["specs"]["small"][:12] for name in runs)
+    assert call(tmp_path, "trained", "--fresh") == 0  # what is trained here already is not trained again
+    assert sorted(path.name for path in (tmp_path / "runs").glob("mlp2-digits-*")) == runs
+    assert json.loads(results(tmp_path)[0])["trained"]["seeds"] == entry["seeds"]
+
+
+def test_another_rule_is_judged_on_the_same_numbers_and_another_experiment_is_measured(
+    conf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(tmp_path)
+    capsys.readouterr()
+    (conf / "claims.yaml").write_text(LEDGER.replace("at_most: 0.001", "at_most: 1000"))
+    assert call(tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "dropout                      holds" in out
+    (conf / "claims.yaml").write_text(LEDGER.replace("num_units: 3", "num_units: 4"))
+    assert call(tmp_path) == 0
+    assert "1/1 dropout …" in capsys.readouterr().err
+
+
+def test_check_tells_a_report_that_was_edited(conf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path, "--check") == 0
+    assert "nothing is measured yet" in capsys.readouterr().out
+    call(tmp_path)
+    assert call(tmp_path, "--check") == 0
+    report = tmp_path / "results/claims.md"
+    report.write_text(report.read_text().replace("**does not hold**", "**holds**"))
+    assert call(tmp_path, "--check") == 1
+    call(tmp_path)
+    assert call(tmp_path, "--check") == 0
+    (conf / "claims.yaml").write_text(LEDGER.replace("at_most: 0.001", "at_most: 1000"))
+    assert call(tmp_path, "--check") == 1
+
+
+def test_wrong_input_ends_with_2_before_anything_is_measured(
+    conf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tmp_path, "droput") == 2
+    assert "no claim 'droput' (did you mean 'dropout'?)" in capsys.readouterr().err
+    (conf / "claims.yaml").write_text(
+        LEDGER.replace("keep: 0.5", "keep: 2").replace("losses\n    parameters", "x\n    parameters")
+    )
+    assert call(tmp_path) == 2
+    err = capsys.readouterr().err
+    assert "claims.formulas.experiment: no such experiment 'x'" in err
+    assert "claims.dropout.parameters.keep: expected a probability in (0, 1), got 2.0" in err
+    assert not (tmp_path / "results").exists()
+    (conf / "claims.yaml").write_text(LEDGER)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/claims.json").write_text('{"formulas": {}}')
+    assert call(tmp_path) == 2
+    assert "claims.json: formulas: expected the keys" in capsys.readouterr().err
+
+
+def test_numbers_that_were_taken_out_are_missed(
+    conf: Path,  # noqa: ARG001
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call(tmp_path)
+    path = tmp_path / "results/claims.json"
+    path.write_text(path.read_text().replace("unscaled_error", "other_error"))
+    capsys.readouterr()
+    assert call(tmp_path, "--check") == 2
+    assert "claims.json: dropout: not the numbers that its experiment gives" in capsys.readouterr().err
