@@ -494,6 +494,12 @@ def test_a_negative_seed_is_refused() -> None:
     assert fault(the_config(), seed=-1) == "seed: expected 0 or more, got -1"
 
 
+def test_pixels_have_one_mean_for_all_channels_or_one_for_each() -> None:
+    mnist = compose([]).data
+    assert fault(mnist, pixel_mean=()) == "pixel_mean: expected 1 value, or one for each of 1 channels, got 0"
+    assert fault(mnist, pixel_std=(0.3, 0.3)) == "pixel_std: expected 1 value, or one for each of 1 channels, got 2"
+
+
 def test_the_validation_split_needs_some_images_and_leaves_some() -> None:
     mnist = compose([]).data
     message = "num_validation: split=validation needs some, such as data.num_validation=10000"

@@ -108,6 +108,9 @@ class DataSpec(_Strict):
                 yield f"{key}: expected {least} or more, got {getattr(self, key)}"
         if any(size < 1 for size in self.image_shape):
             yield f"image_shape: expected channels, height and width from 1 up, got {list(self.image_shape)}"
+        for key in ("pixel_mean", "pixel_std"):
+            if (num := len(getattr(self, key))) not in (1, self.image_shape[0]):
+                yield f"{key}: expected 1 value, or one for each of {self.image_shape[0]} channels, got {num}"
         most = max(self.num_train - 1, 0)  # a set that is only evaluated on has no training images
         if not 0 <= self.num_validation <= most:
             yield f"num_validation: expected 0 to {most}, got {self.num_validation}"
