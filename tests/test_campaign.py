@@ -185,6 +185,16 @@ def test_a_seed_that_two_rows_share_is_trained_for_the_first_of_them(tmp_path: P
     assert sorted(workers.trained) == [("mlp2-digits", seed) for seed in range(4)]
 
 
+def test_a_seed_belongs_to_the_first_row_although_that_has_failed(tmp_path: Path, workers: type[InProcess]) -> None:
+    """The second row trains it then: the run's name, record and parent must not depend on who was killed."""
+    workers.crash = {0}
+    shared = dataclasses.replace(row(), name="mlp2-digits-shared")
+    failed, also = measure(tmp_path, row(), shared)
+    assert [len(each.failures) for each in (failed, also)] == [1, 1]
+    assert {name for name, _ in workers.trained} == {"mlp2-digits"}
+    assert [seed for _, seed in workers.trained].count(0) == 2
+
+
 def test_a_row_that_its_first_look_decides_trains_exactly_that_look(tmp_path: Path, workers: type[InProcess]) -> None:
     (done,) = measure(tmp_path, row())
     assert done.verdict().verdict == "reproduced"

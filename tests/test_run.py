@@ -277,6 +277,14 @@ def _cut_after_two_epochs(folder: Path) -> Path:
     return the_only(folder)
 
 
+@pytest.mark.parametrize(("begun_by", "belongs_to"), [("a row", "a row"), ("", "another")])
+def test_a_run_stays_the_row_s_that_began_it(tmp_path: Path, begun_by: str, belongs_to: str) -> None:
+    """One that no row began is the one's that goes on with it."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CutError):
+        run(spec(*EVERYTHING), tmp_path, row=begun_by, sink=after_an_epochs_checkpoint(patch))
+    assert run(spec(*EVERYTHING), tmp_path, row="another").record.row == belongs_to
+
+
 def _flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]

@@ -58,8 +58,11 @@ class Attempt:
         """Write what the run is into its directory, then journal that it started or goes on."""
         if self.finished:
             return
+        started = last(read(self.directory), "started")
+        if started:
+            self.row = started["row"] or self.row  # it stays the run of whoever began it
         self._facts = self._known(num_params=num_params, data_official=data_official)
-        if started := last(read(self.directory), "started"):
+        if started:
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
             self.report("resumed", **names, checkpoint=checkpoint)
             return

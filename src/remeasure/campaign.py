@@ -176,7 +176,7 @@ class Campaign:
             return bool(self._elsewhere)
         for task, future in workers.finished():
             self._drain(workers)
-            self._take(by_name[task.row], task=task, future=future)
+            self._take(by_name[task.asked_by], task=task, future=future)
         self._drain(workers)
         return True
 
@@ -196,7 +196,9 @@ class Campaign:
             elif any(key in task.keys for task in workers.active):
                 continue
             elif num_cores <= workers.idle and seconds * width <= seconds_left and self._is_ours(campaign, seed=key[1]):
-                self._submit(_first_that_wants(key, campaigns=campaigns), seed=key[1], workers=workers)
+                owner = _first(key, seeds_of=RowCampaign.wanted, campaigns=campaigns)
+                name = _first(key, seeds_of=RowCampaign.lacking, campaigns=campaigns).row.name
+                self._submit(owner, seed=key[1], name=name, workers=workers)
 
     def _is_ours(self, campaign: RowCampaign, *, seed: int) -> bool:
         """Whether no other process trains this seed, or has finished it since this one began: then it is taken over."""
@@ -214,12 +216,14 @@ class Campaign:
             return True
         return False
 
-    def _submit(self, campaign: RowCampaign, *, seed: int, workers: Workers) -> None:
+    def _submit(self, campaign: RowCampaign, *, seed: int, name: str, workers: Workers) -> None:
+        """`name`: of the row that the run belongs to, though that one has failed meanwhile and this one trains it."""
         if campaign.row.name not in self._present:
             self._present[campaign.row.name] = self._presence(campaign)
             self._track(campaign, running=True)
         campaign.running.update(campaign.spec.together(seed))
-        workers.submit(Task(row=campaign.row.name, seed=seed, spec=campaign.spec, fresh=self.options.fresh))
+        owner = campaign.row.name
+        workers.submit(Task(row=name, seed=seed, spec=campaign.spec, fresh=self.options.fresh, asked_by=owner))
 
     def _presence(self, campaign: RowCampaign) -> Presence:
         kind, sha256 = self.place.device_kind, campaign.spec.spec_sha256
@@ -294,10 +298,10 @@ class Campaign:
             self.observer.parents[campaign.row.name] = parent_id
 
 
-def _first_that_wants(key: Seed, *, campaigns: Sequence[RowCampaign]) -> RowCampaign:
-    """The first row of the ledger that wants this seed: it is the one that it is trained for, whoever asked."""
+def _first(key: Seed, *, seeds_of: Callable[[RowCampaign], list[int]], campaigns: Sequence[RowCampaign]) -> RowCampaign:
+    """The first row of the ledger that has this seed among those, whichever row asked for it."""
     sha256, seed = key
-    return next(entry for entry in campaigns if entry.spec.spec_sha256 == sha256 and seed in entry.wanted())
+    return next(entry for entry in campaigns if entry.spec.spec_sha256 == sha256 and seed in seeds_of(entry))
 
 
 def _standing(campaign: RowCampaign) -> str:

@@ -46,13 +46,17 @@ def _partly(cls: type, value: Mapping[str, Any], *, key: str) -> tuple[object, l
     hints = {entry.name: get_type_hints(cls)[entry.name] for entry in fields(cls) if entry.name in value}
     faulty = [name for name, hint in hints.items() if not _fits(sound, name=name, hint=hint, value=value[name])]
     told: list[str] = []
+    plain = []
     for name in faulty:
         if is_dataclass(hint := hints[name]) and isinstance(hint, type) and isinstance(value[name], Mapping):
             inner, lines = _partly(hint, value[name], key=_dotted(key, name))
             object.__setattr__(sound, name, inner)
             told += lines
         else:
-            _set_harmless(sound, name=name, value=value[name])
+            object.__setattr__(sound, name, 1)  # until all have something: the checks look at them together
+            plain.append(name)
+    for name in plain:
+        _set_harmless(sound, name=name, value=value[name])
     if faulty:
         told += (_dotted(key, line) for line in _checked(sound)[1] if re.split(r"[.:]", line)[0] not in faulty)
     return sound, told

@@ -51,8 +51,11 @@ class RowCampaign:
         """The seeds to train next: those that the current look lacks, none once the row is decided or cannot be."""
         if self.failures or any(part.record.num_correct is None for part in self.done.values()):
             return []  # a seed that crashed or diverged is never replaced
-        target = self.options.seeds or self._look()
-        return [seed for seed in self._seeds(target) if seed not in self.done and seed not in self.running]
+        return [seed for seed in self.lacking() if seed not in self.running]
+
+    def lacking(self) -> list[int]:
+        """The seeds that the current look lacks, those under way included, whatever has failed."""
+        return [seed for seed in self._seeds(self.options.seeds or self._look()) if seed not in self.done]
 
     def _look(self) -> int:
         """The look that is being worked on: 0 once an earlier one decided, the last once all are reached."""

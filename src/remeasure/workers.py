@@ -28,12 +28,16 @@ POLL_SECONDS = 0.2  # how long an event of a worker may wait to be seen
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One seed to train, or in the batched engine its group."""
+    """One seed to train, or in the batched engine its group.
+
+    `row`: the ledger row that the run belongs to; `asked_by`: the one that waits for it.
+    """
 
     row: str
     seed: int
     spec: RunSpec
     fresh: bool
+    asked_by: str = ""
 
     @property
     def keys(self) -> set[tuple[str, int]]:

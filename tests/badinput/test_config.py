@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.badinput.entry import ODD, TALLY, Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import BOMB, arguments, mutations
@@ -118,6 +118,7 @@ FAULTS = {
 
 @examples(12, full=200)
 @given(st.lists(st.sampled_from(sorted(FAULTS)), min_size=2, max_size=4, unique=True))
+@example(["recipe.clip_norm=-2", f"recipe.epochs_total={'9' * 400}", "recipe.schedule.gamma=2"])
 def test_all_faults_of_a_config_are_named_at_once(entry: Entry, planted: list[str]) -> None:
     ended = entry("train.py", *SHORT, *planted)
     TALLY["faults together: exit 2"] += 1
