@@ -96,7 +96,7 @@ def _network(spec: RunSpec, *, outcome: Outcome) -> nn.Module:
     network = models.build(
         spec.model, image_shape=spec.input_shape, num_classes=spec.data.num_classes, generator_seed=0
     )
-    with np.load(io.BytesIO(read_file(outcome.directory / "weights.npz"))) as arrays:
+    with np.load(io.BytesIO(read_file(outcome.directory / "weights.npz")), allow_pickle=False) as arrays:
         network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
     return network.eval()
 
