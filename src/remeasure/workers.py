@@ -146,6 +146,7 @@ def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
 
 
 def _terminated(number: int, frame: object) -> NoReturn:  # noqa: ARG001
+    signal.signal(number, signal.SIG_IGN)  # the pool says it again once another worker has ended
     raise SystemExit(128 + number)
 
 
