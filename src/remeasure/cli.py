@@ -153,7 +153,7 @@ def _limited(seconds: float) -> Iterator[None]:
         )
 
     handler = signal.signal(signal.SIGVTALRM, stop)
-    left = signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    left = signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)  # once more: a callback may have swallowed the first
     try:
         yield
     finally:

@@ -25,7 +25,9 @@ from tests.faults.campaign import (
     summary,
 )
 
-STATUS = {"all": -9, "parent": -9, "worker": 1, "SIGTERM": 143, "SIGINT": 130}
+# Of a start that was killed; what an orphan of the one before still writes may look as if this one trained already, and
+# a signal that comes during the imports ends it by itself.
+STATUS = {"all": (-9,), "parent": (-9,), "worker": (1,), "SIGTERM": (143, -15), "SIGINT": (130, -2)}
 Process = subprocess.Popen[bytes]
 RecordProperty = Callable[[str, object], None]
 
@@ -59,7 +61,7 @@ def killed_until_it_ends(campaign: Campaign, *, chance: random.Random, most: int
         if status == 0:
             break
         assert way, f"status {status} without a kill\n{campaign.output()}"
-        if moment in ("training", "record") and status != STATUS[way]:
+        if moment in ("training", "record") and status not in STATUS[way]:
             found.append(f"differing: status {status}, expected {STATUS[way]} ({way} killed)")
         num_kills += 1
     ends = time.monotonic() + 30.0
