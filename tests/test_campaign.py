@@ -61,12 +61,13 @@ def compose(overrides: Sequence[str]) -> Config:
 class InProcess:
     """Workers on two cores, without processes: a task runs when it is submitted.
 
-    `trained` lists the tasks; a seed in `crash` raises. A seed of a recipe costs `seconds`, or raises them; `timed`
-    lists the recipes that were asked about. `most` is how many cores were taken at once.
+    `trained` lists the tasks, `asked` who asked for them; a seed in `crash` raises. A seed of a recipe costs `seconds`,
+    or raises them; `timed` lists the recipes that were asked about. `most` is how many cores were taken at once.
     """
 
     num = 2
     trained: list[tuple[str, int]]
+    asked: list[tuple[str, int]]
     timed: list[str]
     crash: set[int]
     seconds: dict[str, float | Exception]
@@ -103,6 +104,7 @@ class InProcess:
 
     def submit(self, task: Task) -> None:
         self.trained.append((task.row, task.seed))
+        self.asked.append((task.asked_by, task.seed))
         future: Future[list[Outcome]] = Future()
         if task.seed in self.crash:
             future.set_exception(MemoryError("no room"))
@@ -123,6 +125,7 @@ class InProcess:
 
 @pytest.fixture(autouse=True)
 def workers(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+    InProcess.asked = []
     InProcess.trained, InProcess.crash, InProcess.timed, InProcess.seconds, InProcess.most = [], set(), [], {}, 0
     monkeypatch.setattr(campaign, "Workers", InProcess)
     monkeypatch.setattr(tracking, "available", lambda: False)
@@ -349,7 +352,7 @@ def test_a_seed_that_crashes_is_not_replaced_and_other_rows_go_on(tmp_path: Path
     failed, _ = measure(tmp_path, row(looks=(4, 5)), other, said=said)
     assert failed.failures == ["seed 1: MemoryError: no room"]
     assert "mlp2-digits failed: seed 1: MemoryError: no room" in said
-    assert ("mlp2-digits", 3) not in workers.trained, "nothing is begun once a seed is lost"
+    assert ("mlp2-digits", 3) not in workers.asked, "nothing is begun once a seed is lost"
     assert failed.verdict().verdict == "undecided"
 
 
