@@ -21,7 +21,7 @@ def held(path: Path) -> Iterator[None]:
 def held_if_free(path: Path) -> Iterator[bool]:
     """Hold it alone, or learn at once that another process does (False)."""
     with refuse_no_file(path).open("a") as handle:
-        yield _try(handle, fcntl.LOCK_EX)
+        yield try_lock(handle, fcntl.LOCK_EX)
 
 
 def is_held(path: Path) -> bool:
@@ -52,7 +52,7 @@ class Presence:
     def leave(self) -> bool:
         """Whether nobody else takes part any more."""
         with self._handle:
-            last = _try(self._handle, fcntl.LOCK_EX)
+            last = try_lock(self._handle, fcntl.LOCK_EX)
             if last:
                 self._handle.truncate(0)
             return last
@@ -61,7 +61,7 @@ class Presence:
 def orphaned(path: Path) -> Iterator[str]:
     """The note that killed processes left in the file, if they did; it is emptied once the caller has dealt with it."""
     with refuse_no_file(path).open("r+") as handle:
-        if _try(handle, fcntl.LOCK_EX) and (note := handle.read()):
+        if try_lock(handle, fcntl.LOCK_EX) and (note := handle.read()):
             yield note
             handle.truncate(0)
 
@@ -70,12 +70,13 @@ def _excludes(path: Path, operation: int) -> bool:
     """Whether a lock on the file keeps others from taking this one now."""
     try:
         with refuse_no_file(path).open("rb") as handle:
-            return not _try(handle, operation)
+            return not try_lock(handle, operation)
     except FileNotFoundError:
         return False
 
 
-def _try(handle: IO[str] | IO[bytes], operation: int) -> bool:
+def try_lock(handle: IO[str] | IO[bytes], operation: int) -> bool:
+    """Whether the lock (fcntl.LOCK_EX or LOCK_SH) could be had at once."""
     try:
         fcntl.flock(handle, operation | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from remeasure import interrupts, journal
+from remeasure import interrupts, journal, presence
 from remeasure.masking import masked
 from remeasure.projection import CAMPAIGN_TAG, Content, Measured, milliseconds, record_content, row_content, run_content
 from remeasure.spec import InputError, Row, RunRecord, Verdict
@@ -401,19 +401,11 @@ def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + LOCK_SECONDS
     with path.open("w") as file:  # closing it releases the lock
-        while not _taken(file):
+        while not presence.try_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > ends:
                 raise TimeoutError(f"another process has held {path} for {LOCK_SECONDS:.0f} s")
             time.sleep(0.02)
         yield
-
-
-def _taken(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _held(run: "Run", *, points: dict[tuple[str, int], float], files: dict[str, int]) -> _Held:

@@ -6,6 +6,7 @@ here, which also knows the names of the numbers that the experiment gives: a rul
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ MEASURES_VERSION = 1  # raised by hand whenever an experiment comes to measure s
 VerdictName = Literal["holds", "does not hold", "undecided", "not measured"]
 SIX = ("sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu")
 _NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
-_ARM = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 
 
 class _Strict:
@@ -39,14 +39,14 @@ class _Strict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(_Strict):
+class Parameters(_Strict, ABC):
     """Of an experiment. `draws`: whether a seed moves its numbers; the others are measured once."""
 
     draws: ClassVar[bool] = False
 
+    @abstractmethod
     def numbers(self) -> list[str]:
         """The names of the numbers that the experiment gives for each seed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,19 +156,16 @@ class _Arms(Parameters):
 
     draws: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ()
+    arms: Mapping[str, object]
 
     def numbers(self) -> list[str]:
-        return [f"{arm}.{measure}" for arm in self.arm_names for measure in self.measures]
-
-    @property
-    def arm_names(self) -> list[str]:
-        raise NotImplementedError
+        return [f"{arm}.{measure}" for arm in self.arms for measure in self.measures]
 
     def _faults(self) -> Iterable[str]:
-        if not self.arm_names:
+        if not self.arms:
             yield "arms: expected one or more"
-        for arm in self.arm_names:
-            if not _ARM.fullmatch(arm):
+        for arm in self.arms:
+            if not _NAME.fullmatch(arm):
                 yield f"arms.{arm}: expected a name of a-z, 0-9, '_' and single '-'"
 
 
@@ -185,10 +182,6 @@ class Trainings(_Arms):
     common: list[str]
     arms: dict[str, list[str]]
     choose: list[str]
-
-    @property
-    def arm_names(self) -> list[str]:
-        return list(self.arms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +216,6 @@ class ScratchTrainings(_Arms):
     epochs_total: int
     choose_lr: list[float]
     arms: dict[str, ScratchArm]
-
-    @property
-    def arm_names(self) -> list[str]:
-        return list(self.arms)
 
 
 PARAMETERS: dict[str, type[Parameters]] = {
