@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from remeasure.convert import convert, did_you_mean
 from remeasure.paths import read_file
 from remeasure.spec import InputError, Row, canonical_json
+
+T = TypeVar("T")
 
 _MAX_DEPTH = 10  # a source lies 6 deep; the composer recurses, so the limit is checked before
 _TEXT = "tag:yaml.org,2002:str"
@@ -91,12 +93,11 @@ def row_sha256(row: Row) -> str:
     return hashlib.sha256(canonical_json(entry).encode()).hexdigest()
 
 
-def select(rows: Mapping[str, Row], names: Sequence[str]) -> dict[str, Row]:
-    """The rows so named, in the ledger's order; all of them where `names` is empty. InputError for an unknown name."""
-    _refuse(
-        f"no row {name!r}{did_you_mean(name, rows)}; valid: {', '.join(rows)}" for name in names if name not in rows
-    )
-    return {name: row for name, row in rows.items() if name in names or not names}
+def select(entries: Mapping[str, T], names: Sequence[str], *, kind: str = "row") -> dict[str, T]:
+    """Those so named, in the ledger's order; all of them where `names` is empty. InputError for an unknown name."""
+    unknown = [name for name in names if name not in entries]
+    _refuse(f"no {kind} {name!r}{did_you_mean(name, entries)}; valid: {', '.join(entries)}" for name in unknown)
+    return {name: entry for name, entry in entries.items() if name in names or not names}
 
 
 def for_configs(rows: Mapping[str, Row], *, model: str, data: str, recipe: str, engine: str = "serial") -> Row | None:

@@ -323,8 +323,4 @@ def _unknown_numbers(claim: Claim) -> Iterable[str]:
 
 def select(claims: Mapping[str, Claim], names: Sequence[str]) -> dict[str, Claim]:
     """The claims so named; all of them where `names` is empty. InputError for an unknown name."""
-    if unknown := [name for name in names if name not in claims]:
-        raise InputError(
-            *(f"no claim {name!r}{did_you_mean(name, claims)}; valid: {', '.join(claims)}" for name in unknown)
-        )
-    return {name: claim for name, claim in claims.items() if name in names or not names}
+    return ledger.select(claims, names, kind="claim")
