@@ -425,8 +425,8 @@ def test_a_seed_that_diverges_has_a_record_without_an_accuracy(tmp_path: Path) -
     record = outcome.record
     found = (record.accuracy_percent, record.num_correct, record.loss, record.predicted_sha256)
     assert found == (None, None, None, None)
-    assert names(outcome.directory) == ["started", "diverged", "finished"]
-    diverged = read(outcome.directory)[1]
+    assert names(outcome.directory) == ["started", "finding", "diverged", "finished"]
+    diverged = read(outcome.directory)[2]
     assert diverged["epoch"] == 0
     assert diverged["reason"].endswith(f"is not finite in step {diverged['step']} (epoch 1)")
     assert json.loads((outcome.directory / "record.json").read_text())["accuracy_percent"] is None
@@ -445,14 +445,16 @@ def test_images_that_are_not_numbers_diverge_in_the_first_block(
     monkeypatch.setattr(remeasure.recipe, "normalise", one_is_nan)
     outcome = run(spec(), tmp_path)
     assert outcome.record.accuracy_percent is None
-    assert (read(outcome.directory)[1]["epoch"], read(outcome.directory)[1]["step"]) == (0, 0)
+    _, finding, diverged, _ = read(outcome.directory)
+    assert finding["name"] == "not finite"
+    assert (diverged["epoch"], diverged["step"]) == (0, 0)
 
 
 def test_a_net_that_its_very_last_step_blew_up_has_diverged(tmp_path: Path) -> None:
     last_step = ("recipe.epochs_total=1", "recipe.batch_size=1297", "recipe.clip_norm=null")
     outcome = run(spec("recipe.optimizer={name: sgd, lr_peak: 3.0e+38}", *last_step), tmp_path)
     assert outcome.record.accuracy_percent is None
-    assert names(outcome.directory) == ["started", "epoch", "diverged", "finished"]
+    assert names(outcome.directory) == ["started", "epoch", "finding", "diverged", "finished"]
     assert not (outcome.directory / "predictions.npz").exists()
 
 

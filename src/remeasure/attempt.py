@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from remeasure import models, provenance
 from remeasure.encoding import encode_npz
-from remeasure.journal import Event, Journal, last, now, read
+from remeasure.findings import Chart, Finding
+from remeasure.journal import Event, Journal, curve, last, now, read
 from remeasure.leaks import refuse_early_scores
 from remeasure.masking import masked
 from remeasure.records import environment_sha256, predicted_sha256
@@ -44,11 +45,27 @@ class Attempt:
         self.directory, self.spec, self.seed, self.row, self.place = directory, spec, seed, row, place
         self._journal, self._sink, self._facts = Journal(directory), sink, dict[str, Any]()
         self.finished = (directory / "record.json").is_file()
+        events = read(directory)
+        self.chart = Chart(
+            num_classes=spec.data.num_classes,
+            epochs_total=spec.recipe.epochs_total,
+            report=self._found,
+            known=[event["name"] for event in events if event["event"] == "finding"],
+            points=[point for point in curve(events) if point["split"] == "train"],
+        )
 
     def report(self, event: str, /, **values: object) -> None:
         """Journal an event."""
         if not self.finished:
             self._sink(self.directory, self._journal.write(event, **values))
+
+    def epoch(self, values: dict[str, Any]) -> None:
+        """Journal an epoch of training, and what its curve shows by now."""
+        self.report("epoch", **values)
+        self.chart.see(values)
+
+    def _found(self, finding: Finding) -> None:
+        self.report("finding", **asdict(finding))
 
     def watch(self, event: str, /, **values: object) -> None:
         """What only a person who waits wants to know; it leaves no trace."""
@@ -87,6 +104,7 @@ class Attempt:
         if self.finished:
             return read_record(self.directory)
         if isinstance(result, DivergenceError):
+            self.chart.note("not finite", str(result))
             self.report("diverged", epoch=result.epoch, step=result.step, reason=str(result))
             record = RunRecord(**self._facts, **_no_result(self.spec), wall_seconds=0.0, finished_at=now())
         else:
@@ -96,7 +114,9 @@ class Attempt:
             _keep_arrays(self.directory, scored=result)
             if self.place.keep_weights:
                 _keep_weights(self.directory, network=result.network)
-            self.report("epoch", **_last_point(self.spec, record=record))
+            point = _last_point(self.spec, record=record)
+            self.report("epoch", **point)
+            self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
         finished = self._journal.write("finished", record=asdict(record))
         if self.spec.data.split == "test":  # tuning leaves no record
             write_record(self.directory, record)

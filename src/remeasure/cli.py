@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 300  # of a command line
 MOST_ARGUMENTS, MOST_CHARACTERS, MOST_BRACKETS = 1000, 10_000, 200  # of a command line, and of one argument
 COMPOSE_SECONDS = 10.0  # of processor time
 FAULTS_TOGETHER = 20  # composed again for each
-GROUPS = ("model", "data", "recipe", "experiment")
+GROUPS = ("model", "data", "recipe", "experiment", "debug")
 CONFIG_PACKAGES = ("hydra", "omegaconf", "yaml")  # whose errors mean that the command line or a config file is wrong
 
 
@@ -68,6 +68,10 @@ def reproduce_main(arguments: Sequence[str]) -> int:
 
 def _train_one(composed: "DictConfig") -> int:
     config = _checked(composed)
+    if config.debug is not None:
+        from remeasure.debugging import debug
+
+        return debug(config)
     from remeasure.single import run_single  # torch and Lightning: seconds, so only once the config is right
 
     return run_single(config, compose=compose)

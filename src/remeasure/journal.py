@@ -12,6 +12,7 @@ Events, each with `event` and `time` (ISO 8601, UTC):
     started    run_id, row, seed, model, data, recipe, spec_sha256, device, device_kind, commit, dirty, epochs_total
     resumed    row, seed, model, data, epochs_total, checkpoint ("used"; "none" or "corrupt": from the first step again)
     epoch      epoch, step, split ("train", "test" or "validation"), loss, accuracy_percent, lr, seconds
+    finding    name, evidence, causes, next_steps: what the doctor found (findings.py); most runs have none
     diverged   epoch, step, reason
     failed     reason                           interrupted   reason
     finished   record (the RunRecord as a dict)
@@ -87,7 +88,7 @@ def curve(events: list[Event]) -> list[Event]:
 
 def under_way(directory: Path) -> bool:
     """Whether the journal says that somebody works on the run."""
-    states = [event["event"] for event in read(directory) if event["event"] != "epoch"]
+    states = [event["event"] for event in read(directory) if event["event"] not in ("epoch", "finding")]
     return bool(states) and states[-1] in ("started", "resumed")
 
 

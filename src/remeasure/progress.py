@@ -50,6 +50,9 @@ class Progress:
                 self.say(_as_a_loop_prints(event, epochs_total=self.runs[directory].total))
             if event["split"] == "train" and directory in self.runs:
                 self._epoch(self.runs[directory], event=event)
+        elif event["event"] == "finding":
+            if directory in self.runs:
+                self.say(f"{self.runs[directory].title}: {_found(event)}")
         elif directory in self.runs:
             self.say(f"{self.runs.pop(directory).title}: {_ending(event)}")
 
@@ -148,6 +151,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _found(event: Event) -> str:
+    """Two lines: what the doctor found, and what to try first."""
+    return f"{event['name']}: {event['evidence']}\n  try first: {event['next_steps'][0]} (docs/doctor.md)"
 
 
 def _ending(event: Event) -> str:

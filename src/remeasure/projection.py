@@ -76,7 +76,11 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
         status=status,
         started_ms=milliseconds(started["time"]),
         ended_ms=end_ms,
-        tags={**_tags(info, measured="measured here", parent_id=parent_id), "outcome": _outcome(state)},
+        tags={
+            **_tags(info, measured="measured here", parent_id=parent_id),
+            **_findings(events),
+            "outcome": _outcome(state),
+        },
         points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
         params=_flat(config),
         dataset=_dataset(info, config=config),
@@ -168,6 +172,13 @@ def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dic
     known = {key: _cut(info[key]) for key in (*_INFO_TAGS, *_MORE_TAGS) if info.get(key) is not None}
     parent = {PARENT_TAG: parent_id} if parent_id else {}
     return {**known, **parent, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
+
+
+def _findings(events: Sequence[journal.Event]) -> dict[str, str]:
+    """What the doctor found: a tag that lists the names, and one for each with its evidence; none of a healthy run."""
+    found = {event["name"]: event["evidence"] for event in events if event["event"] == "finding"}
+    each = {f"finding.{re.sub('[^a-z0-9]+', '_', name.lower())}": _cut(evidence) for name, evidence in found.items()}
+    return {"findings": _cut(", ".join(found)), **each} if found else {}
 
 
 def _outcome(state: journal.Event) -> str:

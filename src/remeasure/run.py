@@ -19,6 +19,7 @@ from remeasure import controls, data, evaluation, leaks, models, presence, weigh
 from remeasure.attempt import Attempt, Scored, Sink
 from remeasure.batched import BatchedTraining
 from remeasure.diagnosis import WatchedBatchedTraining, WatchedTraining, diagnosed, diagnosed_together
+from remeasure.doctor import Doctor, check_labels
 from remeasure.numpy_engine import FromScratch, NumpyTraining, blas_threads
 from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, sound
 from remeasure.spec import Evaluation, InputError, Recipe, RunRecord, RunSpec
@@ -164,7 +165,8 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
             seed=seed,
             place=place,
             checkpoint=checkpoint,
-            report=lambda values: attempt.report("epoch", **values),
+            report=attempt.epoch,
+            doctor=Doctor(attempt.chart, inside=not spec.compile),
         )
         sound(checkpoint.with_suffix(".npz"))
         _, predictions = evaluation.evaluate(
@@ -212,6 +214,7 @@ def _stream(
     place: Place,
     checkpoint: Path,
     report: Callable[[dict[str, Any]], None],
+    doctor: Doctor | None = None,
     watched_until: int | None = None,
 ) -> float:
     """Seconds of training with all devices of the kind; the network then has the weights to score."""
@@ -230,6 +233,7 @@ def _stream(
         num_workers=evaluation.num_cores() // devices,
         checkpoint=checkpoint,
         report=report,
+        doctor=doctor,
         watched_until=watched_until,
     )
 
@@ -241,7 +245,8 @@ def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
         (attempt,) = attempts
         fit = functools.partial(train, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint)
         try:
-            wall_seconds = fit(training, report=lambda values: attempt.report("epoch", **values))
+            doctor = Doctor(attempt.chart, inside=not spec.compile)
+            wall_seconds = fit(training, report=attempt.epoch, doctor=doctor)
             return [_scored(training.network, spec=spec, place=place, wall_seconds=wall_seconds)]
         except DivergenceError as error:
             watched = build_training(spec, seed=seed, place=place, watched_until=error.step)
@@ -261,7 +266,8 @@ def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Wor
             for index, attempt in enumerate(attempts):
                 own = {key: value[index] if isinstance(value, list) else value for key, value in values.items()}
                 if index not in training.diverged:
-                    attempt.report("epoch", **own)
+                    attempt.epoch(own)
+                    check_labels(attempt.chart, images=training.images, labels=training.labels)
 
         wall_seconds = 0.0
         with contextlib.suppress(DivergenceError):  # of all seeds: then `training.diverged` holds each

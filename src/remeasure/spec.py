@@ -599,6 +599,19 @@ def canonical_json(value: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Debug(_Strict):
+    """Help by hand in place of a run (conf/debug). `num_images`: of a batch; null: as many as the recipe says."""
+
+    name: Literal["overfit_batch", "one_step", "profile"]
+    num_images: int | None
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        counts = {"num_images": self.num_images, "num_steps": self.num_steps}
+        _refuse(f"{key}: expected 1 or more, got {n}" for key, n in counts.items() if n is not None and n < 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(_Strict):
     """One composed config: conf/train.yaml with its groups, every interpolation resolved."""
 
@@ -617,6 +630,7 @@ class Config(_Strict):
     device: str
     fresh: bool
     print_epochs: bool
+    debug: Debug | None
 
     def __post_init__(self) -> None:
         _refuse(self._faults())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -320,6 +320,7 @@ def train(
     num_workers: int,
     checkpoint: Path,
     report: Callable[[dict[str, Any]], None],
+    doctor: Callback | None = None,
     watched_until: int | None = None,
 ) -> float:
     """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError,
@@ -342,6 +343,7 @@ def train(
         spec=spec,
         device_kind=device_kind,
         keeper=keeper,
+        doctor=doctor,
         batches=None,
         harmless=HARMLESS_WARNINGS,
         devices=devices,

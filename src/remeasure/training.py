@@ -327,11 +327,17 @@ def _refuse_misshapen(state: Mapping[str, Any], *, parameter: Tensor) -> None:
 
 
 def train(
-    training: Training, *, spec: RunSpec, device_kind: str, checkpoint: Path, report: Callable[[dict[str, Any]], None]
+    training: Training,
+    *,
+    spec: RunSpec,
+    device_kind: str,
+    checkpoint: Path,
+    report: Callable[[dict[str, Any]], None],
+    doctor: Callback | None = None,
 ) -> float:
     """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError."""
     keeper, blocks = Keeper(checkpoint, report=report), range(training.blocks_per_epoch)
-    fit(training, spec=spec, device_kind=device_kind, keeper=keeper, batches=blocks, devices=1)
+    fit(training, spec=spec, device_kind=device_kind, keeper=keeper, doctor=doctor, batches=blocks, devices=1)
     return keeper.wall_seconds
 
 
@@ -342,6 +348,7 @@ def fit(
     device_kind: str,
     keeper: Keeper,
     batches: range | None,
+    doctor: Callback | None = None,
     harmless: Sequence[str] = HARMLESS_WARNINGS,
     **machines: Any,
 ) -> None:
@@ -357,7 +364,7 @@ def fit(
             **machines,
             precision=TRAINER_PRECISION[spec.precision],
             max_epochs=spec.recipe.epochs_total,
-            callbacks=[keeper],
+            callbacks=[keeper, doctor] if doctor else [keeper],  # in this order: the epoch is on the chart by then
             deterministic="warn" if device_kind == "cuda" else None,
             logger=False,
             enable_checkpointing=False,
