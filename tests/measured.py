@@ -1,11 +1,14 @@
-"""A tiny measured row for tests: 5 seeds on 40 test items, of which 38, 37, 38, 37, 38 are right."""
+"""A tiny measured row for tests: 5 seeds on 40 test items, of which 38, 37, 38, 37, 38 are right.
+
+The doctor found something in seeds 1 and 3.
+"""
 
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from remeasure.records import CurvePoint, RowResults, environment_sha256, predicted_sha256
+from remeasure.records import CurvePoint, FoundPoint, RowResults, environment_sha256, predicted_sha256
 from remeasure.spec import TRAINING_VERSION, RunRecord, spec_sha256
 
 ROW = "tiny-shapes"
@@ -128,6 +131,10 @@ def group(**changes: object) -> RowResults:
         "filters": np.array([[0.5, -1.25], [2.0, 0.0]], dtype=np.float16),
         "spec": SPEC,
         "environments": {VERSIONS: ENVIRONMENT},
+        "findings": tuple(
+            FoundPoint(row=ROW, seed=seed, finding="dead units", evidence=f"{seed} of 4, on 8 images")
+            for seed in (1, 3)
+        ),
     }
     return RowResults(**{**usual, **changes})
 

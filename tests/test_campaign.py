@@ -547,7 +547,9 @@ def test_costs_come_from_this_campaign_then_from_records_of_this_device_then_fro
 
 
 def seed_results(record: RunRecord) -> SeedResults:
-    return SeedResults(record=record, predicted=None, confidence=None, filters=None, curve=(), spec={}, environment={})
+    return SeedResults(
+        record=record, predicted=None, confidence=None, filters=None, curve=(), findings=(), spec={}, environment={}
+    )
 
 
 def test_published_rows_can_be_read_back(tmp_path: Path) -> None:

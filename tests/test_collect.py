@@ -12,7 +12,7 @@ from tests.trained import run, spec
 
 from remeasure import data
 from remeasure.collect import SeedResults, from_results, from_run, put_together
-from remeasure.records import predicted_sha256
+from remeasure.records import FoundPoint, predicted_sha256
 
 WILD = ("recipe.optimizer={name: sgd, lr_peak: 1.0e+9}", "recipe.clip_norm=null")
 
@@ -33,6 +33,7 @@ def part(seed: int, *, diverged: bool = False) -> SeedResults:
         confidence=None if diverged else np.full(40, seed / 100, np.float16),
         filters=None if diverged else np.full((2, 2), seed, np.float16),
         curve=tuple(curve(seed, accuracy_percent=2.5 * (40 - num_wrong))[: 1 if diverged else None]),
+        findings=(FoundPoint(row=ROW, seed=seed, finding="plateau", evidence=f"of seed {seed}"),) * (seed % 2),
         spec=SPEC,
         environment=ENVIRONMENT,
     )
@@ -45,6 +46,7 @@ def test_seeds_stand_in_order_whatever_order_they_finished_in() -> None:
     assert (row.predicted == LABELS).sum(axis=1).tolist() == [38, 37, 38, 38]
     np.testing.assert_array_equal(row.confidence[:, 0], np.array([0, 0.01, 0.02, 0.10], np.float16))
     assert [point.seed for point in row.curves] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 10, 10, 10]
+    assert [point.seed for point in row.findings] == [1]
     assert row.filters.tolist() == [[0, 0], [0, 0]]
     assert row.environments == {VERSIONS: ENVIRONMENT}
     assert (row.row, row.spec) == (ROW, SPEC)
@@ -107,6 +109,7 @@ def test_a_finished_run_becomes_its_part_of_the_row(tmp_path: Path) -> None:
 def test_a_diverged_run_becomes_a_part_without_predictions(tmp_path: Path) -> None:
     found = from_run(run(spec(*WILD), tmp_path), row="mlp2-digits")
     assert (found.predicted, found.confidence, found.filters) == (None, None, None)
+    assert [(point.row, point.seed, point.finding) for point in found.findings] == [("mlp2-digits", 0, "not finite")]
     assert found.record.accuracy_percent is None
     row = put_together("mlp2-digits", seeds=[found])
     assert row.predicted.shape == (0, 500)

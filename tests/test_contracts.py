@@ -18,10 +18,10 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "storage"}
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
-    *("controls", "leaks", "diagnosis", "findings", "doctor", "debugging", "scratch", "numpy_engine", "batched"),
+    *("controls", "leaks", "diagnosis", "doctor", "debugging", "scratch", "numpy_engine", "batched"),
     *("inputs", "attempt", "run", "rundir", "planner", "workers", "provenance", "devices"),
 }
-SHARED = {"spec", "convert", "journal", "paths", "presence", "process", "interrupts", "masking"}
+SHARED = {"spec", "findings", "convert", "journal", "paths", "presence", "process", "interrupts", "masking"}
 WATCHING = {"tracking", "projection", "progress", "observe"}  # they see runs and verdicts, and change neither
 ON_TOP = {
     "campaign",

@@ -263,6 +263,16 @@ def test_a_healthy_resnet_is_silent(cifar10_root: Path, tmp_path: Path, monkeypa
     assert real(overrides, root=cifar10_root, folder=tmp_path, num=104, monkeypatch=monkeypatch) == []
 
 
+def test_who_asks_for_no_doctor_gets_none(tmp_path: Path) -> None:
+    """A seed whose labels a batched look would have called shuffled, and whose loss does not fall."""
+    folder = tmp_path / "runs"
+    place = Place(runs=folder, project=tmp_path, data_root=tmp_path, device_kind="cpu", doctor=False)
+    for engine in ("serial", "batched"):
+        spec = trained.spec(SIX, "recipe.optimizer.lr_peak=1e-9", *ENGINES[engine])
+        outcome = execute(spec, seed=0, row="", place=place, sink=trained.quiet)
+        assert not [event for event in read(outcome.directory) if event["event"] == "finding"]
+
+
 # ---------------------------------------------------------------- it only looks
 
 

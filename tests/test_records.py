@@ -16,7 +16,16 @@ import yaml
 from tests.measured import ENVIRONMENT, LABELS, ROW, SPEC, VERSIONS, curve, group, predictions, record, snapshot
 
 from remeasure.encoding import decode_npz, encode_csv, encode_npz
-from remeasure.records import RowResults, ensure_header, environment_sha256, predicted_sha256, read_row, read_runs
+from remeasure.records import (
+    FoundPoint,
+    RowResults,
+    ensure_header,
+    environment_sha256,
+    predicted_sha256,
+    read_findings,
+    read_row,
+    read_runs,
+)
 from remeasure.spec import InputError, RunRecord, spec_sha256
 from remeasure.storage import publish, recover, write_atomic
 
@@ -60,6 +69,38 @@ def test_curves_file_has_the_documented_columns(results: Path) -> None:
     assert first == f"{ROW},0,1,train,0.75,81.250,0.001"
 
 
+def test_findings_file_has_the_documented_columns(results: Path) -> None:
+    header, first, *_ = (results / f"findings/{ROW}.csv").read_text().splitlines()
+    assert header == "row,seed,finding,evidence"
+    assert first == f'{ROW},1,dead units,"1 of 4, on 8 images"'
+
+
+def test_a_row_that_is_measured_again_and_sound_has_no_findings_file(results: Path) -> None:
+    publish(results, row=ROW, files=group(findings=()).to_files())
+    assert not (results / f"findings/{ROW}.csv").exists()
+    assert read_findings(results, row=ROW) == []
+    found = read_row(results, row=ROW)
+    assert found is not None
+    assert found.findings == ()
+
+
+def test_a_finding_of_a_seed_without_a_record_is_refused() -> None:
+    stray = FoundPoint(row=ROW, seed=9, finding="plateau", evidence="made up")
+    with pytest.raises(InputError, match=r"findings/tiny-shapes.csv, line 2, column seed: .*found 9"):
+        group(findings=(stray,))
+
+
+def test_findings_that_were_changed_or_taken_away_are_named(results: Path) -> None:
+    path = results / f"findings/{ROW}.csv"
+    path.write_text(path.read_text().replace("1 of 4", "0 of 4"))
+    for read in (read_findings, read_row):
+        with pytest.raises(InputError, match=f"findings/{ROW}.csv: differs"):
+            read(results, row=ROW)
+    path.unlink()
+    with pytest.raises(InputError, match=f"findings/{ROW}.csv: expected a file"):
+        read_row(results, row=ROW)
+
+
 def test_numpy_alone_reads_predictions_in_the_smallest_type(results: Path) -> None:
     with np.load(results / f"predictions/{ROW}.npz", allow_pickle=False) as archive:
         assert archive["seeds"].tolist() == [0, 1, 2, 3, 4]
@@ -87,7 +128,7 @@ def test_seal_is_what_sha256sum_checks(results: Path) -> None:
     command = ["sha256sum", "--check", "--strict", f"sums/{ROW}.sha256"]
     passed = subprocess.run(command, cwd=results, capture_output=True, text=True, check=False)
     assert passed.returncode == 0, passed.stderr
-    assert passed.stdout.count(": OK") == 6
+    assert passed.stdout.count(": OK") == 7
     (results / f"curves/{ROW}.csv").write_text("altered")
     assert subprocess.run(command, cwd=results, capture_output=True, check=False).returncode == 1
 
@@ -405,6 +446,7 @@ def other_row(files_of: RowResults) -> RowResults:
         row="other-shapes",
         records=tuple(dataclasses.replace(entry, row="other-shapes") for entry in files_of.records),
         curves=tuple(dataclasses.replace(point, row="other-shapes") for point in files_of.curves),
+        findings=tuple(dataclasses.replace(point, row="other-shapes") for point in files_of.findings),
     )
 
 

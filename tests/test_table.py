@@ -7,6 +7,7 @@ import pytest
 from tests.measured import LEDGER, ROW, group, record, snapshot
 
 from remeasure import ledger, table
+from remeasure.findings import ADVICE, CHECKLIST
 from remeasure.records import read_runs
 from remeasure.spec import TRAINING_VERSION, InputError, Row, RunRecord
 from remeasure.storage import publish
@@ -206,6 +207,19 @@ def test_writing_fills_the_files_and_a_second_time_touches_none(tmp_path: Path, 
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
     table.write(tmp_path / "benchmark.yaml", results=results, readme_path=readme)
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
+
+
+def test_the_report_says_what_the_doctor_found_why_and_what_to_try(tmp_path: Path, rows: dict[str, Row]) -> None:
+    assert rows
+    publish(tmp_path / "results", row=ROW, files=group().to_files())
+    table.write(tmp_path / "benchmark.yaml", results=tmp_path / "results", readme_path=None)
+    (line,) = [
+        line for line in (tmp_path / "results/table.md").read_text().splitlines() if line.startswith(f"- **{ROW}")
+    ]
+    assert "the doctor found in seed 1, 3: dead units (seed 1: 1 of 4, on 8 images), likely a learning rate" in line
+    causes, steps = ADVICE["dead units"]
+    told = [*causes, *(text for step, text in CHECKLIST.items() if step in steps)]
+    assert sorted(told, key=line.index) == told
 
 
 def test_a_fault_leaves_every_file_as_it_was(tmp_path: Path, rows: dict[str, Row]) -> None:

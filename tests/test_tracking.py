@@ -531,13 +531,15 @@ CURVE = [  # as csv.DictReader gives it
 
 
 def test_a_committed_record_is_replayed_once(root: Path, tracker: Tracker) -> None:
-    run_id = tracker.project_record(make_record(), spec=CONFIG, curve=CURVE, parent_id="row-run")
+    found = {"dead units": "120 of 256"}
+    run_id = tracker.project_record(make_record(), spec=CONFIG, curve=CURVE, findings=found, parent_id="row-run")
     assert status(root) == [("FINISHED", 500, 3000)]  # finished at 3 s after 2.5 s
     assert points(root, "train_loss") == [(1, 0.5, 3000), (2, 0.25, 3000)]
     assert points(root, "test_accuracy_percent") == [(2, 97.5, 3000)]
     found = tags(root, run_id)
     assert (found["measured"], found["mlflow.parentRunId"]) == ("committed record", "row-run")
     assert (found["model"], found["seed"], found["outcome"]) == ("mlp2", "3", "finished")
+    assert (found["findings"], found["finding.dead_units"]) == ("dead units", "120 of 256")
     before = everything(root)
     for again in (tracker, tracking.open_tracker(root)):
         assert again.project_record(make_record(), spec=CONFIG, curve=CURVE, parent_id="row-run") == run_id

@@ -65,7 +65,8 @@ class Attempt:
         self.chart.see(values)
 
     def _found(self, finding: Finding) -> None:
-        self.report("finding", **asdict(finding))
+        if self.place.doctor:
+            self.report("finding", **asdict(finding))
 
     def watch(self, event: str, /, **values: object) -> None:
         """What only a person who waits wants to know; it leaves no trace."""

@@ -13,7 +13,7 @@ import yaml
 
 from remeasure import journal
 from remeasure.paths import read_file
-from remeasure.records import CurvePoint, RowResults
+from remeasure.records import CurvePoint, FoundPoint, RowResults
 from remeasure.rundir import Outcome
 from remeasure.spec import RunRecord
 
@@ -29,6 +29,7 @@ class SeedResults:
     confidence: npt.NDArray[Any] | None
     filters: npt.NDArray[Any] | None
     curve: tuple[CurvePoint, ...]
+    findings: tuple[FoundPoint, ...]
     spec: Mapping[str, Any]
     environment: Mapping[str, Any]
 
@@ -38,13 +39,18 @@ def from_run(outcome: Outcome, *, row: str) -> SeedResults:
     directory = outcome.directory
     predictions, filters = _arrays(directory / "predictions.npz"), _arrays(directory / "filters.npz")
     config = yaml.safe_load(read_file(directory / "config.yaml"))
-    points = journal.curve(journal.read(directory))
+    events, seed = journal.read(directory), outcome.record.seed
     return SeedResults(
         record=replace(outcome.record, row=row),
         predicted=predictions.get("predicted"),
         confidence=predictions.get("confidence"),
         filters=filters.get("weights"),
-        curve=tuple(_point(event, row=row, seed=outcome.record.seed) for event in points),
+        curve=tuple(_point(event, row=row, seed=seed) for event in journal.curve(events)),
+        findings=tuple(
+            FoundPoint(row=row, seed=seed, finding=event["name"], evidence=event["evidence"])
+            for event in events
+            if event["event"] == "finding"
+        ),
         spec={key: value for key, value in config.items() if key not in _NOT_SPEC},
         environment=json.loads(read_file(directory / "environment.json")),
     )
@@ -76,6 +82,7 @@ def from_results(results: RowResults) -> list[SeedResults]:
             confidence=results.confidence[index[record.seed]] if record.seed in index else None,
             filters=results.filters if record is results.records[0] and results.filters.size else None,
             curve=tuple(point for point in results.curves if point.seed == record.seed),
+            findings=tuple(point for point in results.findings if point.seed == record.seed),
             spec=results.spec,
             environment=results.environments[record.versions_sha256],
         )
@@ -98,6 +105,7 @@ def put_together(row: str, *, seeds: Sequence[SeedResults]) -> RowResults:
         predicted=np.stack(predicted) if scored else np.zeros(shape, np.uint8),
         confidence=np.stack(confidence) if scored else np.zeros(shape, np.float16),
         curves=tuple(point for part in seeds for point in part.curve),
+        findings=tuple(point for part in seeds for point in part.findings),
         filters=np.zeros(0, np.float16) if filters is None else filters,
         spec=seeds[0].spec,
         environments={part.record.versions_sha256: part.environment for part in seeds},

@@ -78,7 +78,7 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
         ended_ms=end_ms,
         tags={
             **_tags(info, measured="measured here", parent_id=parent_id),
-            **_findings(events),
+            **_findings({event["name"]: event["evidence"] for event in events if event["event"] == "finding"}),
             "outcome": _outcome(state),
         },
         points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
@@ -89,7 +89,12 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
 
 
 def record_content(
-    record: RunRecord, *, spec: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], parent_id: str
+    record: RunRecord,
+    *,
+    spec: Mapping[str, Any],
+    curve: Sequence[Mapping[str, Any]],
+    findings: Mapping[str, str],
+    parent_id: str,
 ) -> Content:
     info = {**_names(spec), **asdict(record)}
     end_ms = milliseconds(record.finished_at)
@@ -102,7 +107,7 @@ def record_content(
         status=status,
         started_ms=end_ms - round(1000 * record.wall_seconds),
         ended_ms=end_ms,
-        tags={**_tags(info, measured="committed record", parent_id=parent_id), **outcome},
+        tags={**_tags(info, measured="committed record", parent_id=parent_id), **_findings(findings), **outcome},
         points={**_final_points(info, config=spec, time_ms=end_ms), **_curve_points(curve, time_ms=end_ms)},
         params=_flat(spec),
         dataset=_dataset(info, config=spec),
@@ -174,9 +179,8 @@ def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dic
     return {**known, **parent, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
 
 
-def _findings(events: Sequence[journal.Event]) -> dict[str, str]:
-    """What the doctor found: a tag that lists the names, and one for each with its evidence; none of a healthy run."""
-    found = {event["name"]: event["evidence"] for event in events if event["event"] == "finding"}
+def _findings(found: Mapping[str, str]) -> dict[str, str]:
+    """What the doctor found, name to evidence: a tag that lists the names, and one for each; none of a healthy run."""
     each = {f"finding.{re.sub('[^a-z0-9]+', '_', name.lower())}": _cut(evidence) for name, evidence in found.items()}
     return {"findings": _cut(", ".join(found)), **each} if found else {}
 

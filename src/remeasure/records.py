@@ -6,6 +6,7 @@ A measured row is a group of files that stand or fall together (paths are relati
     predictions/<row>.npz       seeds (S,) int64, predicted (S, N) smallest unsigned, confidence (S, N) float16
     curves/<row>.csv            the CurvePoints
     filters/<row>.npz           weights float16: the first layer's weights of seed 0; empty where there is no such seed
+    findings/<row>.csv          the FoundPoints; no such file where the doctor found nothing
     specs/<row>.yaml            the resolved RunSpec
     environments/<sha256>.json  versions and machine; rows measured in the same environment share it
     sums/<row>.sha256           the seal: the SHA-256 of each file above, for `sha256sum --check` inside results/
@@ -38,7 +39,7 @@ from remeasure.encoding import (
 from remeasure.spec import InputError, RunRecord, canonical_json, gathered, spec_sha256
 from remeasure.storage import read_bytes, write_atomic
 
-FOLDERS = ("runs", "predictions", "curves", "filters", "specs", "environments", "sums")
+FOLDERS = ("runs", "predictions", "curves", "filters", "findings", "specs", "environments", "sums")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SEALED = re.compile(rf"^([0-9a-f]{{64}})  ((?:{'|'.join(FOLDERS)})/[\w.-]+)$", re.MULTILINE)  # a line of a seal
 _SAME_IN_ALL_SEEDS = ("spec_sha256", "training_version", "num_test", "num_params", "device_kind", "data_sha256")
@@ -57,6 +58,16 @@ class CurvePoint:
     loss: float | None
     accuracy_percent: float | None
     lr: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPoint:
+    """One line of results/findings/<row>.csv, whose columns are these fields in this order (findings.Finding)."""
+
+    row: str
+    seed: int
+    finding: str
+    evidence: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +89,7 @@ class RowResults:
     filters: Array
     spec: Mapping[str, Any]
     environments: Mapping[str, Mapping[str, Any]]
+    findings: tuple[FoundPoint, ...] = ()
 
     def __post_init__(self) -> None:
         refuse(_group_faults(self))
@@ -94,6 +106,7 @@ class RowResults:
             f"specs/{self.row}.yaml": encode_yaml(self.spec),
             f"filters/{self.row}.npz": encode_npz({"weights": self.filters.astype("<f2")}),
             f"curves/{self.row}.csv": encode_csv(self.curves, cls=CurvePoint),
+            **({f"findings/{self.row}.csv": encode_csv(self.findings, cls=FoundPoint)} if self.findings else {}),
             f"predictions/{self.row}.npz": encode_npz(predictions),
             f"runs/{self.row}.csv": encode_csv(self.records, cls=RunRecord),
         }
@@ -141,6 +154,16 @@ def read_runs(results: Path, *, row: str) -> list[RunRecord]:
     return records
 
 
+def read_findings(results: Path, *, row: str) -> list[FoundPoint]:
+    """What the doctor found in the row's seeds. InputError: the file is altered, or cannot be read."""
+    name = f"findings/{row}.csv"
+    if not _has_findings(results, row=row):
+        return []
+    with _faults_in(results):
+        refuse(_altered(results, row=row, folder="findings"))
+        return decode_csv(read_bytes(results / name), cls=FoundPoint, name=name)
+
+
 def read_row(results: Path, *, row: str) -> RowResults | None:
     """The row's whole group, checked against its seal and against itself; None for a row without a record.
 
@@ -165,7 +188,7 @@ def read_row(results: Path, *, row: str) -> RowResults | None:
 def _read_files(results: Path, *, row: str, records: Sequence[RunRecord]) -> dict[str, bytes]:
     """The content of the group's files. InputError: all that are not there, or cannot be read."""
     faults, files = list[str](), dict[str, bytes]()
-    for name in row_files(row, records=records) if records else ():
+    for name in row_files(row, records=records, found=_has_findings(results, row=row)) if records else ():
         if not (results / name).exists():
             expected = f"a file, as {results}/runs/{row}.csv has it"
             faults.append(mismatch(f"{results}/{name}", expected=expected, found="none"))
@@ -174,6 +197,12 @@ def _read_files(results: Path, *, row: str, records: Sequence[RunRecord]) -> dic
             files[name] = read_bytes(results / name)
     refuse(faults)
     return files
+
+
+def _has_findings(results: Path, *, row: str) -> bool:
+    """Whether the row has a findings file, or its seal says that it should."""
+    name, seal = f"findings/{row}.csv", results / f"sums/{row}.sha256"
+    return (results / name).exists() or (seal.is_file() and f"  {name}\n".encode() in read_bytes(seal))
 
 
 @contextmanager
@@ -185,9 +214,10 @@ def _faults_in(results: Path) -> Iterator[None]:
         raise InputError(*(f"{results}/{fault}" for fault in error.faults)) from None
 
 
-def row_files(row: str, *, records: Iterable[RunRecord]) -> list[str]:
-    """Relative paths of the group that these records belong to, the seal last."""
+def row_files(row: str, *, records: Iterable[RunRecord], found: bool) -> list[str]:
+    """Relative paths of the group that these records belong to, the seal last; `found`: the doctor found something."""
     return [
+        *([f"findings/{row}.csv"] if found else []),
         *(f"environments/{version}.json" for version in sorted({record.versions_sha256 for record in records})),
         *(f"specs/{row}.yaml", f"filters/{row}.npz", f"curves/{row}.csv", f"predictions/{row}.npz", f"runs/{row}.csv"),
         f"sums/{row}.sha256",
@@ -208,11 +238,16 @@ def _parse(files: Mapping[str, bytes], *, row: str, records: Sequence[RunRecord]
         f"filters/{row}.npz",
         f"specs/{row}.yaml",
     )
+    findings = f"findings/{row}.csv"
     faults, parts, environments = list[str](), dict[str, Any](), dict[str, Any]()
     with gathered(faults):
         parts |= decode_npz(files[predictions], name=predictions, dtypes=_PREDICTION_TYPES)
     with gathered(faults):
         parts["curves"] = tuple(decode_csv(files[curves], cls=CurvePoint, name=curves))
+    with gathered(faults):
+        parts["findings"] = tuple(
+            decode_csv(files[findings], cls=FoundPoint, name=findings) if findings in files else ()
+        )
     with gathered(faults):
         parts["filters"] = decode_npz(files[filters], name=filters, dtypes={"weights": ("<f2",)})["weights"]
     with gathered(faults):
@@ -231,6 +266,7 @@ def _group_faults(group: RowResults) -> Iterator[str]:
     yield from _record_faults(group.records, row=group.row)
     yield from _prediction_faults(group)
     yield from _curve_faults(group)
+    yield from _finding_faults(group)
     yield from _spec_faults(group)
     yield from _environment_faults(group)
     if not np.isfinite(group.filters).all():
@@ -318,6 +354,16 @@ def _curve_faults(group: RowResults) -> Iterator[str]:
             yield mismatch(f"{name}, last test accuracy of seed {record.seed}", expected=expected, found=found)
 
 
+def _finding_faults(group: RowResults) -> Iterator[str]:
+    seeds = {record.seed for record in group.records}
+    for line, point in enumerate(group.findings, start=2):
+        name = f"findings/{group.row}.csv, line {line}, column"
+        if point.row != group.row:
+            yield mismatch(f"{name} row", expected=group.row, found=point.row)
+        if point.seed not in seeds:
+            yield mismatch(f"{name} seed", expected="a seed that has a record", found=point.seed)
+
+
 def _percent(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
 
@@ -371,7 +417,9 @@ def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
         return
     sealed = _SEALED.findall(content.decode(errors="replace"))
     sums = {name: sha256 for sha256, name in sealed}
-    if f"runs/{row}.csv" not in sums or content != _seal_of(sums, row=row):
+    found = (results / f"findings/{row}.csv").exists()
+    least = set(row_files(row, records=(), found=found)) - {seal}
+    if not least < sums.keys() or content != _seal_of(sums, row=row):  # there is an environment, too
         yield f"{seal}: not as remeasure writes it"
     for sha256, name in sealed:
         path = results / name

@@ -59,5 +59,6 @@ def replay_row(row: Row, *, tracker: "tracking.Tracker", results: Path, runs: Pa
     )
     for part in from_results(group):
         curve = [vars(point) for point in part.curve]
-        tracker.project_record(part.record, spec=part.spec, curve=curve, parent_id=parent_id)
+        found = {point.finding: point.evidence for point in part.findings}
+        tracker.project_record(part.record, spec=part.spec, curve=curve, findings=found, parent_id=parent_id)
     return parent_id

@@ -166,7 +166,7 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
             place=place,
             checkpoint=checkpoint,
             report=attempt.epoch,
-            doctor=Doctor(attempt.chart, inside=not spec.compile),
+            doctor=_doctor(attempt),
         )
         sound(checkpoint.with_suffix(".npz"))
         _, predictions = evaluation.evaluate(
@@ -194,6 +194,10 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
             raise diagnosed(error, replay=replay, folder=attempt.directory) from None
 
     return Work(num_params=models.num_trainable(network), do=do)
+
+
+def _doctor(attempt: Attempt) -> Doctor | None:
+    return Doctor(attempt.chart, inside=not attempt.spec.compile) if attempt.place.doctor else None
 
 
 def _num_devices(place: Place) -> int:
@@ -245,8 +249,7 @@ def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
         (attempt,) = attempts
         fit = functools.partial(train, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint)
         try:
-            doctor = Doctor(attempt.chart, inside=not spec.compile)
-            wall_seconds = fit(training, report=attempt.epoch, doctor=doctor)
+            wall_seconds = fit(training, report=attempt.epoch, doctor=_doctor(attempt))
             return [_scored(training.network, spec=spec, place=place, wall_seconds=wall_seconds)]
         except DivergenceError as error:
             watched = build_training(spec, seed=seed, place=place, watched_until=error.step)
@@ -267,7 +270,8 @@ def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Wor
                 own = {key: value[index] if isinstance(value, list) else value for key, value in values.items()}
                 if index not in training.diverged:
                     attempt.epoch(own)
-                    check_labels(attempt.chart, images=training.images, labels=training.labels)
+                    if place.doctor:
+                        check_labels(attempt.chart, images=training.images, labels=training.labels)
 
         wall_seconds = 0.0
         with contextlib.suppress(DivergenceError):  # of all seeds: then `training.diverged` holds each

@@ -29,7 +29,8 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 class Place:
     """Where runs happen: the folder that holds them, the project, the data root, and the device's kind.
 
-    `keep_weights`: all weights of the trained network stay in a run's directory, as weights.npz.
+    `keep_weights`: all weights of the trained network stay in a run's directory, as weights.npz. `doctor`: trainings
+    are looked at, and what is wrong with them is told (findings.py).
     """
 
     runs: Path
@@ -37,6 +38,7 @@ class Place:
     data_root: Path
     device_kind: DeviceKind
     keep_weights: bool = False
+    doctor: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

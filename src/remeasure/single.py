@@ -48,7 +48,13 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     if faults:
         raise InputError(*faults)
     root, data_root = paths.project_root(), paths.data_root()
-    place = Place(runs=paths.writable(root / "runs"), project=root, data_root=data_root, device_kind=device_kind)
+    place = Place(
+        runs=paths.writable(root / "runs"),
+        project=root,
+        data_root=data_root,
+        device_kind=device_kind,
+        doctor=config.doctor,
+    )
     spec = identify(config, data_root=data_root)
     if not isinstance(spec, RunSpec):
         raise data.DataMissingError(*(line for lines in spec for line in lines))

@@ -630,6 +630,7 @@ class Config(_Strict):
     device: str
     fresh: bool
     print_epochs: bool
+    doctor: bool
     debug: Debug | None
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
     """Replace the row's files by these (relative path to content), so that a crash leaves all of them or none.
 
     They are staged and fsynced, then marked complete, then renamed into place; `recover` finishes or discards what a
-    crash interrupted. Environments that no seal names any more are removed.
+    crash interrupted. Environments and findings that no seal names any more are removed.
     """
     with held(results):
         _recover(results)
@@ -27,7 +27,7 @@ def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
             _write(staging / name, data)
         _write(staging / _COMPLETE, b"")
         _finish(staging, results=results)
-        _prune_environments(results)
+        _prune(results)
 
 
 def recover(results: Path) -> None:
@@ -110,8 +110,9 @@ def _finish(staging: Path, *, results: Path) -> None:
     shutil.rmtree(staging)
 
 
-def _prune_environments(results: Path) -> None:
+def _prune(results: Path) -> None:
+    """Not every row has findings, and rows share environments."""
     seals = b"".join(read_file(path) for path in results.glob("sums/*.sha256"))
-    for path in results.glob("environments/*.json"):
-        if path.name.encode() not in seals:
+    for path in [*results.glob("environments/*.json"), *results.glob("findings/*.csv")]:
+        if f"  {path.relative_to(results).as_posix()}\n".encode() not in seals:
             path.unlink()

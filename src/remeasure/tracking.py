@@ -175,13 +175,20 @@ class Tracker:
         return str(run.info.run_id)
 
     def project_record(
-        self, record: RunRecord, *, spec: Mapping[str, Any], curve: Sequence[Mapping[str, Any]], parent_id: str = ""
+        self,
+        record: RunRecord,
+        *,
+        spec: Mapping[str, Any],
+        curve: Sequence[Mapping[str, Any]],
+        findings: Mapping[str, str] | None = None,
+        parent_id: str = "",
     ) -> str:
         """Replay a committed record as a child run and return its id; nothing if this seed's own run is in the store.
 
-        `spec`: the row's results/specs/<row>.yaml. `curve`: this seed's lines of results/curves/<row>.csv.
+        `spec`: the row's results/specs/<row>.yaml. `curve`: this seed's lines of results/curves/<row>.csv. `findings`:
+        what the doctor found, name to evidence.
         """
-        content = record_content(record, spec=spec, curve=curve, parent_id=parent_id)
+        content = record_content(record, spec=spec, curve=curve, findings=findings or {}, parent_id=parent_id)
         same = {key: getattr(record, key) for key in ("row", "seed", "spec_sha256", "device_kind")}
         own = self._search({**same, "measured": "measured here"}, status=content.status)
         return str(own.info.run_id) if own else self._bring_up_to_date(content)

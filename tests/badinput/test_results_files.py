@@ -46,7 +46,7 @@ def test_whatever_a_file_of_results_holds_it_is_named_unless_it_is_what_was_writ
         after = snapshot(entry.results)
     expected = before | ({} if ended.status == 0 and name.startswith("table") else {name: content})
     assert after == expected  # the table is the true one, and no other file was touched
-    assert (name in (f"runs/{ROW}.csv", SEAL) and content != before[name]) <= (ended.status == 2)
+    assert (name in (f"runs/{ROW}.csv", f"findings/{ROW}.csv", SEAL) and content != before[name]) <= (ended.status == 2)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -56,7 +56,7 @@ def test_what_is_no_file_in_place_of_one_is_named(entry: Entry, name: str, odd: 
         verified, ended = entry("reproduce.py", "verify"), entry("reproduce.py", "table")
     for each in (verified, ended):
         assert_well_ended(each, naming=[name], kind="results file")
-    read_by_table = name.startswith(("runs/", "table", "sums/"))
+    read_by_table = name.startswith(("runs/", "findings/", "table", "sums/"))
     assert (verified.status, ended.status) == (1, 2 if read_by_table else 0)
 
 
@@ -191,7 +191,7 @@ def test_a_file_that_agrees_with_its_seal_is_still_not_believed(entry: Entry, na
     (entry.root / "README.md").write_bytes(readme)
     assert_well_ended(verified, naming=[name, f"environments/{VERSIONS}", "table.csv"], kind="forged file")
     assert_well_ended(ended, naming=[name], kind="forged file")
-    if not name.startswith("runs/"):
+    if not name.startswith(("runs/", "findings/")):
         assert ended.status == 0
         assert after["table.csv"] == before["table.csv"]
     assert not marker.exists()
@@ -202,6 +202,7 @@ def test_a_file_that_agrees_with_its_seal_is_still_not_believed(entry: Entry, na
 FAULTS = {
     f"runs/{ROW}.csv": (b",cpu,", b",tpu,"),
     f"curves/{ROW}.csv": (b"0.75", b"0.76"),
+    f"findings/{ROW}.csv": (b"1 of 4", b"2 of 4"),
     f"specs/{ROW}.yaml": (b"batch_size: 8", b"batch_size: 9"),
     f"environments/{VERSIONS}.json": (b"2.15.0", b"2.15.1"),
     f"predictions/{ROW}.npz": (b"predicted", b"predicteb"),
@@ -226,7 +227,7 @@ def test_all_damaged_files_are_named_at_once(entry: Entry, planted: list[str]) -
             (entry.results / name).write_bytes(content)
     TALLY["faults together: exit 1"] += 1
     assert ended.status == 1
-    rebuilt = not any(name.startswith("runs/") for name in planted)  # no table can be made of a runs file with faults
+    rebuilt = not any(name.startswith(("runs/", "findings/")) for name in planted)  # a table is made of these
     assert [name for name in planted if name not in ended.stderr and (rebuilt or name != "table.md")] == []
 
 
