@@ -89,6 +89,14 @@ def test_shuffled_labels_are_named_in_every_engine(
     assert "10.0% would have it by chance" in event["evidence"]
 
 
+def test_shuffled_labels_of_real_digits_are_named_though_units_die_of_them(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["model=mlp2", "control=shuffled_labels", "recipe.epochs_total=3", "recipe.optimizer.lr_peak=0.01"]
+    events = real(overrides, root=data_root, folder=tmp_path, num=10_000, monkeypatch=monkeypatch)
+    assert [event["name"] for event in events] == ["labels look shuffled"]
+
+
 def test_two_classes_swapped_are_seen_on_the_test_split_and_not_called_shuffled(tmp_path: Path) -> None:
     assert names(trained.spec(SIX, "control=swapped_classes"), tmp_path) == ["overfitting"]
 

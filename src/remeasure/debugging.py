@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import default_collate
 
 from remeasure import data, models, paths
@@ -270,10 +270,11 @@ def profiled(bench: Bench, asked: Debug) -> int:
     for _ in range(3):  # memory is taken, kernels are chosen
         bench.step()
     bench.seconds.clear()
-    with profile() as profiler:
+    kind = "cuda" if bench.device.type == "cuda" else "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])]
+    with profile(activities=activities) as profiler:
         for _ in range(asked.num_steps):
             bench.step()
-    kind = "cuda" if bench.device.type == "cuda" else "cpu"
     print(profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=15))
     whole = sum(bench.seconds.values())
     milliseconds = 1000 * whole / asked.num_steps

@@ -94,7 +94,7 @@ _SIGNALS = ("exploding gradients", "dead units", "vanishing gradients", "paramet
 # Name → what follows from it, and is not told beside it.
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "input not normalised": (*_SIGNALS, *_NO_PROGRESS, "overfitting"),
-    "labels look shuffled": (*_NO_PROGRESS, "overfitting"),
+    "labels look shuffled": (*_SIGNALS, *_NO_PROGRESS, "overfitting"),
     "exploding gradients": (*_SIGNALS, *_NO_PROGRESS),
     "dead units": (*_SIGNALS, *_NO_PROGRESS),
     "vanishing gradients": (*_SIGNALS, *_NO_PROGRESS),
@@ -154,14 +154,6 @@ class Chart:
     def chance_loss(self) -> float:
         """ln C."""
         return math.log(self.num_classes)
-
-    @property
-    def last_loss(self) -> float:
-        return float(self._points[max(self._points)]["loss"])
-
-    def learned_nothing(self, share: float, *, epochs: int) -> bool:
-        """Whether the last epoch is one of the first `epochs`, with a loss above `share` of the chance loss."""
-        return bool(self._points) and max(self._points) <= epochs and self.last_loss > share * self.chance_loss
 
     def see(self, point: Point) -> None:
         """An epoch has ended. One that is trained again, after a resume, is followed by none of before."""

@@ -19,7 +19,7 @@ from remeasure import controls, data, evaluation, leaks, models, presence, weigh
 from remeasure.attempt import Attempt, Scored, Sink
 from remeasure.batched import BatchedTraining
 from remeasure.diagnosis import WatchedBatchedTraining, WatchedTraining, diagnosed, diagnosed_together
-from remeasure.doctor import Doctor, check_labels
+from remeasure.doctor import SUSPICIOUS_EPOCHS, Doctor, check_labels
 from remeasure.numpy_engine import FromScratch, NumpyTraining, blas_threads
 from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, sound
 from remeasure.spec import Evaluation, InputError, Recipe, RunRecord, RunSpec
@@ -270,8 +270,8 @@ def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Wor
                 own = {key: value[index] if isinstance(value, list) else value for key, value in values.items()}
                 if index not in training.diverged:
                     attempt.epoch(own)
-                    if place.doctor:
-                        check_labels(attempt.chart, images=training.images, labels=training.labels)
+                    if place.doctor and own["epoch"] <= SUSPICIOUS_EPOCHS:
+                        check_labels(attempt.chart, images=training.images, labels=training.labels, loss=own["loss"])
 
         wall_seconds = 0.0
         with contextlib.suppress(DivergenceError):  # of all seeds: then `training.diverged` holds each

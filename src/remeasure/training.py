@@ -204,6 +204,12 @@ class Training(LightningModule):
         if not torch.isfinite(self.loss_total):
             raise DivergenceError(epoch=epoch, step=self.num_steps - 1)
 
+    @property
+    def mean_loss(self) -> Tensor:
+        """Of this epoch's images so far, ()."""
+        num_batches = (self.num_steps - 1) % self.steps_per_epoch + 1
+        return self.loss_total / min(num_batches * self.recipe.batch_size, len(self.images))
+
     def totals(self) -> dict[str, Any]:
         """The epoch's mean loss and accuracy on the batches as they were trained on."""
         num = len(self.images)
