@@ -44,24 +44,26 @@ def gathered(faults: list[str]) -> Iterator[None]:
         faults += error.faults
 
 
-def _refuse(faults: Iterable[str]) -> None:
-    """Raise one ValueError that names every fault."""
-    found = tuple(faults)
-    if found:
-        raise ValueError("\n".join(found))
-
-
-class _Strict:
-    """Unknown keys are faults wherever a dataclass is read from YAML or JSON (read by pydantic)."""
+class Strict:
+    """Unknown keys are faults wherever a dataclass is read from YAML or JSON (read by pydantic), and so is each line of
+    `_faults`: one ValueError names them all.
+    """
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if faults := tuple(self._faults()):
+            raise ValueError("\n".join(faults))
+
+    def _faults(self) -> Iterable[str]:
+        return ()
 
 
 # ---------------------------------------------------------------- what is trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """A builder of `remeasure.models` and the plain keywords it gets.
 
     `weights`: a file of published weights, for mode evaluate; null: those that the recipe names, from timm's hub.
@@ -77,7 +79,7 @@ class ModelSpec(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """A data set, how much of its training split is held back, and the split that the run is scored on.
 
     `pixel_mean`, `pixel_std`: statistics of the official training pixels in [0, 1], one value a channel.
@@ -99,9 +101,6 @@ class DataSpec(_Strict):
     official_sha256: str | None
     known_copies: dict[str, str]
 
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
-
     def _faults(self) -> Iterable[str]:
         for key, least in (("num_classes", 1), ("num_train", 0), ("num_test", 1)):
             if getattr(self, key) < least:
@@ -119,7 +118,7 @@ class DataSpec(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer(_Strict):
+class Optimizer(Strict):
     """Arguments of the torch optimiser; those that an optimiser does not have must be null."""
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "lbfgs"]
@@ -143,9 +142,6 @@ class Optimizer(_Strict):
     def arguments(self) -> dict[str, Any]:
         """Those that are set, without name and learning rate."""
         return {key: getattr(self, key) for key in self._USES[self.name] if getattr(self, key) is not None}
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if not self.lr_peak > 0:
@@ -172,7 +168,7 @@ class Optimizer(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule(_Strict):
+class Schedule(Strict):
     """The learning rate as a pure function of the step: warm-up from `lr_start_factor`·peak, then the named decay.
 
     `epochs_warmup` may be a fraction of an epoch. `milestones`: epochs after which the rate is multiplied by `gamma`.
@@ -185,9 +181,6 @@ class Schedule(_Strict):
     lr_end_factor: float
     milestones: tuple[int, ...]
     gamma: float | None
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if not self.epochs_warmup >= 0:
@@ -210,15 +203,12 @@ class Schedule(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(_Strict):
+class Loss(Strict):
     """Cross-entropy on logits plus `l2_penalty`·½·Σw² over weight matrices (not biases)."""
 
     name: Literal["cross_entropy"]
     label_smoothing: float
     l2_penalty: float
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if not 0 <= self.label_smoothing < 1:
@@ -228,7 +218,7 @@ class Loss(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation(_Strict):
+class Augmentation(Strict):
     """`affine`: random planar affine maps of the training images (LeCun et al. 1998, section III-C).
 
     `probability`: the share of images that are distorted. Each of the rest is the bound of a uniform u in ±:
@@ -256,9 +246,6 @@ class Augmentation(_Strict):
         "crop": ("pad_pixels", "flip_probability", "cutout_pixels"),
     }
 
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
-
     def _faults(self) -> Iterable[str]:
         used = self._USES[self.name]
         for entry in fields(self)[1:]:
@@ -275,14 +262,11 @@ class Augmentation(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolution(_Strict):
+class Resolution(Strict):
     """Training on smaller images at first: `pixels[i]` on each side until epoch `until_epoch[i]`, then all pixels."""
 
     pixels: tuple[int, ...]
     until_epoch: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if len(self.pixels) != len(self.until_epoch) or not self.pixels:
@@ -298,14 +282,11 @@ class Resolution(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normalisation(_Strict):
+class Normalisation(Strict):
     """x → (x - mean) / std for pixels x in [0, 1]; one value a channel, or one for all channels."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if not self.mean or len(self.mean) != len(self.std):
@@ -315,7 +296,7 @@ class Normalisation(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(_Strict):
+class Recipe(Strict):
     """How a model is trained, from the first step to the last; nothing else moves a weight but the spec around it."""
 
     name: str
@@ -329,9 +310,6 @@ class Recipe(_Strict):
     resolution: Resolution | None
     streaming: "Streaming | None"
     clip_norm: float | None
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         for key in ("epochs_total", "batch_size"):
@@ -363,7 +341,7 @@ class Recipe(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transform(_Strict):
+class Transform(Strict):
     """From a photograph to the net's input: the shorter side is resized to crop_pixels / crop_pct (rounded down), the
     middle crop_pixels x crop_pixels are kept. Names and arithmetic are timm's (`timm.data.create_transform`).
     """
@@ -371,9 +349,6 @@ class Transform(_Strict):
     crop_pixels: int
     crop_pct: float
     interpolation: Literal["bicubic", "bilinear"]
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if self.crop_pixels < 1:
@@ -383,7 +358,7 @@ class Transform(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streaming(_Strict):
+class Streaming(Strict):
     """Training on photographs that are decoded as they are needed, by timm's means (Touvron et al. 2021, DeiT).
 
     Each is cropped at random to `transform`'s crop_pixels and mirrored, as timm does by default; the transform as a
@@ -404,9 +379,6 @@ class Streaming(_Strict):
     ema_decay: float | None
     scored: Literal["model", "ema"]
 
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
-
     def _faults(self) -> Iterable[str]:
         if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
             yield f"rand_augment: expected a policy such as rand-m9-mstd0.5-inc1, or null, got {self.rand_augment!r}"
@@ -425,7 +397,7 @@ class Streaming(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """The recipe of a row of mode `evaluate`: which weights, and how they see each photograph. Nothing is trained.
 
     `weights`: the name of published weights on timm's hub, such as deit_base_patch16_224.fb_in1k.
@@ -438,8 +410,8 @@ class Evaluation(_Strict):
     transform: Transform
     normalisation: Normalisation
 
-    def __post_init__(self) -> None:
-        _refuse([f"batch_size: expected 1 or more, got {self.batch_size}"] if self.batch_size < 1 else ())
+    def _faults(self) -> Iterable[str]:
+        return [f"batch_size: expected 1 or more, got {self.batch_size}"] if self.batch_size < 1 else ()
 
     @property
     def epochs_total(self) -> int:
@@ -459,7 +431,7 @@ def _counts(run: "RunSpec | Config") -> Iterable[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSpec(_Strict):
+class RunSpec(Strict):
     """All that a run is, but for its seed. `spec_sha256` and the seed are the run's identity."""
 
     model: ModelSpec
@@ -476,9 +448,6 @@ class RunSpec(_Strict):
     weights_sha256: str | None
     training_version: int
     control: Control = "none"
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         yield from _counts(self)
@@ -599,20 +568,20 @@ def canonical_json(value: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Debug(_Strict):
+class Debug(Strict):
     """Help by hand in place of a run (conf/debug). `num_images`: of a batch; null: as many as the recipe says."""
 
     name: Literal["overfit_batch", "one_step", "profile"]
     num_images: int | None
     num_steps: int
 
-    def __post_init__(self) -> None:
+    def _faults(self) -> Iterable[str]:
         counts = {"num_images": self.num_images, "num_steps": self.num_steps}
-        _refuse(f"{key}: expected 1 or more, got {n}" for key, n in counts.items() if n is not None and n < 1)
+        return (f"{key}: expected 1 or more, got {n}" for key, n in counts.items() if n is not None and n < 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(_Strict):
+class Config(Strict):
     """One composed config: conf/train.yaml with its groups, every interpolation resolved."""
 
     model: ModelSpec
@@ -632,9 +601,6 @@ class Config(_Strict):
     print_epochs: bool
     doctor: bool
     debug: Debug | None
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         for group in ("model", "data", "recipe"):
@@ -697,7 +663,7 @@ class EvaluateConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord(_Strict):
+class RunRecord(Strict):
     """One finished seed: one line of results/runs/<row>.csv, whose columns are these fields in this order.
 
     A seed that diverged has no accuracy, no num_correct, no loss and no predictions (None), and still its line.
@@ -730,7 +696,7 @@ class RunRecord(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(_Strict):
+class Source(Strict):
     """Who says so: `citation`, `where` in it, what it `says`, and its grade."""
 
     citation: str
@@ -738,12 +704,13 @@ class Source(_Strict):
     says: str
     grade: Grade
 
-    def __post_init__(self) -> None:
-        _refuse(f"{key}: must not be empty" for key in ("citation", "where", "says") if not getattr(self, key).strip())
+    def _faults(self) -> Iterable[str]:
+        keys = ("citation", "where", "says")
+        return (f"{key}: must not be empty" for key in keys if not getattr(self, key).strip())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published(_Strict):
+class Published(Strict):
     """A published accuracy and what is known of how it was measured; null is 'not stated'.
 
     `num_digits` counts the decimals that were printed: 92.6 has 1, 99.05 has 2. `num_params_note`: why the printed
@@ -759,9 +726,6 @@ class Published(_Strict):
     notes: str
     num_params_note: str | None = None
 
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
-
     def _faults(self) -> Iterable[str]:
         if not 0 < self.accuracy_percent <= 100:
             yield f"accuracy_percent: expected a percentage in (0, 100], got {self.accuracy_percent}"
@@ -776,7 +740,7 @@ class Published(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(_Strict):
+class Rule(Strict):
     """The rule of decision, written before the first measurement. `looks`: the seed counts at which it is applied.
 
     `first_seed`: look k uses seeds first_seed … first_seed + looks[k] - 1; a later rule takes seeds never used before.
@@ -786,9 +750,6 @@ class Rule(_Strict):
     confidence: float = 0.95
     looks: tuple[int, ...] = (5, 10, 20)
     first_seed: int = 0
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if not 0 < self.margin_pp < 100:
@@ -803,7 +764,7 @@ class Rule(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(_Strict):
+class Row(Strict):
     """One row of the ledger: what to measure, what was published, and how it is decided.
 
     `control`: the fault on purpose of a negative control (conf/controls.yaml). `engine`: numpy for the network from
@@ -819,9 +780,6 @@ class Row(_Strict):
     rule: Rule
     control: Control = "none"
     engine: Literal["serial", "numpy"] = "serial"
-
-    def __post_init__(self) -> None:
-        _refuse(self._faults())
 
     def _faults(self) -> Iterable[str]:
         if self.mode == "evaluate" and self.rule.looks != (1,):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from remeasure import ledger
 from remeasure.convert import convert, did_you_mean
-from remeasure.spec import InputError, canonical_json
+from remeasure.spec import InputError, Strict, canonical_json
 
 MEASURES_VERSION = 1  # raised by hand whenever an experiment comes to measure something else
 VerdictName = Literal["holds", "does not hold", "undecided", "not measured"]
@@ -22,24 +22,11 @@ SIX = ("sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu")
 _NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 
 
-class _Strict:
-    """Unknown keys are faults, and so is each line of `_faults`."""
-
-    __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        if faults := tuple(self._faults()):
-            raise ValueError("\n".join(faults))
-
-    def _faults(self) -> Iterable[str]:
-        return ()
-
-
 # ---------------------------------------------------------------- the experiments' parameters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(_Strict, ABC):
+class Parameters(Strict, ABC):
     """Of an experiment. `draws`: whether a seed moves its numbers; the others are measured once."""
 
     draws: ClassVar[bool] = False
@@ -185,7 +172,7 @@ class Trainings(_Arms):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchArm(_Strict):
+class ScratchArm(Strict):
     """How the network from scratch is trained: dense layers of `hidden_sizes`, SGD at `lr` without momentum.
 
     `std_factor`: of He's standard deviation. `clip_norm`: null for none. `clears_gradients`: false lets each step's
@@ -236,7 +223,7 @@ PARAMETERS: dict[str, type[Parameters]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(_Strict):
+class Check(Strict):
     """The mean over seeds of `number`, less that of `minus`, lies in [at_least, at_most]; null: no bound there."""
 
     number: str
@@ -252,7 +239,7 @@ class Check(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim(_Strict):
+class Claim(Strict):
     """One entry. The claim holds if every check does, with `confidence`, over `num_seeds` seeds."""
 
     name: str
