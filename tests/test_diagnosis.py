@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -18,9 +19,12 @@ import remeasure.run
 import remeasure.training
 from remeasure.diagnosis import Fault, FaultFoundError, diagnosed
 from remeasure.journal import Event, last, read
+from remeasure.numpy_engine import NumpyTraining
 from remeasure.rundir import Outcome, keep_checkpoint, write_whole
+from remeasure.scratch.activations import Array
+from remeasure.scratch.layers import Dense
 from remeasure.spec import RunSpec
-from remeasure.training import DivergenceError, permutation
+from remeasure.training import DivergenceError, Training, permutation
 
 STEP = 30  # of the second epoch, in the middle of a block
 
@@ -39,15 +43,20 @@ def checkpoints(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(remeasure.training, "CHECKPOINT_SECONDS", request.param)
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, plant: Callable[[nn.Module, int], None]) -> None:
+def planted(
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[nn.Module, int], None],
+    *,
+    training: type[Training] = Training,
+) -> None:
     """`plant(network, step)` before each training step's forward pass, in the run and in its replay."""
-    original = remeasure.training.Training._optimiser_step
+    original = training._optimiser_step
 
     def step_with_plant(self: Any, chosen: Tensor, *, step: int, **rest: Any) -> tuple[Tensor, ...]:
         plant(self.network, step)
         return original(self, chosen, step=step, **rest)
 
-    monkeypatch.setattr(remeasure.training.Training, "_optimiser_step", step_with_plant)
+    monkeypatch.setattr(training, "_optimiser_step", step_with_plant)
 
 
 def fault(outcome: Outcome) -> dict[str, Any]:
@@ -189,6 +198,46 @@ def test_weights_that_are_not_finite_in_a_checkpoint_that_is_whole_are_found(
     assert outcome.record.accuracy_percent is None
     found = fault(outcome)
     assert (found["what"], found["layer"], found["step"]) == ("output", "1", 4), "the first step of the second block"
+
+
+# ---------------------------------------------------------------- from scratch
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_a_layer_from_scratch_that_is_not_finite_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before: dict[str, Tensor] = {}
+
+    def plant(network: nn.Module, step: int) -> None:
+        if step == STEP:
+            before.update(trained.weights(network))
+            with torch.no_grad():
+                network.get_parameter("3.bias")[0] = torch.inf
+
+    planted(monkeypatch, plant, training=NumpyTraining)
+    outcome = trained.run(trained.spec("steps_per_block=4", "engine=numpy"), tmp_path, seed=3)
+    found = fault(outcome)
+    assert (found["what"], found["layer"], found["step"], found["epoch"]) == ("output", "3", STEP, 1)
+    start = (STEP - STEPS_PER_EPOCH) * 64
+    assert found["batch"] == permutation(1297, seed=3, epoch=1)[start : start + 64].tolist()
+    assert trained.same(safetensors.torch.load_file(outcome.directory / "divergence.safetensors"), before)
+
+
+def test_a_gradient_from_scratch_is_named_as_it_was_before_it_was_clipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipping makes all gradients NaN as soon as one is infinite."""
+    original, steps = Dense.backward, list[int]()
+
+    def backward(self: Dense, gradient: Array) -> Array:
+        before = original(self, gradient)
+        if steps[-1] == 2 and len(self.parameters[1]) == 256:
+            self.gradients[1][0] = np.inf
+        return before
+
+    planted(monkeypatch, lambda _, step: steps.append(step), training=NumpyTraining)
+    monkeypatch.setattr(Dense, "backward", backward)
+    found = fault(trained.run(trained.spec("engine=numpy"), tmp_path))
+    assert (found["what"], found["layer"], found["step"]) == ("gradient", "1.bias", 2)
 
 
 # ---------------------------------------------------------------- several seeds as one

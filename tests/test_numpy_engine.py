@@ -103,7 +103,7 @@ def test_its_forward_pass_is_torchs() -> None:
 
 def test_its_layers_are_on_the_networks_own_weights() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    (dense,) = layers(network)
+    (dense,) = layers(network).values()
     dense.parameters[0][...] = 7.0
     assert (network[1].weight == 7.0).all()
 

@@ -13,13 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from remeasure.batched import BatchedTraining, Stacked
+from remeasure.numpy_engine import NumpyTraining, layers
 from remeasure.rundir import write_whole
+from remeasure.scratch.activations import Array
+from remeasure.scratch.layers import Layer
+from remeasure.scratch.network import Network
 from remeasure.spec import Loss, RunSpec
 from remeasure.training import DivergenceError, Keeper, Training, fit
 
@@ -110,13 +115,13 @@ class Watch:
     """Looks at one network in each step that begins and ends with a call here, up to step `until`."""
 
     def __init__(self, network: nn.Module, *, until: int) -> None:
-        self._network, self._looks, self._until = network, Looks(dict(network.named_parameters()), num_seeds=1), until
+        self._network, self.looks, self._until = network, Looks(dict(network.named_parameters()), num_seeds=1), until
         self._before: dict[str, Tensor] = {}
-        look_at_outputs(network, lambda name, finite: self._looks.add("output", name, finite))
+        look_at_outputs(network, lambda name, finite: self.looks.add("output", name, finite))
 
     def begin(self) -> None:
         self._before = {key: value.detach().clone() for key, value in self._network.state_dict().items()}
-        self._looks.begin()
+        self.looks.begin()
 
     def end(self, loss: Tensor, *, step: int, steps_per_epoch: int, batch: Callable[[], Sequence[int]]) -> None:
         """Raises FaultFoundError where something is not finite; DivergenceError in the last step, where nothing was.
@@ -124,8 +129,8 @@ class Watch:
         `batch`: gives the indices of the step's images.
         """
         epoch = step // steps_per_epoch
-        self._looks.add("loss", "", self._looks.finite(loss))
-        for what, layer in self._looks.faults().values():
+        self.looks.add("loss", "", self.looks.finite(loss))
+        for what, layer in self.looks.faults().values():
             fault = Fault(epoch=epoch, step=step, layer=layer, what=what, batch=tuple(batch()))
             raise FaultFoundError(fault, self._before)
         if step >= self._until:
@@ -144,6 +149,38 @@ class WatchedTraining(Training):
         seen = super()._optimiser_step(chosen, step=step, generator=generator)
         self._watch.end(seen[0], step=step, steps_per_epoch=self.steps_per_epoch, batch=chosen.tolist)
         return seen
+
+
+class WatchedLayer:
+    """A layer from scratch that tells whether its outputs and gradients are finite."""
+
+    def __init__(self, layer: Layer, look: Callable[[What, str, Array], None], *, name: str) -> None:
+        self._layer, self._look, self._name, self.parameters = layer, look, name, layer.parameters
+
+    @property
+    def gradients(self) -> list[Array]:
+        return self._layer.gradients
+
+    def forward(self, inputs: Array) -> Array:
+        outputs = self._layer.forward(inputs)
+        self._look("output", self._name, outputs)
+        return outputs
+
+    def backward(self, gradient: Array) -> Array:
+        before = self._layer.backward(gradient)
+        for kind, values in zip(("weight", "bias"), self.gradients, strict=False):  # an activation has neither
+            self._look("gradient", f"{self._name}.{kind}", values)
+        return before
+
+
+class WatchedNumpyTraining(WatchedTraining, NumpyTraining):
+    """So for the network from scratch."""
+
+    def _from_scratch(self) -> Network:
+        def look(what: What, name: str, values: Array) -> None:
+            self._watch.looks.add(what, name, torch.tensor(bool(np.isfinite(values).all())))
+
+        return Network([WatchedLayer(layer, look, name=name) for name, layer in layers(self.network).items()])
 
 
 # ---------------------------------------------------------------- several seeds as one

@@ -4,7 +4,6 @@ The net has the initial weights, and sees the images in the order, that it has i
 either side both end at the same weights, but for rounding. Lightning's loop, checkpoints and scores are the same.
 """
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,7 +27,7 @@ class NumpyTraining(Training):
 
     def __init__(self, network: nn.Module, **more: Any) -> None:
         super().__init__(network, **more)
-        list(layers(network))  # or refuse it
+        layers(network)  # or refuse it
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.device.type != "cpu":
@@ -40,17 +39,20 @@ class NumpyTraining(Training):
         assert isinstance(optimizer, NumpyOptimizer)
         optimizer.param_groups[0]["lr"] = self.learning_rate(step)
         images, labels = self.batch(chosen, step=step, generator=generator)
-        network = Network(list(layers(self.network)))
+        network = self._from_scratch()
         with np.errstate(all="ignore"):  # what is not finite ends the run
             logits = network.forward(images.flatten(1).numpy())
             loss, gradient = losses.cross_entropy(logits, labels.numpy())
             network.backward(gradient)
-        if self.recipe.clip_norm is not None:
-            optimizers.clip(network.gradients, max_norm=self.recipe.clip_norm)
-        for parameter, by_hand in zip(self._trained, network.gradients, strict=True):
-            parameter.grad = torch.from_numpy(by_hand)
-        optimizer.step()
+            if self.recipe.clip_norm is not None:
+                optimizers.clip(network.gradients, max_norm=self.recipe.clip_norm)
+            for parameter, by_hand in zip(self._trained, network.gradients, strict=True):
+                parameter.grad = torch.from_numpy(by_hand)
+            optimizer.step()
         return torch.tensor(loss), torch.from_numpy(logits), labels
+
+    def _from_scratch(self) -> Network:
+        return Network(list(layers(self.network).values()))
 
 
 def blas_threads(num: int) -> AbstractContextManager[object]:
@@ -69,27 +71,28 @@ class FromScratch(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(Network(list(layers(self.network))).forward(images.flatten(1).numpy()))
+        return torch.from_numpy(Network(list(layers(self.network).values())).forward(images.flatten(1).numpy()))
 
 
-def layers(network: nn.Module) -> Iterator[Layer]:
-    """The layers of a torch network from scratch, on its own weights: a step of one moves the other.
+def layers(network: nn.Module) -> dict[str, Layer]:
+    """The layers of a torch network from scratch, by name, on its own weights: a step of one moves the other.
 
     Raises InputError for a layer that is none of those.
     """
-    names = {nn.ReLU: "relu", nn.Tanh: "tanh"}
-    for layer in network.children():
+    activations, found = {nn.ReLU: "relu", nn.Tanh: "tanh"}, dict[str, Layer]()
+    for name, layer in network.named_children():
         match layer:
             case nn.Flatten():
                 pass
             case nn.Linear():
-                yield Dense(_array(layer.weight), _array(layer.bias))
+                found[name] = Dense(_array(layer.weight), _array(layer.bias))
             case nn.ReLU() | nn.Tanh():
-                yield Activate(ACTIVATIONS[names[type(layer)]])
+                found[name] = Activate(ACTIVATIONS[activations[type(layer)]])
             case _:
                 raise InputError(
                     f"engine: the numpy engine has no {type(layer).__name__}; it trains dense layers with ReLU or tanh"
                 )
+    return found
 
 
 def _array(parameter: Tensor) -> Array:

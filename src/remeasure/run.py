@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from remeasure import controls, data, evaluation, leaks, models, presence, weights
 from remeasure.attempt import Attempt, Scored, Sink
 from remeasure.batched import BatchedTraining
-from remeasure.diagnosis import WatchedBatchedTraining, WatchedTraining, diagnosed, diagnosed_together
+from remeasure.diagnosis import (
+    WatchedBatchedTraining,
+    WatchedNumpyTraining,
+    WatchedTraining,
+    diagnosed,
+    diagnosed_together,
+)
 from remeasure.doctor import SUSPICIOUS_EPOCHS, Doctor, check_labels
 from remeasure.numpy_engine import FromScratch, NumpyTraining, blas_threads
 from remeasure.rundir import Outcome, Place, finished, open_directory, read_record, sound
@@ -403,11 +409,10 @@ def build_training(spec: RunSpec, *, seed: int, place: Place, watched_until: int
         if watched_until is None:
             return BatchedTraining(networks, **named)
         return WatchedBatchedTraining(networks, until=watched_until, **named)
-    if spec.engine == "numpy":  # nobody looks into it; the block is named
-        return NumpyTraining(networks[0], seed=seed, **named)
+    plain, watched = (NumpyTraining, WatchedNumpyTraining) if spec.engine == "numpy" else (Training, WatchedTraining)
     if watched_until is None:
-        return Training(networks[0], seed=seed, **named)
-    return WatchedTraining(networks[0], seed=seed, until=watched_until, **named)
+        return plain(networks[0], seed=seed, **named)
+    return watched(networks[0], seed=seed, until=watched_until, **named)
 
 
 def _network(spec: RunSpec, *, seed: int) -> nn.Module:

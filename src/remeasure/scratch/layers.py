@@ -14,7 +14,9 @@ class Layer(Protocol):
     """
 
     parameters: list[Array]
-    gradients: list[Array]
+
+    @property
+    def gradients(self) -> list[Array]: ...
 
     def forward(self, inputs: Array) -> Array: ...
 
