@@ -154,6 +154,17 @@ def test_wrong_input_ends_with_2_before_anything_is_measured(
     assert "claims.json: formulas: expected the keys" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("conf")
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").write_text("a file")
+    assert call(tmp_path) == 2
+    told = capsys.readouterr().err
+    assert "results: " in told
+    assert "1/" not in told  # the first claim's turn
+
+
 def test_numbers_that_were_taken_out_are_missed(
     conf: Path,  # noqa: ARG001
     tmp_path: Path,

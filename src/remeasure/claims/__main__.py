@@ -118,6 +118,7 @@ def _measurements(
     """Measure one claim after the other; None for one whose data are missing, which the terminal names."""
     if not claims:
         return
+    paths.writable(results)
     from remeasure.claims.lab import Lab  # torch and Lightning: seconds to import
     from remeasure.claims.trainings import Pool
     from remeasure.observe import Observer
