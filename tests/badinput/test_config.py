@@ -1,8 +1,10 @@
 """Whatever stands on train.py's command line or in a config file: it works, or is refused by name."""
 
+import contextlib
 import functools
 import operator
 import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.badinput.strategies import BOMB, arguments, mutations
 from tests.project import CHECKOUT
 
 from remeasure import cli
+from remeasure.spec import InputError
 
 SHORT = ("model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=1")
 CONFIGS = (
@@ -170,6 +173,21 @@ def test_what_would_grow_without_end_is_refused_by_name(
     ended = entry("train.py", *given_arguments)
     assert (ended.status, "Traceback" in ended.stderr) == (2, False)
     assert naming in ended.stderr
+
+
+def test_the_limit_is_told_again_to_who_swallows_it() -> None:
+    """An exception that is raised while a callback of C runs is lost there."""
+
+    def compose_for(seconds: float) -> None:
+        started = time.process_time()
+        while time.process_time() < started + seconds:
+            pass
+
+    with cli._limited(0.1):
+        with contextlib.suppress(InputError):
+            compose_for(20)
+        with pytest.raises(InputError, match="not composed within"):
+            compose_for(20)
 
 
 def test_the_configs_of_this_checkout_are_the_ones_that_are_broken() -> None:
