@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from remeasure import interrupts
+import remeasure
+from remeasure import cli, interrupts
 from remeasure.tracking import BestEffort
 
 STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -93,3 +95,26 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     interrupts.handle()
     raise_here(signal.SIGHUP)
+
+
+@pytest.mark.parametrize(("command", "imports"), [("reproduce_main", "remeasure.reproduce"), ("train_main", "hydra")])
+def test_signals_are_handled_before_the_imports_that_take_a_while(
+    command: str, imports: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    class Watching:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == imports:
+                seen.append("imported")
+                raise LookupError(name)
+
+    monkeypatch.setattr(interrupts, "handle", lambda: seen.append("handled"))
+    monkeypatch.delitem(sys.modules, imports, raising=False)
+    monkeypatch.delattr(remeasure, imports.rpartition(".")[2], raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Watching, *sys.meta_path])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(LookupError):
+        getattr(cli, command)(*[[]] * (command == "reproduce_main"))
+    assert seen == ["handled", "imported"]

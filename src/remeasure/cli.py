@@ -35,6 +35,7 @@ def train_main() -> int:
 
     Returns the exit status.
     """
+    interrupts.handle()  # imports take a while
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors reach `guarded`
     _register_resolvers()
     import hydra
@@ -61,6 +62,7 @@ def train_main() -> int:
 
 def reproduce_main(arguments: Sequence[str]) -> int:
     """`python src/reproduce.py`; returns the exit status."""
+    interrupts.handle()  # imports take a while
     from remeasure import reproduce
 
     return guarded(lambda: reproduce.main(arguments, compose=compose))
