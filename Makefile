@@ -3,7 +3,7 @@ PYTHON ?= python3
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
-.PHONY: setup reproduce train test demo controls claims determinism faults verify track ui bench gpu lint lock
+.PHONY: setup reproduce train test demo controls claims determinism faults report verify track ui bench gpu lint lock
 
 setup: $(stamp)
 
@@ -37,6 +37,9 @@ determinism: setup
 
 faults: setup
 	REMEASURE_FAULTS=$(or $(KILLS),100) $(python) -m pytest tests/faults $(ARGS)
+
+report: setup
+	$(python) src/reproduce.py table
 
 verify: setup
 	$(python) src/reproduce.py verify

@@ -15,7 +15,7 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 
 # Where each module lives. A new one must be placed: in a wing, whose walls it then keeps, or among those that may
 # see both sides.
-JUDGING = {"ledger", "verdict", "table", "verify", "records", "encoding", "storage"}
+JUDGING = {"ledger", "verdict", "table", "report", "verify", "records", "encoding", "storage"}
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
     *("controls", "leaks", "diagnosis", "doctor", "debugging", "scratch", "numpy_engine", "batched"),

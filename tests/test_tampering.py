@@ -239,7 +239,10 @@ def test_a_download_whose_process_is_killed_leaves_nothing_under_the_final_name(
 # ---------------------------------------------------------------- results/
 
 
-@pytest.mark.parametrize("name", [*(f"results/{name}" for name in SEALED), "results/table.csv", "results/table.md"])
+TABLES = ["results/table.csv", "results/table.md", "results/report.html"]
+
+
+@pytest.mark.parametrize("name", [*(f"results/{name}" for name in SEALED), *TABLES])
 def test_any_byte_of_the_results_is_found_by_verify_which_names_the_file(name: str, tmp_path: Path) -> None:
     project = MeasuredProject(tmp_path, measured=measured_group())
     assert project.verify(labels=None).ok

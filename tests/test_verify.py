@@ -56,6 +56,7 @@ def test_an_untouched_folder_passes_and_says_what_was_checked(project: Project) 
         "other-shapes: no record yet",
         "table.csv: ok",
         "table.md: ok",
+        "report.html: ok",
         "README.md: ok",
     )
 
@@ -130,7 +131,9 @@ def test_one_changed_prediction_fails_and_names_seed_and_file(project: Project) 
     assert_names(project.verify(), f"predictions/{ROW}.npz, SHA-256 of seed 3: expected")
 
 
-@pytest.mark.parametrize("name", [*(f"results/{name}" for name in SEALED), "results/table.csv", "results/table.md"])
+@pytest.mark.parametrize(
+    "name", [*(f"results/{name}" for name in SEALED), "results/table.csv", "results/table.md", "results/report.html"]
+)
 def test_every_flipped_bit_is_found(project: Project, name: str) -> None:
     path = project.root / name
     content = path.read_bytes()

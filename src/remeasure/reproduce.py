@@ -28,7 +28,7 @@ SUITES = {
 COMMANDS = {
     "reproduce": "plan, measure, write the table, verify it (the default)",
     "measure": "measure the named rows, or all, without the table",
-    "table": "rebuild table and README block from results/ alone",
+    "table": "rebuild table, report and README block from results/ alone",
     "verify": "recompute every accuracy and every digit of the table; no training",
     "track": "replay into MLflow what its store lacks",
     "plan": "say what `reproduce` would train, at what cost, and stop",

@@ -1,8 +1,9 @@
 """The table: what was published beside what was measured, computed from the ledger and results/runs alone.
 
-results/table.csv   one TableRow a line: unrounded judgement, provenance, everything
-results/table.md    the same for a reader, with reasons and every seed
-README.md           a short form, between `<!-- table:begin` and `<!-- table:end -->`
+results/table.csv    one TableRow a line: unrounded judgement, provenance, everything
+results/table.md     the same for a reader, with reasons and every seed
+results/report.html  the same for the eye (report.py)
+README.md            a short form, between `<!-- table:begin` and `<!-- table:end -->`
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from remeasure import ledger
+from remeasure import ledger, report
 from remeasure.encoding import encode_csv
 from remeasure.findings import ADVICE, finding
 from remeasure.paths import refuse_no_file
@@ -284,7 +285,7 @@ def _accuracy(record: RunRecord) -> str:
 
 
 def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) -> dict[Path, bytes]:
-    """What table.csv, table.md and the README must hold, by path.
+    """What table.csv, table.md, report.html and the README must hold, by path.
 
     InputError: a fault in a runs file, or a README without its markers.
     """
@@ -294,6 +295,7 @@ def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) 
     files = {
         results / "table.csv": to_csv(table),
         results / "table.md": to_markdown(table, rows=rows, records=records, findings=findings).encode(),
+        results / "report.html": report.to_html(table, rows=rows, records=records, findings=findings).encode(),
     }
     if readme_path is not None:
         text = read_bytes(readme_path).decode(errors="surrogateescape")  # bytes outside the block stay as they are
@@ -302,7 +304,7 @@ def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) 
 
 
 def write(ledger_path: Path, *, results: Path, readme_path: Path | None) -> None:
-    """Bring table.csv, table.md and the README's table up to date; a row new in the ledger gets its runs file.
+    """Bring the table, report.html and the README up to date; a row new in the ledger gets its runs file.
 
     Each file is replaced atomically, and only if it changes. InputError: as in `render`, or a fault in the ledger;
     nothing is written then.

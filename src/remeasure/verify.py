@@ -1,8 +1,8 @@
 """Is every number in results/ what its evidence says? Recomputed from stored predictions and labels; no training.
 
 Of each row: the seal, each seed's predictions against their SHA-256, shapes, spec and environments against their
-hashes, the curves' end, and with the labels every num_correct. Then table.csv, table.md and the README's table are
-rebuilt and compared byte for byte.
+hashes, the curves' end, and with the labels every num_correct. Then table.csv, table.md, report.html and the README's
+table are rebuilt and compared byte for byte.
 """
 
 from collections.abc import Callable, Iterator, Mapping

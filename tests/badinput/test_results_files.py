@@ -18,7 +18,7 @@ from tests.badinput.strategies import BOMB, mutations
 from tests.measured import ROW, VERSIONS, group, snapshot
 
 GROUP = tuple(group().to_files())
-FILES = (*GROUP, "table.csv", "table.md", "runs/other-shapes.csv")
+FILES = (*GROUP, "table.csv", "table.md", "report.html", "runs/other-shapes.csv")
 ROW_FILES = tuple(name for name in GROUP if not name.startswith("sums/"))
 SEAL = f"sums/{ROW}.sha256"
 
@@ -44,7 +44,7 @@ def test_whatever_a_file_of_results_holds_it_is_named_unless_it_is_what_was_writ
         ended = entry("reproduce.py", "table")
         assert_well_ended(ended, naming=[name], kind="results file")
         after = snapshot(entry.results)
-    expected = before | ({} if ended.status == 0 and name.startswith("table") else {name: content})
+    expected = before | ({} if ended.status == 0 and name.startswith(("table", "report")) else {name: content})
     assert after == expected  # the table is the true one, and no other file was touched
     assert (name in (f"runs/{ROW}.csv", f"findings/{ROW}.csv", SEAL) and content != before[name]) <= (ended.status == 2)
 
@@ -56,7 +56,7 @@ def test_what_is_no_file_in_place_of_one_is_named(entry: Entry, name: str, odd: 
         verified, ended = entry("reproduce.py", "verify"), entry("reproduce.py", "table")
     for each in (verified, ended):
         assert_well_ended(each, naming=[name], kind="results file")
-    read_by_table = name.startswith(("runs/", "findings/", "table", "sums/"))
+    read_by_table = name.startswith(("runs/", "findings/", "table", "report", "sums/"))
     assert (verified.status, ended.status) == (1, 2 if read_by_table else 0)
 
 
@@ -186,10 +186,10 @@ def test_a_file_that_agrees_with_its_seal_is_still_not_believed(entry: Entry, na
         ended = entry("reproduce.py", "table")
         after = snapshot(entry.results)
         assert {"nan", "inf"}.isdisjoint(after["table.csv"].decode().replace("\n", ",").split(","))
-    for each in ("table.csv", "table.md"):
+    for each in ("table.csv", "table.md", "report.html"):
         (entry.results / each).write_bytes(before[each])
     (entry.root / "README.md").write_bytes(readme)
-    assert_well_ended(verified, naming=[name, f"environments/{VERSIONS}", "table.csv"], kind="forged file")
+    assert_well_ended(verified, naming=[name, f"environments/{VERSIONS}", "table.csv", "table.md"], kind="forged file")
     assert_well_ended(ended, naming=[name], kind="forged file")
     if not name.startswith(("runs/", "findings/")):
         assert ended.status == 0
