@@ -19,7 +19,7 @@ import remeasure.run
 import remeasure.training
 from remeasure import data
 from remeasure.cli import compose
-from remeasure.doctor import Doctor, Look, neighbours_agree
+from remeasure.doctor import Doctor, Look, is_due, neighbours_agree
 from remeasure.findings import ADVICE, CHECKLIST, EXPLAINS, Chart, Finding, finding
 from remeasure.journal import Event, Journal, read, under_way
 from remeasure.progress import Progress
@@ -312,9 +312,7 @@ def test_a_run_that_is_looked_at_ends_at_the_same_weights(overrides: list[str], 
 def test_it_looks_at_ten_steps_at_first_and_again_whenever_twice_as_many_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """84 steps, in blocks of 4 but for each epoch's 21st. A look from step 0 is over at 10 and read at 12, so that the
-    next is due at 24: the block after that begins at 25. It is read at 37; the next is due at 74, and begins at 75.
-    """
+    """84 steps, in blocks of 4 but for each epoch's 21st: the first ones that begin after 20, 40 and 80 are these."""
     spec = trained.spec("recipe.epochs_total=4", "steps_per_block=4")
     training, began = trained.training(spec), []
     original = remeasure.doctor.Look.__init__
@@ -328,8 +326,14 @@ def test_it_looks_at_ten_steps_at_first_and_again_whenever_twice_as_many_are_don
     remeasure.training.train(
         training, spec=spec, device_kind="cpu", checkpoint=checkpoint, report=lambda _: None, doctor=Doctor(chart())
     )
-    assert began == [0, 25, 75]
+    assert began == [0, 20, 41, 83]
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in training.network.modules())
+
+
+def test_when_it_looks_follows_from_the_step_alone() -> None:
+    """So that a run that goes on from step 60 is looked at where an unbroken one is."""
+    assert [step for step in range(700) if is_due(step, batch_steps=1)] == [0, 20, 40, 80, 160, 320, 640]
+    assert [step for step in range(0, 2000, 100) if is_due(step, batch_steps=100)] == [0, 100, 200, 400, 700, 1300]
 
 
 def test_the_nearest_neighbour_is_found_as_by_scikit_learn() -> None:

@@ -1,8 +1,9 @@
 """The checklist as a doctor: a callback that looks into a training and tells what is wrong with it.
 
-It looks at `LOOK_STEPS` optimiser steps at the start, and again whenever twice as many are done, so that its cost is
-that of a handful of steps however long the run is. It reads what these steps compute anyway: it draws nothing, changes
-nothing, and its answers are fetched where the block has waited for the device. Curves are findings.Chart's.
+It looks at `LOOK_STEPS` optimiser steps at the start, and again after 20, 40, 80 and so on: its cost is that of a few
+steps however long the run is, and a run that was cut short is looked at where an unbroken one is. It reads what these
+steps compute anyway, draws nothing, changes nothing, and fetches its answers where the block has waited for the
+device. Curves are findings.Chart's.
 """
 
 import math
@@ -45,30 +46,29 @@ class Doctor(Callback):
     def __init__(self, chart: Chart, *, inside: bool = True) -> None:
         self.chart, self.inside = chart, inside
         self._look: Look | None = None
-        self._due = 0  # the number of steps from which the next look is due
         self._doubtful: set[str] = set()  # what the last look saw, and the next one may not
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        if self._look is None and _num_steps(trainer) >= self._due:
+        num_steps, batch_steps = trainer.global_step, 1  # of photographs, a batch is one step
+        if isinstance(pl_module, Training):
+            num_steps, batch_steps = pl_module.num_steps, pl_module.steps_per_block
+        if self._look is None and is_due(num_steps, batch_steps=batch_steps):
             network = pl_module.network
             assert isinstance(network, nn.Module)
             self._look = Look(network, trainer.optimizers[0], inside=self.inside)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        ends_block: Any = getattr(pl_module, "ends_block", lambda _: True)  # of photographs, a batch is one step
+        ends_block: Any = getattr(pl_module, "ends_block", lambda _: True)
         if self._look and self._look.num_steps >= LOOK_STEPS and ends_block(trainer.global_step):
             self._conclude(self._look, pl_module)
-            self._due = 2 * _num_steps(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch < SUSPICIOUS_EPOCHS:
             self._look_at_labels(pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, *_: object) -> None:
         if self._look:
-            self._look.end()
-            if self._look.num_steps:  # a run of a few steps
-                self._conclude(self._look, pl_module)
+            self._look.end()  # it has seen too little
 
     def _conclude(self, look: "Look", pl_module: LightningModule) -> None:
         self._look = None
@@ -91,9 +91,10 @@ class Doctor(Callback):
             check_labels(self.chart, images=pl_module.images, labels=pl_module.labels, loss=loss)
 
 
-def _num_steps(trainer: Trainer) -> int:
-    """Optimiser steps done; Lightning counts blocks where one covers several."""
-    return int(getattr(trainer.lightning_module, "num_steps", trainer.global_step))
+def is_due(num_steps: int, *, batch_steps: int) -> bool:
+    """Whether one of 0, 20, 40, 80, … was reached with the last `batch_steps`."""
+    reached = LOOK_STEPS << (num_steps // LOOK_STEPS).bit_length() - 1 if num_steps >= 2 * LOOK_STEPS else 0
+    return num_steps == 0 or num_steps - batch_steps < reached
 
 
 class Look:
