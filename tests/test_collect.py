@@ -12,6 +12,7 @@ from tests.trained import run, spec
 
 from remeasure import data
 from remeasure.collect import SeedResults, from_results, from_run, put_together
+from remeasure.journal import encode
 from remeasure.records import FoundPoint, predicted_sha256
 
 WILD = ("recipe.optimizer={name: sgd, lr_peak: 1.0e+9}", "recipe.clip_norm=null")
@@ -120,7 +121,9 @@ def test_a_loss_that_is_no_number_is_an_empty_cell_of_the_curve(tmp_path: Path) 
     path = outcome.directory / "journal.jsonl"
     path.write_text(
         path.read_text()
-        + '{"event": "epoch", "epoch": 1, "split": "train", "loss": NaN, "accuracy_percent": 9.5, "lr": Infinity}\n'
+        + encode(
+            {"event": "epoch", "epoch": 1, "split": "train", "loss": math.nan, "accuracy_percent": 9.5, "lr": math.inf}
+        )
     )
     point = next(point for point in from_run(outcome, row="r").curve if point.epoch == 1)
     assert (point.loss, point.accuracy_percent, point.lr) == (None, 9.5, None)

@@ -1,5 +1,6 @@
 """The journal: whole lines, in order, readable after any crash."""
 
+import binascii
 import errno
 import json
 import math
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remeasure.journal import JOURNAL_FILE, Journal, curve, last, now, read
+from remeasure.journal import JOURNAL_FILE, Journal, curve, encode, last, now, read
 
 
 def epoch(number: int, split: str, **values: object) -> dict[str, object]:
@@ -49,8 +50,20 @@ def test_a_line_torn_by_a_crash_is_left_out_and_swallows_nothing(kept: int, tmp_
 
 
 def test_lines_that_are_no_events_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / JOURNAL_FILE).write_text('\n3\n["event"]\n{"time": "now"}\n\0\0\0\n{"event": "finished"}\n')
+    whole = encode({"event": "finished"})
+    (tmp_path / JOURNAL_FILE).write_text(f'\n3\n["event"]\n{{"event": "started"}}\n\0\0\0\n{whole}')
     assert read(tmp_path) == [{"event": "finished"}]
+
+
+def test_a_line_of_which_any_byte_was_changed_is_left_out(tmp_path: Path) -> None:
+    Journal(tmp_path).write("started", row="mlp2-mnist", epochs_total=10)
+    content = (tmp_path / JOURNAL_FILE).read_bytes()
+    for place in range(len(content) - 1):  # the line's end is not the line
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            (tmp_path / JOURNAL_FILE).write_bytes(changed)
+            assert read(tmp_path) == [], (place, bit)
 
 
 def test_a_full_disk_is_an_error_and_not_a_torn_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,4 +100,7 @@ def test_the_last_event_of_a_name_is_found() -> None:
 def test_lines_are_plain_json(tmp_path: Path) -> None:
     Journal(tmp_path).write("epoch", epoch=1, lr=None)
     (line,) = (tmp_path / JOURNAL_FILE).read_text().splitlines()
-    assert {**json.loads(line), "time": ""} == {"event": "epoch", "time": "", "epoch": 1, "lr": None}
+    entry = json.loads(line)
+    text = json.dumps({key: value for key, value in entry.items() if key != "crc32"})
+    assert entry["crc32"] == f"{binascii.crc32(text.encode()):08x}"
+    assert json.loads(text) == {"event": "epoch", "time": entry["time"], "epoch": 1, "lr": None}

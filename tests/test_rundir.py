@@ -13,6 +13,7 @@ import pytest
 from tests.measured import record
 from tests.trained import place, run, spec
 
+from remeasure.journal import Journal
 from remeasure.rundir import (
     finished,
     keep_checkpoint,
@@ -42,7 +43,7 @@ def test_only_a_record_makes_a_run_finished(tmp_path: Path) -> None:
     here = place(tmp_path)
     assert finished(spec(), seed=3, place=here) is None
     directory = open_directory(spec(), seed=3, place=here, fresh=False)
-    (directory / "journal.jsonl").write_text('{"event": "finished"}\n')
+    Journal(directory).write("finished")
     assert finished(spec(), seed=3, place=here) is None
     write_record(directory, record(3))
     outcome = finished(spec(), seed=3, place=here)
@@ -231,14 +232,16 @@ def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, happened:
 def test_a_run_that_was_cut_before_its_record_goes_on_as_the_same_attempt(tmp_path: Path) -> None:
     here = place(tmp_path)
     directory = open_directory(spec(), seed=3, place=here, fresh=False)
-    (directory / "journal.jsonl").write_text('{"event": "started"}\n{"event": "finished"}\n')
+    for event in ("started", "finished"):
+        Journal(directory).write(event)
     assert open_directory(spec(), seed=3, place=here, fresh=False) == directory
 
 
 def test_a_tuning_run_that_ended_has_no_record_and_is_begun_anew(tmp_path: Path) -> None:
     here, tuning = place(tmp_path), spec("data.split=validation", "data.num_validation=297", "seed=1000")
     directory = open_directory(tuning, seed=1000, place=here, fresh=False)
-    (directory / "journal.jsonl").write_text('{"event": "started"}\n{"event": "finished"}\n')
+    for event in ("started", "finished"):
+        Journal(directory).write(event)
     assert open_directory(tuning, seed=1000, place=here, fresh=False).name.endswith("-a2")
 
 

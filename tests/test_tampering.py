@@ -211,7 +211,7 @@ data.fingerprint(TINY, root=Path(sys.argv[2]))
 def test_a_download_whose_process_is_killed_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     raw, environment = tmp_path / "MNIST/raw", os.environ | {"PYTHONPATH": f"{CHECKOUT}/src:{CHECKOUT}"}
     with socket.create_server(("127.0.0.1", 0)) as mirror:
-        mirror.settimeout(60)
+        mirror.settimeout(300)
         url = f"http://127.0.0.1:{mirror.getsockname()[1]}/"
         process = subprocess.Popen(
             [sys.executable, "-c", DOWNLOAD, url, str(tmp_path)],
@@ -319,14 +319,15 @@ def test_any_byte_of_a_checkpoint_is_found(tmp_path: Path, monkeypatch: pytest.M
 def test_damage_to_an_unfinished_runs_journal_never_changes_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = trained.run(trained.spec(), tmp_path / "whole").record.predicted_sha256
+    times = {"wall_seconds": 0.0, "finished_at": ""}
+    expected = replace(trained.run(trained.spec(), tmp_path / "whole").record, **times)
     cut_short(tmp_path / "cut", monkeypatch)
     shutil.move(tmp_path / "cut", tmp_path / "kept")
     (kept,) = (tmp_path / "kept/runs").glob("*/journal.jsonl")
     for changed in flips(kept, ci=8, full=300):
         shutil.copytree(tmp_path / "kept", tmp_path / "cut")
         resumed = trained.run(trained.spec(), tmp_path / "cut")
-        assert resumed.record.predicted_sha256 == expected, changed
+        assert replace(resumed.record, **times) == expected, changed
         assert read_record(resumed.directory) == resumed.record
         shutil.rmtree(tmp_path / "cut")
 

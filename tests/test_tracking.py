@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from remeasure import tracking
+from remeasure import journal, tracking
 from remeasure.spec import InputError, Published, Row, Rule, RunRecord, Source, Verdict
 from remeasure.tracking import BestEffort, Tracker
 
@@ -78,7 +78,7 @@ def finished(record: RunRecord) -> dict[str, Any]:
 
 def append(directory: Path, *events: dict[str, Any]) -> None:
     with (directory / "journal.jsonl").open("a") as file:
-        file.writelines(json.dumps(event) + "\n" for event in events)
+        file.writelines(map(journal.encode, events))
 
 
 def make_run(parent: Path, *events: dict[str, Any], config: dict[str, Any] = CONFIG) -> Path:

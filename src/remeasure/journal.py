@@ -17,12 +17,16 @@ Events, each with `event` and `time` (ISO 8601, UTC):
     failed     reason                           interrupted   reason
     finished   record (the RunRecord as a dict)
 
-A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split).
+A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split). Each line ends with the
+CRC-32 of the object that it is without that, in hexadecimal: one that a crash cut short, or that was changed, is
+left out.
 """
 
 import errno
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +36,7 @@ from remeasure.paths import naming, read_file
 
 Event = dict[str, Any]
 JOURNAL_FILE = "journal.jsonl"
+_LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
 
 
 class Journal:
@@ -45,7 +50,7 @@ class Journal:
     def write(self, event: str, /, **values: object) -> Event:
         """Append one event with the current time and return it."""
         entry = {"event": event, "time": now(), **values}
-        self._append(json.dumps(entry, allow_nan=True) + "\n")
+        self._append(encode(entry))
         return entry
 
     def _append(self, line: str) -> None:
@@ -59,25 +64,29 @@ class Journal:
                 os.close(descriptor)
 
 
+def encode(entry: Event) -> str:
+    """The line of an event."""
+    text = json.dumps(entry, allow_nan=True)
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
 def now() -> str:
     """The current time in UTC, to the second, such as 2026-11-22T14:05:09Z."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def read(directory: Path) -> list[Event]:
-    """All whole events of a run, in order; a line cut short by a crash is left out. No journal: no events."""
+    """All whole events of a run, in order; a damaged line is left out. No journal: no events."""
     path = directory / JOURNAL_FILE
     return list(_parse(read_file(path))) if path.exists() else []
 
 
 def _parse(content: bytes) -> Iterator[Event]:
+    """The event that a damaged line announced is journaled again on resume."""
     for line in content.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash, or damaged; the event it announced is journaled again on resume
-        if isinstance(entry, dict) and "event" in entry:
-            yield entry
+        found = _LINE.fullmatch(line)
+        if found and zlib.crc32(text := found[1] + b"}") == int(found[2], 16):
+            yield json.loads(text)
 
 
 def curve(events: list[Event]) -> list[Event]:
