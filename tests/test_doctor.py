@@ -189,24 +189,16 @@ def test_a_frozen_layer_is_named(plant: Plant, tmp_path: Path) -> None:
     assert event["evidence"] == "in 10 steps none came to 1 of 6: 4.weight"
 
 
-def test_vanishing_gradients_are_named(plant: Plant, tmp_path: Path) -> None:
-    """Eight layers of small weights: each takes the gradient down by more than a factor of 3."""
+@pytest.mark.parametrize(("factor", "name"), [(0.3, "vanishing gradients"), (20.0, "exploding gradients")])
+def test_vanishing_and_exploding_gradients_are_named(factor: float, name: str, plant: Plant, tmp_path: Path) -> None:
+    """Eight layers of small weights take the gradient down by more than a factor of 3 each; those of large ones, up."""
 
-    def shrink(network: nn.Module) -> None:
+    def scale(network: nn.Module) -> None:
         for layer in linears(network)[1:]:
-            layer.weight.mul_(0.3)
+            layer.weight.mul_(factor)
 
-    plant(shrink)
-    assert names(trained.spec(SIX, DEEP, PLAIN_SGD), tmp_path) == ["vanishing gradients"]
-
-
-def test_exploding_gradients_are_named(plant: Plant, tmp_path: Path) -> None:
-    def stretch(network: nn.Module) -> None:
-        for layer in linears(network)[1:]:
-            layer.weight.mul_(20.0)
-
-    plant(stretch)
-    assert names(trained.spec(SIX, DEEP, PLAIN_SGD), tmp_path) == ["exploding gradients"]
+    plant(scale)
+    assert names(trained.spec(SIX, DEEP, PLAIN_SGD), tmp_path) == [name]
 
 
 def test_a_net_that_always_gives_one_answer_is_named(plant: Plant, tmp_path: Path) -> None:

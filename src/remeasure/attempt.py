@@ -46,6 +46,7 @@ class Attempt:
         self._journal, self._sink, self._facts = Journal(directory), sink, dict[str, Any]()
         self.finished = (directory / "record.json").is_file()
         events = read(directory)
+        self._started = last(events, "started")
         self.chart = Chart(
             num_classes=spec.data.num_classes,
             epochs_total=spec.recipe.epochs_total,
@@ -76,8 +77,7 @@ class Attempt:
         """Write what the run is into its directory, then journal that it started or goes on."""
         if self.finished:
             return
-        started = last(read(self.directory), "started")
-        if started:
+        if started := self._started:
             self.row = started["row"] or self.row  # it stays the run of whoever began it
         self._facts = self._known(num_params=num_params, data_official=data_official)
         if started:

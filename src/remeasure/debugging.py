@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from remeasure import data, models, paths
 from remeasure.devices import resolve_device
-from remeasure.inputs import identify
+from remeasure.inputs import identified
 from remeasure.recipe import augment, build_optimizer, resized, training_loss
 from remeasure.run import processor
 from remeasure.spec import Augmentation, Config, Debug, InputError, Recipe, RunSpec
@@ -32,13 +32,11 @@ def debug(config: Config) -> int:
         raise InputError("debug: this recipe only evaluates; choose one that trains, such as recipe=article")
     if config.engine != "serial":
         raise InputError(f"debug: looks at engine=serial, got {config.engine}")
-    found = identify(config, data_root=paths.data_root())
-    if not isinstance(found, RunSpec):
-        raise data.DataMissingError(*(line for lines in found for line in lines))
+    spec = identified(config, data_root=paths.data_root())
     modes = {"overfit_batch": overfit_batch, "one_step": one_step, "profile": profiled}
     plain = config.debug.name == "overfit_batch"
-    with processor(found):
-        return modes[config.debug.name](_bench(found, config=config, plain=plain), config.debug)
+    with processor(spec):
+        return modes[config.debug.name](_bench(spec, config=config, plain=plain), config.debug)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,13 @@ def finding(name: str, evidence: str) -> Finding:
     )
 
 
+def recorded(name: str, evidence: str) -> Finding:
+    """One that is read back; that of another version has no advice here."""
+    if name in ADVICE:
+        return finding(name, evidence)
+    return Finding(name=name, evidence=evidence, causes=(), next_steps=())
+
+
 class Chart:
     """What is known of one seed's training. `report` gets each finding, once.
 

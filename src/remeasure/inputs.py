@@ -33,6 +33,14 @@ def identify(
     return missing
 
 
+def identified(config: Config, *, data_root: Path, fingerprint: Fingerprint | None = None) -> RunSpec:
+    """`identify` where nothing may be missing: raises DataMissingError, too."""
+    found = identify(config, data_root=data_root, fingerprint=fingerprint)
+    if not isinstance(found, RunSpec):
+        raise data.DataMissingError(*(line for lines in found for line in lines))
+    return found
+
+
 def remembered() -> Fingerprint:
     """data.fingerprint, taken once for each data set; a download that failed is not tried again, either."""
     known: dict[tuple[str, bool], data.Source | data.DataMissingError] = {}

@@ -36,6 +36,7 @@ from remeasure.encoding import (
     mismatch,
     refuse,
 )
+from remeasure.findings import Finding, recorded
 from remeasure.spec import InputError, RunRecord, canonical_json, gathered, spec_sha256
 from remeasure.storage import read_bytes, write_atomic
 
@@ -162,6 +163,13 @@ def read_findings(results: Path, *, row: str) -> list[FoundPoint]:
     with _faults_in(results):
         refuse(_altered(results, row=row, folder="findings"))
         return decode_csv(read_bytes(results / name), cls=FoundPoint, name=name)
+
+
+def by_finding(points: Sequence[FoundPoint]) -> Iterator[tuple[Finding, list[FoundPoint]]]:
+    """Each finding with the evidence of the first seed that has it, and the points of all that have it."""
+    for name in dict.fromkeys(point.finding for point in points):
+        own = [point for point in points if point.finding == name]
+        yield recorded(name, own[0].evidence), own
 
 
 def read_row(results: Path, *, row: str) -> RowResults | None:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remeasure.findings import ADVICE, CHECKLIST
+from remeasure.records import FoundPoint, by_finding
 from remeasure.spec import Row, RunRecord
 
 if TYPE_CHECKING:
-    from remeasure.records import FoundPoint
     from remeasure.table import TableRow
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -24,12 +23,13 @@ def to_html(
     *,
     rows: Mapping[str, Row],
     records: Mapping[str, Sequence[RunRecord]],
-    findings: "Mapping[str, Sequence[FoundPoint]]",
+    findings: Mapping[str, Sequence[FoundPoint]],
 ) -> str:
     """The page. `records` and `findings`: those of each row, none where it has none."""
     from jinja2 import Environment, StrictUndefined  # a moment to import
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["style"] = lambda verdict: verdict.replace(" ", "-")  # its class in the page
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     counts = Counter(line.verdict for line in table)
     lines = [
@@ -37,26 +37,12 @@ def to_html(
             "cells": line,
             "row": rows[line.row],
             "published": f"{line.published_percent:.{rows[line.row].published.num_digits}f}",
-            "style": line.verdict.replace(" ", "-"),
             "seeds": records.get(line.row, ()),
-            "found": _found(findings.get(line.row, ())),
+            "found": list(by_finding(findings.get(line.row, ()))),
         }
         for line in table
     ]
     return template.render(lines=lines, counts=counts, figure=figure(table, records=records)) + "\n"
-
-
-def _found(points: "Sequence[FoundPoint]") -> list[dict[str, Any]]:
-    """Each finding: its name, the seeds with their evidence, likely causes, and what to try in the article's order."""
-    return [
-        {
-            "name": name,
-            "points": [point for point in points if point.finding == name],
-            "causes": ADVICE.get(name, ((), ()))[0],
-            "steps": [text for step, text in CHECKLIST.items() if step in ADVICE.get(name, ((), ()))[1]],
-        }
-        for name in dict.fromkeys(point.finding for point in points)
-    ]
 
 
 def figure(table: "Sequence[TableRow]", *, records: Mapping[str, Sequence[RunRecord]]) -> dict[str, Any]:
@@ -74,7 +60,7 @@ def figure(table: "Sequence[TableRow]", *, records: Mapping[str, Sequence[RunRec
     marks = [
         {
             "row": line.row,
-            "style": line.verdict.replace(" ", "-"),
+            "verdict": line.verdict,
             "y": f"{HEIGHT * (number + 0.5):.1f}",
             "gap": f"{gaps[line.row]['mean']:+.2f}",
             "mean": x(gaps[line.row]["mean"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from remeasure import data, ledger, models, paths, weights
 from remeasure.devices import resolve_device
-from remeasure.inputs import identify
+from remeasure.inputs import identified
 from remeasure.observe import Observer
 from remeasure.progress import Progress
 from remeasure.rundir import Outcome, Place, finished
@@ -55,9 +55,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
         device_kind=device_kind,
         doctor=config.doctor,
     )
-    spec = identify(config, data_root=data_root)
-    if not isinstance(spec, RunSpec):
-        raise data.DataMissingError(*(line for lines in spec for line in lines))
+    spec = identified(config, data_root=data_root)
     if path := weights.locate(config):
         weights.load(network, path)  # or refuse it now
     return place, spec

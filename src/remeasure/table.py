@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from remeasure import ledger, report
 from remeasure.encoding import encode_csv
-from remeasure.findings import ADVICE, finding
+from remeasure.findings import Finding
 from remeasure.paths import refuse_no_file
-from remeasure.records import FoundPoint, ensure_header, read_findings, read_runs
+from remeasure.records import FoundPoint, by_finding, ensure_header, read_findings, read_runs
 from remeasure.spec import TRAINING_VERSION, Evidence, InputError, Mode, Published, Row, RunRecord, Verdict, VerdictName
 from remeasure.storage import read_bytes, write_atomic
 from remeasure.verdict import audit_params, judge, wilson_interval
@@ -259,22 +259,21 @@ def _notes(line: TableRow, *, records: Sequence[RunRecord], findings: Sequence[F
         yield f"`{COMMAND} ROWS={line.row}` measures it, and says which files it wants where they are missing"
     if line.stale:
         yield "stale: the training code has changed since, so that it may give other numbers today"
-    for name in dict.fromkeys(point.finding for point in findings):
-        yield _found(name, points=[point for point in findings if point.finding == name])
+    for found, points in by_finding(findings):
+        yield _found(found, points=points)
     if records:
         seeds = (f"{record.seed}: {_accuracy(record)}" for record in records)
         yield f"{line.seconds_per_seed:.1f} s a seed, the last on {line.measured_on}"
         yield f"every seed in percent: {', '.join(seeds)}"
 
 
-def _found(name: str, *, points: Sequence[FoundPoint]) -> str:
+def _found(found: Finding, *, points: Sequence[FoundPoint]) -> str:
     """What the doctor found, in which seeds, on what evidence in the first of them; likely causes, and what to try."""
     seeds = ", ".join(str(point.seed) for point in points)
-    said = f"the doctor found in seed {seeds}: {name} (seed {points[0].seed}: {points[0].evidence})"
-    if name not in ADVICE:  # of another version
+    said = f"the doctor found in seed {seeds}: {found.name} (seed {points[0].seed}: {found.evidence})"
+    if not found.causes:
         return said
-    advised = finding(name, points[0].evidence)
-    return f"{said}, likely {' or '.join(advised.causes)}, to try in this order: {', then '.join(advised.next_steps)}"
+    return f"{said}, likely {' or '.join(found.causes)}, to try in this order: {', then '.join(found.next_steps)}"
 
 
 def _accuracy(record: RunRecord) -> str:

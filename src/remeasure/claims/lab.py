@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from remeasure import cli, data, paths
-from remeasure.inputs import identify
+from remeasure.inputs import identified
 from remeasure.rundir import Outcome, Place
 from remeasure.spec import DataSpec, RunSpec
 
@@ -28,10 +28,7 @@ class Lab:
     def spec(self, overrides: Sequence[str]) -> RunSpec:
         """What `python src/train.py <overrides>` trains. Raises InputError, or DataMissingError."""
         config = cli.compose(list(overrides))
-        found = identify(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
-        if not isinstance(found, RunSpec):
-            raise data.DataMissingError(*(line for lines in found for line in lines))
-        return found
+        return identified(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
 
     def _fingerprint(self, spec: DataSpec, *, root: Path, trains: bool) -> data.Source:  # noqa: ARG002
         """Taken once for each data set; tuning's is over the training split alone."""
