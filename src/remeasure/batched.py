@@ -4,13 +4,9 @@ A small net leaves most of a GPU idle: ten seeds then cost little more than one.
 the other (docs/performance.md). Each seed has the initial weights and the order of images that it has in the serial
 engine, so that without dropout and distortions it ends at the same weights, but for rounding; dropout's masks and the
 distortions are drawn for all seeds from one stream.
-
-On CUDA a step is captured once, as a graph, and replayed: Python no longer launches each of its small kernels.
-REMEASURE_CAPTURE=0 trains without that, to the same numbers.
 """
 
 import copy
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +16,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from remeasure.recipe import build_optimizer
 from remeasure.spec import InputError, Loss, RunSpec
 from remeasure.training import DivergenceError, Training, permutation
-
-CAPTURABLE = ("adam", "adamw", "rmsprop")
-STEPS_BEFORE_CAPTURE = 3  # on a stream of their own, as torch asks: libraries set themselves up in the first ones
 
 
 class Stacked(nn.Module):
@@ -81,14 +73,6 @@ class BatchedTraining(Training):
         self.loss_total = torch.zeros(len(seeds))
         self.num_correct = torch.zeros(len(seeds), dtype=torch.int64)
         self._orders: tuple[int, Tensor] | None = None
-        self._graph: Any = None  # of a whole step on CUDA, once there is one; it reads the indices in `_chosen`
-        self._chosen, self._rate, self._num_eager = torch.empty(0), torch.empty(()), 0
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        if not self._captures:
-            return super().configure_optimizers()
-        self._rate = torch.tensor(self.recipe.optimizer.lr_peak, device=self.device)
-        return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer, captured_rate=self._rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -103,11 +87,6 @@ class BatchedTraining(Training):
     def is_finite(self) -> bool:
         """Not asked: seeds that diverged have a place in a checkpoint, and are trained again from the start."""
         return True
-
-    @property
-    def _captures(self) -> bool:
-        wanted = os.environ.get("REMEASURE_CAPTURE", "1") != "0"
-        return wanted and self.device.type == "cuda" and self.recipe.optimizer.name in CAPTURABLE
 
     def order(self, epoch: int) -> Tensor:
         """(N, S) on the device: in column s the order of seed s, as the serial engine has it."""
@@ -124,28 +103,13 @@ class BatchedTraining(Training):
         """None: distortions are drawn on the device, from the stream of the dropout masks, so that a graph can."""
         return None
 
-    def _optimiser_step(
-        self,
-        chosen: Tensor,
-        *,
-        step: int,
-        generator: torch.Generator | None,  # noqa: ARG002
+    def _step(
+        self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, ...]:
-        """At images chosen (B, S)."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        self._set_rate(optimizer, self.learning_rate(step))
-        if self._captures and len(chosen) == self.recipe.batch_size and not self._small(step):
-            self._replayed(chosen, step=step, optimizer=optimizer)
-        else:
-            self._step(chosen, step=step, optimizer=optimizer)
-        return ()
-
-    def _step(self, chosen: Tensor, *, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """One step of all seeds at images chosen (B, S); nothing in it waits for the device."""
+        """One step of all seeds at images chosen (B, S); nothing in it waits for the device. It counts itself."""
         num = len(chosen)
         with torch.autocast(self.device.type, enabled=False):
-            images, labels = self.batch(chosen.t().flatten(), step=step, generator=None)
+            images, labels = self.batch(chosen.t().flatten(), step=step, generator=generator)
         optimizer.zero_grad()
         logits = self.network(images.view(len(self.seeds), num, *images.shape[1:]))
         labels = labels.view(len(self.seeds), num)
@@ -156,6 +120,7 @@ class BatchedTraining(Training):
         optimizer.step()
         self.loss_total += losses.detach() * num
         self.num_correct += (logits.detach().argmax(dim=2) == labels).sum(dim=1)
+        return ()
 
     def _losses(self, logits: Tensor, labels: Tensor, *, loss: Loss) -> Tensor:
         """Each seed's mean cross-entropy and penalty, (S,)."""
@@ -186,34 +151,6 @@ class BatchedTraining(Training):
             "loss": [total / num for total in self.loss_total.tolist()],
             "accuracy_percent": [100 * correct / num for correct in self.num_correct.tolist()],
         }
-
-    # ------------------------------------------------ on CUDA, a captured step
-
-    def _small(self, step: int) -> bool:
-        """Whether this step's images are smaller than they will be."""
-        resolution = self.recipe.resolution
-        return resolution is not None and resolution.pixels_at(step // self.steps_per_epoch) is not None
-
-    def _set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        captured = self._captures  # a graph reads the rate's tensor; a checkpoint may have brought another one
-        optimizer.param_groups[0]["lr"] = self._rate.fill_(rate) if captured else rate
-
-    def _replayed(self, chosen: Tensor, *, step: int, optimizer: torch.optim.Optimizer) -> None:
-        if self._graph is None and self._num_eager < STEPS_BEFORE_CAPTURE:
-            self._num_eager += 1
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self._step(chosen, step=step, optimizer=optimizer)
-            torch.cuda.current_stream().wait_stream(aside)
-            return
-        if self._graph is None:
-            self._chosen = chosen.clone()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # records, and does nothing yet
-                self._step(self._chosen, step=step, optimizer=optimizer)
-        self._chosen.copy_(chosen)
-        self._graph.replay()
 
 
 def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:

@@ -144,6 +144,10 @@ class WatchedTraining(Training):
         super().__init__(network, **more)
         self._watch = Watch(network, until=until)
 
+    @property
+    def _captures(self) -> bool:
+        return False
+
     def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         self._watch.begin()
         seen = super()._optimiser_step(chosen, step=step, generator=generator)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from remeasure import journal, rundir
 from remeasure.progress import duration
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from remeasure.training import Training
 
 TIMED_SECONDS = 3.0  # a row's steps are timed so long; at least two steps of each image size
+TIMED_SECONDS_CUDA = 0.5
+WARM_STEPS_CUDA = 8  # in which libraries choose their kernels, and a graph is captured
 TIMED_BATCH_SECONDS = 1.0  # a batch that takes so long tells the speed of an evaluation
 
 Seed = tuple[str, int]  # spec_sha256 and number
@@ -43,7 +45,7 @@ def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
         for pixels, num_epochs in sizes.items():
             sized = replace(spec, recipe=at_size(spec.recipe, pixels=pixels))
             training = run.build_training(sized, seed=0, place=place)
-            limit = TIMED_SECONDS / len(sizes)
+            limit = (TIMED_SECONDS_CUDA if place.device_kind == "cuda" else TIMED_SECONDS) / len(sizes)
             each = _seconds_per_step(training, spec=sized, device_kind=place.device_kind, limit_seconds=limit)
             seconds += num_epochs * training.steps_per_epoch * each
         return seconds / spec.engine_width
@@ -65,18 +67,22 @@ def at_size(recipe: Recipe, *, pixels: int | None) -> Recipe:
 
 
 def _seconds_per_step(training: "Training", *, spec: RunSpec, device_kind: str, limit_seconds: float) -> float:
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
+    """Whole steps are timed, from outside: within a captured one nothing may wait for the device."""
     from remeasure.training import DivergenceError, train
 
-    clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind))
-    hook = register_optimizer_step_post_hook(clock)
-    try:
-        with tempfile.TemporaryDirectory() as folder, suppress(EnoughError, DivergenceError):
-            checkpoint = Path(folder) / "checkpoint.ckpt"
-            train(training, spec=spec, device_kind=device_kind, checkpoint=checkpoint, report=lambda _: None)
-    finally:
-        hook.remove()
+    ahead = device_kind == "cuda"  # of the device, which Python gives its work to
+    clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind), ahead=ahead)
+    step = training._optimiser_step
+
+    def timed(*given: Any, **named: Any) -> Any:
+        seen = step(*given, **named)
+        clock()
+        return seen
+
+    training._optimiser_step = timed  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder, suppress(EnoughError, DivergenceError):
+        checkpoint = Path(folder) / "checkpoint.ckpt"
+        train(training, spec=spec, device_kind=device_kind, checkpoint=checkpoint, report=lambda _: None)
     return clock.seconds_per_step()
 
 
@@ -85,21 +91,31 @@ class EnoughError(Exception):
 
 
 class StepClock:
-    """Called after each optimiser step. The first warms up; EnoughError once the others have taken `limit_seconds`."""
+    """Called after each optimiser step. The first warms up; EnoughError once the others have taken `limit_seconds`.
 
-    def __init__(self, *, limit_seconds: float, now: Callable[[], float]) -> None:
-        self.limit_seconds, self.now = limit_seconds, now
-        self.marks = [now()]
+    `ahead`: more warm up, and the time is read after 8, 16, 32, … steps only: to read it is to wait for the device. It
+    is then enough once the next stretch, as long as all before it, would end too late.
+    """
 
-    def __call__(self, *_: object) -> None:
-        self.marks.append(self.now())
-        if len(self.marks) > 2 and self.marks[-1] - self.marks[1] >= self.limit_seconds:
+    def __init__(self, *, limit_seconds: float, now: Callable[[], float], ahead: bool = False) -> None:
+        self.limit_seconds, self.now, self.ahead = limit_seconds, now, ahead
+        self.num_steps, self.marks = 0, [(0, now())]
+
+    def __call__(self) -> None:
+        self.num_steps += 1
+        if self.ahead and (self.num_steps < WARM_STEPS_CUDA or self.num_steps.bit_count() > 1):
+            return
+        self.marks.append((self.num_steps, self.now()))
+        seconds = self.marks[-1][1] - self.marks[1][1]
+        if len(self.marks) > 2 and seconds >= self.limit_seconds / (2 if self.ahead else 1):
             raise EnoughError
 
     def seconds_per_step(self) -> float:
-        """The mean, without the first step where there are others."""
-        counted = self.marks[1:] if len(self.marks) > 2 else self.marks
-        return (counted[-1] - counted[0]) / (len(counted) - 1)
+        """The mean, without the steps that warmed up where there are others."""
+        if self.marks[-1][0] < self.num_steps:
+            self.marks.append((self.num_steps, self.now()))
+        (first, began), (last, ended) = self.marks[1 if len(self.marks) > 2 else 0], self.marks[-1]
+        return (ended - began) / (last - first)
 
 
 def _clock_of(device_kind: str) -> Callable[[], float]:

@@ -21,6 +21,13 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 FUSED = ("adam", "adamw", "sgd")  # one kernel for all parameters, on CPUs, too
+# Those whose step a CUDA graph can capture, and what they must be told for it.
+CAPTURABLE: dict[str, dict[str, Any]] = {
+    "adam": {"capturable": True},
+    "adamw": {"capturable": True},
+    "rmsprop": {"capturable": True},
+    "sgd": {},
+}
 
 
 def learning_rate(step: int, *, lr_peak: float, schedule: Schedule, steps_per_epoch: int, epochs_total: int) -> float:
@@ -65,7 +72,7 @@ def build_optimizer(
     build: Any = OPTIMIZERS[optimizer.name]  # no two have the same arguments
     rate: float | Tensor = optimizer.lr_peak
     if captured_rate is not None:
-        rate, extra = captured_rate, {**extra, "capturable": True}
+        rate, extra = captured_rate, {**extra, **CAPTURABLE[optimizer.name]}
     built: torch.optim.Optimizer = build(parameters, lr=rate, **optimizer.arguments(), **extra)
     return built
 

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from remeasure import controls, data, evaluation, leaks, models, presence, weights
+from remeasure import controls, data, devices, evaluation, leaks, models, presence, weights
 from remeasure.attempt import Attempt, Scored, Sink
 from remeasure.batched import BatchedTraining
 from remeasure.diagnosis import (
@@ -87,9 +87,10 @@ def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
 
 @contextlib.contextmanager
 def processor(spec: RunSpec) -> Iterator[None]:
-    """The spec's number of threads, and no denormal numbers; as before afterwards."""
+    """The spec's number of threads, and no denormal numbers, as before afterwards; and `devices.settle`."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(spec.cpu_threads)
+    devices.settle()
     torch.set_flush_denormal(True)  # a confident LeNet-5 has denormal gradients, and its steps take twice as long
     try:
         with blas_threads(spec.cpu_threads) if spec.engine == "numpy" else contextlib.nullcontext():

@@ -2,9 +2,11 @@
 
 The images live on the device as uint8. One Lightning training step covers a block of optimiser steps of torch's own,
 so that the framework's cost for each step vanishes: Lightning counts blocks, `Training.num_steps` the steps. All
-randomness is a function of (seed, purpose, step), so that a resumed run repeats an unbroken one.
+randomness is a function of (seed, purpose, step), so that a resumed run repeats an unbroken one. On CUDA distortions
+are drawn on the device, from the dropout masks' stream: a run's key has the device kind, so that streams may differ.
 """
 
+import functools
 import hashlib
 import logging
 import math
@@ -12,7 +14,7 @@ import os
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
+from remeasure import capture
 from remeasure.controls import evaluated_with
 from remeasure.paths import checkpoint_seconds, naming
-from remeasure.recipe import augment, build_optimizer, normalise, rate_of, resized, training_loss
+from remeasure.recipe import CAPTURABLE, augment, build_optimizer, normalise, rate_of, resized, training_loss
 from remeasure.rundir import keep_checkpoint, unusable
 from remeasure.spec import InputError, Normalisation, Precision, Recipe, RunSpec
 
@@ -103,11 +106,15 @@ class Training(LightningModule):
         self._whole: tuple[Tensor, Tensor] | None = None
         self._evaluated: Evaluated | None = None
         self._draws = any(isinstance(layer, nn.Dropout) for layer in network.modules())
+        self._captured, self._compiled = capture.Captured(), spec.compile
+        self._rate: Tensor | None = None  # the learning rate () where a graph reads it
         self.steps_per_epoch = math.ceil(len(images) / self.recipe.batch_size)
         self.blocks_per_epoch = math.ceil(self.steps_per_epoch / self.steps_per_block)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer)
+        if capture.possible(self.device) and self.recipe.optimizer.name in CAPTURABLE:
+            self._rate = torch.tensor(self.recipe.optimizer.lr_peak, device=self.device)
+        return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer, captured_rate=self._rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_steps"] = self.num_steps
@@ -147,14 +154,39 @@ class Training(LightningModule):
         return permutation(len(self.images), seed=self.seed, epoch=epoch)
 
     def generator(self, step: int) -> torch.Generator | None:
-        """What distortions are drawn from in the block that begins with optimiser step `step`."""
+        """What distortions are drawn from in the block that begins with optimiser step `step`; None: as on CUDA, from
+        the device's own stream, which the block has seeded and a graph can draw from.
+        """
+        if self.device.type == "cuda":
+            return None
         return torch.Generator().manual_seed(derive(self.seed, purpose="augmentation", step=step))
 
     def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        """Returns the loss (), before the step, the logits (B, num_classes) and the labels (B,)."""
-        recipe, optimizer = self.recipe, self.optimizers(use_pl_optimizer=False)
+        """One step at its rate, captured where that is possible; returns what `_step` does."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        optimizer.param_groups[0]["lr"] = self.learning_rate(step)
+        rate = self.learning_rate(step)  # a checkpoint may have brought another tensor than the one that graphs read
+        optimizer.param_groups[0]["lr"] = rate if self._rate is None else self._rate.fill_(rate)
+        take = functools.partial(self._step, step=step, generator=generator, optimizer=optimizer)
+        hooked = bool(optimizer._optimizer_step_post_hooks)  # the doctor looks at this step, which no replay calls
+        if self._captures and len(chosen) == self.recipe.batch_size and not hooked:
+            return self._captured(take, chosen, key=self._graph_key(step))
+        return take(chosen)
+
+    @property
+    def _captures(self) -> bool:
+        return self._rate is not None and capture.wanted() and not self._compiled
+
+    def _graph_key(self, step: int) -> Hashable:
+        """All of step `step` that Python decides: its images' size."""
+        resolution = self.recipe.resolution
+        return resolution and resolution.pixels_at(step // self.steps_per_epoch)
+
+    def _step(
+        self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, ...]:
+        """Returns the loss (), before the step, the logits (B, num_classes) and the labels (B,)."""
+        recipe = self.recipe
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
             images, labels = self.batch(chosen, step=step, generator=generator)
         seen: list[tuple[Tensor, Tensor]] = []

@@ -1,4 +1,6 @@
-"""Worker processes, one a core, kept for the whole campaign; on a GPU, one. A run of two threads takes two cores."""
+"""Worker processes, one a core, kept for the whole campaign. A run of two threads takes two cores; on an accelerator a
+run takes all of them, but L-BFGS, whose line search has the device wait for Python, takes one.
+"""
 
 import atexit
 import multiprocessing
@@ -19,10 +21,11 @@ from typing import Any, NoReturn, Self, TypeVar
 from remeasure import process
 from remeasure.journal import Event
 from remeasure.rundir import Outcome, Place
-from remeasure.spec import RunSpec
+from remeasure.spec import Recipe, RunSpec
 
 W = TypeVar("W")
 R = TypeVar("R")
+MOST_ON_DEVICE = 10  # each process has some of an accelerator's memory
 POLL_SECONDS = 0.2  # how long an event of a worker may wait to be seen
 
 
@@ -46,8 +49,13 @@ class Task:
 
 
 def num_workers(place: Place) -> int:
-    """How many runs train side by side: one a core that this process may use, or one on an accelerator."""
-    return len(os.sched_getaffinity(0)) if place.device_kind == "cpu" else 1
+    """How many runs train side by side: one a core that this process may use, on an accelerator at most ten."""
+    num = len(os.sched_getaffinity(0))
+    return num if place.device_kind == "cpu" else min(num, MOST_ON_DEVICE)
+
+
+def _searches_lines(spec: RunSpec) -> bool:
+    return isinstance(spec.recipe, Recipe) and spec.recipe.optimizer.name == "lbfgs"
 
 
 class Workers:
@@ -82,7 +90,9 @@ class Workers:
 
     def cores(self, spec: RunSpec) -> int:
         """How many of the cores a run of `spec` takes; an evaluation decodes its photographs on all of them."""
-        return self.num if spec.mode == "evaluate" else min(spec.cpu_threads, self.num)
+        if spec.mode == "evaluate" or not (self.place.device_kind == "cpu" or _searches_lines(spec)):
+            return self.num
+        return min(spec.cpu_threads, self.num)
 
     @property
     def active(self) -> list[Task]:
