@@ -26,6 +26,10 @@ from remeasure.training import DivergenceError, Keeper, Training, derive, train
 
 DROPS = ("model=mlp4", "recipe=article", "recipe.epochs_total=2")  # its masks are drawn in each step
 SGD = ("recipe.optimizer={name: sgd, lr_peak: 0.02, momentum: 0.9, nesterov: true}", "recipe.schedule.name=linear")
+MUON = (
+    *("model=mlp4", "recipe=article", "recipe.epochs_total=2"),
+    "recipe.optimizer={name: muon, lr_peak: 0.1, momentum: 0.6, sgd_lr_peak: 0.02, betas: null, eps: null}",
+)
 CROPPED = ("recipe.augmentation={name: crop, pad_pixels: 1, flip_probability: 0.5, cutout_pixels: 2}",)
 
 
@@ -48,7 +52,7 @@ def end(
     return weights(training.network), [{**report, "seconds": None} for report in reports]
 
 
-@pytest.mark.parametrize("overrides", [(), DROPS, SGD, CROPPED], ids=["adam", "dropout", "sgd", "crop"])
+@pytest.mark.parametrize("overrides", [(), DROPS, SGD, MUON, CROPPED], ids=["adam", "dropout", "sgd", "muon", "crop"])
 def test_captured_steps_train_to_the_numbers_of_others(
     overrides: tuple[str, ...], captured: list[Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,9 +199,11 @@ def test_on_cuda_distortions_are_drawn_on_the_device_and_elsewhere_as_ever(monke
 @pytest.mark.parametrize("name", sorted(recipe.CAPTURABLE))
 def test_the_rate_of_a_captured_optimiser_is_the_tensor_it_was_given(name: str, captured: list[Graph]) -> None:  # noqa: ARG001
     no_values: dict[str, Any] = dict.fromkeys(entry.name for entry in fields(Optimizer))
-    optimizer = Optimizer(**no_values | {"name": name, "lr_peak": 0.1})
+    muons = {"momentum": 0.6, "sgd_lr_peak": 0.1} if name == "muon" else {}
+    optimizer = Optimizer(**no_values | {"name": name, "lr_peak": 0.1} | muons)
     rate = torch.tensor(0.1)
-    built = recipe.build_optimizer([nn.Parameter(torch.zeros(2))], optimizer=optimizer, captured_rate=rate)
+    parameters = [nn.Parameter(torch.zeros(2, 2)) for _ in range(3)]
+    built = recipe.build_optimizer(parameters, optimizer=optimizer, captured_rate=rate)
     assert built.param_groups[0]["lr"] is rate
     assert built.param_groups[0].get("capturable", True)
     assert set(recipe.OPTIMIZERS) - set(recipe.CAPTURABLE) == {"lbfgs"}

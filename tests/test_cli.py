@@ -205,7 +205,7 @@ def test_a_model_brings_its_home_and_what_is_named_beside_it_wins(
 
 def test_resnet18_brings_bfloat16_and_channels_last_and_what_is_named_beside_it_wins() -> None:
     own = cli.compose(["model=resnet18"])
-    assert (own.precision, own.channels_last, own.steps_per_block, own.cpu_threads) == ("bfloat16", True, 10, 2)
+    assert (own.precision, own.channels_last, own.steps_per_block, own.cpu_threads) == ("auto", True, 10, 2)
     other = cli.compose(["precision=float32", "model=resnet18", "channels_last=false", "steps_per_block=7"])
     assert (other.precision, other.channels_last, other.steps_per_block) == ("float32", False, 7)
     plain = cli.compose(["data=cifar10", "recipe=resnet18_fast"])  # they are the model's, not the data's or recipe's
@@ -274,7 +274,7 @@ BAD_CONFIG = {
     "sweep without -m": (["seed=1,2"], ("seed=1,2", "--multirun")),
     "text for a number": (["recipe.optimizer.lr_peak=abc"], ("recipe.optimizer.lr_peak", "number", "'abc'")),
     "boolean for a number": (["seed=true"], ("seed", "integer", "True")),
-    "number too many": (["precision=float16"], ("precision", "'float32' or 'bfloat16'", "'float16'")),
+    "number too many": (["precision=float16"], ("precision", "'auto', 'float32' or 'bfloat16'", "'float16'")),
     "negative learning rate": (["recipe.optimizer.lr_peak=-0.1"], ("recipe.optimizer.lr_peak", "above 0", "-0.1")),
     "schedule too long": (
         ["recipe.schedule.epochs_warmup=99"],

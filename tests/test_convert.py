@@ -21,7 +21,8 @@ OPTIMIZER: dict[str, Any] = {
     "betas": None,
     "alpha": None,
     "eps": None,
-    "history_size": None,
+    "history_size, sgd_lr_peak": None,
+    "sgd_lr_peak": None,
 }
 SCHEDULE: dict[str, Any] = {
     "name": "constant",
@@ -49,9 +50,12 @@ RECIPE: dict[str, Any] = {
         "pad_pixels": None,
         "flip_probability": None,
         "cutout_pixels": None,
+        "padding": None,
+        "flips": None,
     },
     "resolution": None,
     "streaming": None,
+    "averaging": None,
     "clip_norm": None,
 }
 
@@ -90,7 +94,7 @@ def test_faults_of_several_blocks_are_named_together_each_with_its_dotted_key() 
         "recipe.optimizer.momentum: adam has no such argument; it has weight_decay, betas, eps",
         "recipe.schedule.epochs_warmup: expected 0 or more, got -1.0",
         "recipe.colour: no such key; valid: name, epochs_total, batch_size, optimizer, schedule, loss, "
-        "normalisation, augmentation, resolution, streaming, clip_norm",
+        "normalisation, augmentation, resolution, streaming, averaging, clip_norm",
     }
     assert len(found) == 5
 
@@ -109,7 +113,7 @@ def test_without_a_place_a_fault_begins_with_its_key() -> None:
 )
 def test_an_unknown_key_is_refused_with_the_valid_ones_and_a_guess(key: str, guess: str) -> None:
     (fault,) = faults(Recipe, {**RECIPE, "optimizer": {**OPTIMIZER, key: 1}}, where="recipe")
-    valid = "name, lr_peak, momentum, nesterov, weight_decay, betas, alpha, eps, history_size"
+    valid = "name, lr_peak, momentum, nesterov, weight_decay, betas, alpha, eps, history_size, sgd_lr_peak"
     assert fault == f"recipe.optimizer.{key}: no such key{guess}; valid: {valid}"
 
 
@@ -135,9 +139,9 @@ def test_a_missing_key_is_named() -> None:
         ("lr_peak", "0.1", "lr_peak: expected a valid number, got '0.1'"),  # text is never read as a number
         ("lr_peak", True, "lr_peak: expected a valid number, got True"),
         ("lr_peak", None, "lr_peak: expected a valid number, got None"),
-        ("history_size", 1.5, "history_size: expected a valid integer, got 1.5"),
+        ("history_size, sgd_lr_peak", 1.5, "history_size: expected a valid integer, got 1.5"),
         ("nesterov", 1, "nesterov: expected a valid boolean, got 1"),
-        ("name", "adm", "name: expected 'adam', 'adamw', 'sgd', 'rmsprop' or 'lbfgs', got 'adm'"),
+        ("name", "adm", "name: expected 'adam', 'adamw', 'sgd', 'rmsprop', 'lbfgs' or 'muon', got 'adm'"),
         ("betas", 0.9, "betas: expected a valid array, got 0.9"),
         ("betas", [0.9], "betas.1: missing"),
         ("betas", [0.9, "x"], "betas.1: expected a valid number, got 'x'"),
@@ -189,7 +193,7 @@ def test_did_you_mean_guesses_a_near_word_a_beginning_or_nothing() -> None:
         ("recipe.epochs_total=ten", "recipe.epochs_total: expected a valid integer, got 'ten'"),
         ("seed=-1", "seed: expected 0 or more, got -1"),
         ("+recipe.loss.smoothing=0.1", "recipe.loss.smoothing: no such key (did you mean 'label_smoothing'?); "),
-        ("precision=float16", "precision: expected 'float32' or 'bfloat16', got 'float16'"),
+        ("precision=float16", "precision: expected 'auto', 'float32' or 'bfloat16', got 'float16'"),
     ],
 )
 def test_the_command_lines_faults_begin_with_the_key_as_it_is_typed(override: str, fault: str) -> None:

@@ -27,7 +27,7 @@ from remeasure.recipe import (
     resized,
     training_loss,
 )
-from remeasure.spec import Augmentation, Loss, Normalisation, Optimizer, Recipe, Resolution, Schedule
+from remeasure.spec import Augmentation, Averaging, Loss, Normalisation, Optimizer, Recipe, Resolution, Schedule
 from remeasure.training import Training, train
 
 STEPS, EPOCHS = 7, 10  # a run of 70 steps
@@ -638,6 +638,43 @@ def test_augment_hands_crops_on() -> None:
     assert torch.equal(found, crop_flip_cutout(images, **options, generator=generator(1)))
 
 
+def test_reflected_padding_is_torchs() -> None:
+    images = random_images(2000)
+    found = cropped(images, pad_pixels=2, padding="reflect").round()
+    framed = nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect")
+    height, width = images.shape[-2:]
+    fits = []
+    for top, left in np.ndindex(5, 5):
+        fits.append((framed[..., top : top + height, left : left + width] == found).flatten(1).all(dim=1))
+    assert (torch.stack(fits).sum(dim=0) == 1).all()
+    assert_evenly_filled(torch.stack(fits).int().argmax(dim=0), num_cells=25)
+
+
+def test_alternating_flips_mirror_each_image_in_every_second_epoch() -> None:
+    images = random_images(400)
+    augmentation = crop(pad_pixels=0, flip_probability=0.5, cutout_pixels=0, flips="alternating")
+    recipe = dataclasses.replace(
+        BASE, augmentation=augmentation, resolution=None, batch_size=400, normalisation=AS_THEY_ARE
+    )
+    config = compose(["model=logreg", "data=digits"])
+    training = Training(
+        nn.Linear(2, 2),
+        spec=dataclasses.replace(config.spec(data_sha256=""), recipe=recipe),
+        seed=0,
+        images=images,
+        labels=torch.zeros(400, dtype=torch.int64),
+    )
+    chosen = torch.randperm(400, generator=generator())
+    flips = []
+    for epoch in range(4):
+        batch, _ = training.batch(chosen, step=epoch, generator=generator(epoch))
+        flips.append(moves(images[chosen], batch, pad=0)[:, 2])
+    assert torch.equal(flips[0], flips[2])
+    assert torch.equal(flips[1], flips[3])
+    assert torch.equal(flips[0] + flips[1], torch.ones(400, dtype=flips[0].dtype))
+    assert 150 < flips[0].sum() < 250
+
+
 # ---------------------------------------------------------------- smaller images
 
 
@@ -671,6 +708,7 @@ BASE = Recipe(
     augmentation=affine(),
     resolution=Resolution(pixels=(4,), until_epoch=(1,)),
     streaming=None,
+    averaging=None,
     clip_norm=100.0,
 )
 ADAM = {"optimizer": an_optimizer("adam", betas=(0.9, 0.99), eps=1e-8)}
@@ -679,6 +717,7 @@ LBFGS = {"optimizer": an_optimizer("lbfgs", history_size=10, lr_peak=0.5), "batc
 STEPPED = {"schedule": a_schedule("milestones", milestones=(1,), gamma=0.5)}
 SHEARED = {"augmentation": affine(shear=0.5)}
 CROPPED = {"augmentation": crop(pad_pixels=1, flip_probability=0.5, cutout_pixels=2)}
+MUON = {"optimizer": an_optimizer("muon", momentum=0.6, sgd_lr_peak=0.1)}
 FLIPS: dict[str, tuple[dict[str, object], object]] = {  # option: (what it needs beside BASE, its other value)
     "epochs_total": ({}, 4),
     "batch_size": ({}, 16),
@@ -710,6 +749,10 @@ FLIPS: dict[str, tuple[dict[str, object], object]] = {  # option: (what it needs
     "augmentation.pad_pixels": (CROPPED, 2),
     "augmentation.flip_probability": (CROPPED, 0.0),
     "augmentation.cutout_pixels": (CROPPED, 0),
+    "augmentation.padding": (CROPPED, "reflect"),
+    "augmentation.flips": (CROPPED, "alternating"),
+    "optimizer.sgd_lr_peak": (MUON, 0.2),
+    "averaging": ({}, Averaging(from_epoch=2, decay=0.9)),
     "resolution": ({}, None),
     "resolution.pixels": ({}, (6,)),
     "resolution.until_epoch": ({}, (2,)),
@@ -740,17 +783,18 @@ def with_option(recipe: Recipe, option: str, value: object) -> Recipe:
 
 
 def trained(recipe: Recipe, folder: Path) -> Tensor:
-    """The weights of an 8x8 softmax regression after a short run on 32 random images."""
+    """The scored weights of a narrow 8x8 network after a short run on 32 random images."""
     draw = generator()
     images = torch.randint(0, 256, (32, 1, 8, 8), generator=draw, dtype=torch.uint8)
     labels = torch.randint(0, 10, (32,), generator=draw)
-    config = compose(["model=logreg", "data=digits"])
+    hidden = ["model=mlp2", "model.options.hidden_sizes=[6, 6]"]
+    config = compose(["data=digits", *(hidden if recipe.optimizer.name == "muon" else ["model=logreg"])])
     network = models.build(config.model, image_shape=(1, 8, 8), num_classes=10, generator_seed=0)
     any_size = nn.Sequential(nn.AdaptiveAvgPool2d(8), network)  # 8x8 images stay as they are
     spec = dataclasses.replace(config.spec(data_sha256=""), recipe=recipe)
     training = Training(any_size, spec=spec, seed=0, images=images, labels=labels)
     train(training, spec=spec, device_kind="cpu", checkpoint=folder / "checkpoint", report=lambda _: None)
-    return nn.utils.parameters_to_vector(network.parameters()).detach()
+    return nn.utils.parameters_to_vector(training.scored.parameters()).detach()
 
 
 def test_every_option_of_a_recipe_is_flipped_below() -> None:

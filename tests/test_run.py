@@ -195,10 +195,11 @@ def test_a_run_cut_short_in_mid_epoch_ends_bit_for_bit_alike_at_any_block_length
     augmentation = (
         "{name: crop, probability: null, translation_pixels: null, scaling: null, squeezing: null, shear: null"
     )
-    augmentation += ", pad_pixels: 1, flip_probability: 0.5, cutout_pixels: 2}"
+    augmentation += ", pad_pixels: 1, flip_probability: 0.5, cutout_pixels: 2, padding: reflect, flips: alternating}"
     in_blocks = spec(
         *(*EVERYTHING, f"steps_per_block={steps_per_block}", "channels_last=true"),
         *("recipe.resolution={pixels: [4, 6], until_epoch: [2, 3]}", f"recipe.augmentation={augmentation}"),
+        "recipe.averaging={from_epoch: 2, decay: 0.9}",
     )
     with monkeypatch.context() as patch:
         patch.setattr(remeasure.training, "CHECKPOINT_SECONDS", 1e9)

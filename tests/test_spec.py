@@ -18,6 +18,7 @@ from remeasure.spec import (
     FIRST_TUNING_SEED,
     TRAINING_VERSION,
     Augmentation,
+    Averaging,
     Config,
     Evaluation,
     InputError,
@@ -51,6 +52,7 @@ IDENTITY = {
     "recipe.optimizer.alpha",
     "recipe.optimizer.eps",
     "recipe.optimizer.history_size",
+    "recipe.optimizer.sgd_lr_peak",
     "recipe.schedule.name",
     "recipe.schedule.epochs_warmup",
     "recipe.schedule.lr_start_factor",
@@ -71,8 +73,11 @@ IDENTITY = {
     "recipe.augmentation.pad_pixels",
     "recipe.augmentation.flip_probability",
     "recipe.augmentation.cutout_pixels",
+    "recipe.augmentation.padding",
+    "recipe.augmentation.flips",
     "recipe.resolution",
     "recipe.streaming",
+    "recipe.averaging",
     "recipe.clip_norm",
     "precision",
     "engine",
@@ -233,9 +238,12 @@ def test_a_new_key_counts_as_soon_as_it_says_something_new() -> None:
     recipe = spec["recipe"]
     small = {"pixels": (16,), "until_epoch": (1,)}
     changed_specs += [{**spec, "recipe": {**recipe, "resolution": small}}]
-    for key, value in (("pad_pixels", 0), ("flip_probability", 0.0), ("cutout_pixels", 0)):
+    changed_specs += [{**spec, "recipe": {**recipe, "averaging": {"from_epoch": 1, "decay": 0.9}}}]
+    changed_specs += [{**spec, "recipe": {**recipe, "optimizer": {**recipe["optimizer"], "sgd_lr_peak": 0.1}}}]
+    cropped = (("pad_pixels", 0), ("flip_probability", 0.0), ("cutout_pixels", 0), ("padding", "reflect"))
+    for key, value in (*cropped, ("flips", "alternating")):
         changed_specs.append({**spec, "recipe": {**recipe, "augmentation": {**recipe["augmentation"], key: value}}})
-    assert len({spec_sha256(each) for each in (spec, *changed_specs)}) == 8
+    assert len({spec_sha256(each) for each in (spec, *changed_specs)}) == 12
     for key, value in (("channels_last", False), ("steps_per_block", 100), ("weights_sha256", None)):
         assert spec_sha256({name: it for name, it in spec.items() if name != key}) == spec_sha256({**spec, key: value})
 
@@ -263,6 +271,7 @@ VALID: dict[type, dict[str, Any]] = {
     Augmentation: {"name": "none", **NO_AUGMENTATION},
     Normalisation: {"mean": (0.5,), "std": (0.5,)},
     Resolution: {"pixels": (16,), "until_epoch": (1,)},
+    Averaging: {"from_epoch": 1, "decay": 0.9},
     Transform: {"crop_pixels": 224, "crop_pct": 0.875, "interpolation": "bicubic"},
 }
 NAN = float("nan")
@@ -321,11 +330,25 @@ FAULTS: list[tuple[type, dict[str, Any], str]] = [
     (
         Augmentation,
         {**CROP, "shear": 0.1},
-        "shear: augmentation 'crop' has no such argument; it has pad_pixels, flip_probability, cutout_pixels",
+        "shear: augmentation 'crop' has no such argument; it has pad_pixels, flip_probability, cutout_pixels, padding, "
+        "flips",
     ),
     (Augmentation, {**AFFINE, "scaling": None}, "scaling: augmentation 'affine' needs it"),
     (Augmentation, {**CROP, "pad_pixels": None}, "pad_pixels: augmentation 'crop' needs it"),
     (Augmentation, {**CROP, "pad_pixels": -1}, "pad_pixels: expected 0 or more, got -1"),
+    (
+        Optimizer,
+        {"name": "muon", "momentum": 0.6},
+        "sgd_lr_peak: muon needs it, the rate of the parameters that it leaves to SGD",
+    ),
+    (Optimizer, {"name": "muon", "momentum": 0.0, "sgd_lr_peak": 0.1}, "momentum: muon needs one above 0"),
+    (
+        Optimizer,
+        {"name": "muon", "momentum": 0.6, "sgd_lr_peak": 0.0},
+        "sgd_lr_peak: expected a number above 0, got 0.0",
+    ),
+    (Averaging, {"from_epoch": 0, "decay": 0.9}, "from_epoch: expected 1 or more, got 0"),
+    (Averaging, {"from_epoch": 1, "decay": 1.0}, "decay: expected a fraction in (0, 1), got 1.0"),
     (Augmentation, {**CROP, "cutout_pixels": -1}, "cutout_pixels: expected 0 or more, got -1"),
     (Augmentation, {**CROP, "flip_probability": 1.5}, "flip_probability: expected a fraction in [0, 1], got 1.5"),
     (Augmentation, {**AFFINE, "squeezing": -1.0}, "squeezing: expected 0 or more, got -1.0"),
@@ -384,7 +407,7 @@ def a_recipe(**changes: object) -> Recipe:
     blocks = {"optimizer": Optimizer, "schedule": Schedule, "loss": Loss}
     blocks |= {"normalisation": Normalisation, "augmentation": Augmentation}
     parts = {key: cls(**VALID[cls]) for key, cls in blocks.items()}
-    unset = dict.fromkeys(("resolution", "streaming", "clip_norm"))
+    unset = dict.fromkeys(("resolution", "streaming", "averaging", "clip_norm"))
     return Recipe(**{"name": "r", "epochs_total": 3, "batch_size": 8, **unset, **parts, **changes})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from remeasure import interrupts, models, planner
 from remeasure.collect import from_results, from_run, put_together
+from remeasure.devices import with_native_precision
 from remeasure.inputs import identify, remembered
 from remeasure.observe import Observer
 from remeasure.planner import Forecast, Planned, Seed
@@ -46,7 +47,7 @@ class Campaign:
 
         Raises InputError: configs or data files that are there and wrong.
         """
-        config = self._config(row, compose=compose)
+        config = with_native_precision(self._config(row, compose=compose), device_kind=self.place.device_kind)
         if (mode := config.spec(data_sha256="").mode) != row.mode:
             raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {mode}")
         if config.engine == "numpy" and self.place.device_kind != "cpu":

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import default_collate
 
 from remeasure import data, models, paths
-from remeasure.devices import resolve_device
+from remeasure.devices import resolve_device, with_native_precision
 from remeasure.inputs import identified
 from remeasure.recipe import augment, build_optimizer, resized, training_loss
 from remeasure.run import processor
@@ -32,7 +32,8 @@ def debug(config: Config) -> int:
         raise InputError("debug: this recipe only evaluates; choose one that trains, such as recipe=article")
     if config.engine != "serial":
         raise InputError(f"debug: looks at engine=serial, got {config.engine}")
-    spec = identified(config, data_root=paths.data_root())
+    native = with_native_precision(config, device_kind=resolve_device(config.device))
+    spec = identified(native, data_root=paths.data_root())
     modes = {"overfit_batch": overfit_batch, "one_step": one_step, "profile": profiled}
     plain = config.debug.name == "overfit_batch"
     with processor(spec):

@@ -18,7 +18,7 @@ from pathlib import Path
 import remeasure.training
 from remeasure import cli, data, paths, provenance
 from remeasure.data import DataMissingError
-from remeasure.devices import resolve_device
+from remeasure.devices import resolve_device, with_native_precision
 from remeasure.journal import Event, now
 from remeasure.run import execute, execute_together
 from remeasure.rundir import Outcome, Place, write_whole
@@ -181,6 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, overrides in RUNS.items():
             print(f"{name} …", file=sys.stderr, flush=True)
             config = cli.compose([*overrides, *(("data=digits",) if name in ON_THE_DIGITS else ())])
+            config = with_native_precision(config, device_kind=kind)
             try:
                 source = data.fingerprint(config.data, root=place.data_root)
             except DataMissingError:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remeasure.spec import Augmentation, Loss, Normalisation, Optimizer, Recipe, Schedule
+from remeasure.muon import Muon
+from remeasure.spec import Augmentation, Loss, Normalisation, Optimizer, Precision, Recipe, Schedule
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -17,6 +18,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
     "lbfgs": torch.optim.LBFGS,
+    "muon": Muon,
 }
 
 
@@ -27,6 +29,7 @@ CAPTURABLE: dict[str, dict[str, Any]] = {
     "adamw": {"capturable": True},
     "rmsprop": {"capturable": True},
     "sgd": {},
+    "muon": {},
 }
 
 
@@ -61,14 +64,21 @@ def rate_of(recipe: Recipe, *, step: int, steps_per_epoch: int) -> float:
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], *, optimizer: Optimizer, captured_rate: Tensor | None = None
+    parameters: Iterable[nn.Parameter],
+    *,
+    optimizer: Optimizer,
+    captured_rate: Tensor | None = None,
+    precision: Precision = "float32",
 ) -> torch.optim.Optimizer:
     """The torch optimiser. L-BFGS makes one iteration a step, with a strong Wolfe line search.
 
-    `captured_rate`: the learning rate () on the device, for steps that a CUDA graph captures.
+    `captured_rate`: the learning rate () on the device, for steps that a CUDA graph captures. `precision`: what Muon
+    multiplies its matrices in. Raises InputError where the optimiser has nothing to do in such a net.
     """
     lbfgs = {"max_iter": 1, "max_eval": 25, "line_search_fn": "strong_wolfe"}
     extra: dict[str, Any] = lbfgs if optimizer.name == "lbfgs" else {"fused": True} if optimizer.name in FUSED else {}
+    if optimizer.name == "muon":
+        extra = {"dtype": torch.bfloat16 if precision == "bfloat16" else torch.float32}
     build: Any = OPTIMIZERS[optimizer.name]  # no two have the same arguments
     rate: float | Tensor = optimizer.lr_peak
     if captured_rate is not None:
@@ -102,11 +112,17 @@ def training_loss(logits: Tensor, labels: Tensor, *, loss: Loss, parameters: Ite
 
 
 def augment(
-    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator | None
+    images: Tensor,
+    *,
+    augmentation: Augmentation,
+    normalisation: Normalisation,
+    generator: torch.Generator | None,
+    mirrored: Tensor | None = None,
 ) -> Tensor:
     """Distorted and normalised images: (N, C, H, W) uint8 in 0..255 → float32, as `normalise` makes them.
 
     What is random is drawn from `generator`; None: from the global one of the images' device, which a CUDA graph can.
+    `mirrored` (N,) bool: which images a crop mirrors left to right, in place of a draw.
     """
     match augmentation.name:
         case "none":
@@ -115,13 +131,24 @@ def augment(
             moved = distort(images, augmentation=augmentation, generator=generator)
             return normalise(moved, normalisation=normalisation)
         case "crop":
-            return crop_flip_cutout(images, augmentation=augmentation, normalisation=normalisation, generator=generator)
+            return crop_flip_cutout(
+                images,
+                augmentation=augmentation,
+                normalisation=normalisation,
+                generator=generator,
+                mirrored=mirrored,
+            )
 
 
 def crop_flip_cutout(
-    images: Tensor, *, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator | None
+    images: Tensor,
+    *,
+    augmentation: Augmentation,
+    normalisation: Normalisation,
+    generator: torch.Generator | None,
+    mirrored: Tensor | None = None,
 ) -> Tensor:
-    """Cropped out of a black frame, some mirrored, a square cut out: (N, C, H, W) uint8 → normalised float32.
+    """Cropped out of a frame, some mirrored, a square cut out: (N, C, H, W) uint8 → normalised float32.
 
     What is cut out becomes 0 after normalisation, the mean pixel. Each image draws its own place, mirror and square;
     the square's centre is a pixel of the image, so that part of the square may lie outside (DeVries and Taylor 2017).
@@ -130,12 +157,18 @@ def crop_flip_cutout(
     pad, size = augmentation.pad_pixels or 0, augmentation.cutout_pixels or 0
     source = _source(generator, images.device)
     shift_y, shift_x = torch.randint(0, 2 * pad + 1, (2, num, 1), **source).to(images.device)
-    mirrored = torch.rand(num, 1, **source).to(images.device) < (augmentation.flip_probability or 0.0)
+    if mirrored is None:
+        mirrored = torch.rand(num, **source).to(images.device) < (augmentation.flip_probability or 0.0)
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    from_columns = torch.where(mirrored, width - 1 - columns, columns) + shift_x  # (N, W)
-    framed = functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # (N, H + 2 pad, W + 2 pad, C)
+    from_rows = rows + shift_y  # (N, H), of the frame
+    from_columns = torch.where(mirrored.view(-1, 1), width - 1 - columns, columns) + shift_x  # (N, W)
+    if augmentation.padding == "reflect":
+        framed = images.permute(0, 2, 3, 1)
+        from_rows, from_columns = reflected(from_rows - pad, size=height), reflected(from_columns - pad, size=width)
+    else:
+        framed = functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # (N, H + 2 pad, W + 2 pad, C)
     index = torch.arange(num, device=images.device).view(-1, 1, 1)
-    cropped = framed[index, (rows + shift_y).unsqueeze(2), from_columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    cropped = framed[index, from_rows.unsqueeze(2), from_columns.unsqueeze(1)].permute(0, 3, 1, 2)
     batch = normalise(cropped, normalisation=normalisation)
     if size:
         centre = torch.stack([torch.randint(0, side, (num, 1), **source) for side in (height, width)])
@@ -144,6 +177,11 @@ def crop_flip_cutout(
         cut_columns = (columns >= left) & (columns < left + size)
         batch.masked_fill_((cut_rows.unsqueeze(2) & cut_columns.unsqueeze(1)).unsqueeze(1), 0.0)
     return batch
+
+
+def reflected(positions: Tensor, *, size: int) -> Tensor:
+    """Positions up to `size` - 1 beyond either end of 0 … size - 1, mirrored back at the first and last pixel."""
+    return size - 1 - (size - 1 - positions.abs()).abs()
 
 
 def resized(images: Tensor, *, pixels: int | None) -> Tensor:

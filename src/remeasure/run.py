@@ -257,7 +257,7 @@ def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
         fit = functools.partial(train, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint)
         try:
             wall_seconds = fit(training, report=attempt.epoch, doctor=_doctor(attempt))
-            return [_scored(training.network, spec=spec, place=place, wall_seconds=wall_seconds)]
+            return [_scored(training.scored, spec=spec, place=place, wall_seconds=wall_seconds)]
         except DivergenceError as error:
             watched = build_training(spec, seed=seed, place=place, watched_until=error.step)
             replay = functools.partial(fit, watched, report=lambda _: None)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from remeasure import data, ledger, models, paths, weights
-from remeasure.devices import resolve_device
+from remeasure.devices import resolve_device, with_native_precision
 from remeasure.inputs import identified
 from remeasure.observe import Observer
 from remeasure.progress import Progress
@@ -55,7 +55,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
         device_kind=device_kind,
         doctor=config.doctor,
     )
-    spec = identified(config, data_root=data_root)
+    spec = identified(with_native_precision(config, device_kind=device_kind), data_root=data_root)
     if path := weights.locate(config):
         weights.load(network, path)  # or refuse it now
     return place, spec
@@ -71,7 +71,8 @@ def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | N
     row = ledger.for_configs(rows, **names, engine=spec.engine)
     if row is None:
         return None, []
-    own = compose([f"{key}={value}" for key, value in (names | {"engine": row.engine}).items()]).spec(
+    composed = compose([f"{key}={value}" for key, value in (names | {"engine": row.engine}).items()])
+    own = with_native_precision(composed, device_kind=resolve_device(config.device)).spec(
         data_sha256=spec.data_sha256, weights_sha256=None if config.model.weights else spec.weights_sha256
     )
     if own.spec_sha256 == spec.spec_sha256:

@@ -119,9 +119,13 @@ class DataSpec(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Strict):
-    """Arguments of the torch optimiser; those that an optimiser does not have must be null."""
+    """Arguments of the optimiser; those that an optimiser does not have must be null.
 
-    name: Literal["adam", "adamw", "sgd", "rmsprop", "lbfgs"]
+    `sgd_lr_peak`: with muon, the rate of all parameters that it leaves to SGD (`remeasure.muon`); both rates follow the
+    schedule.
+    """
+
+    name: Literal["adam", "adamw", "sgd", "rmsprop", "lbfgs", "muon"]
     lr_peak: float
     momentum: float | None
     nesterov: bool | None
@@ -130,6 +134,7 @@ class Optimizer(Strict):
     alpha: float | None
     eps: float | None
     history_size: int | None
+    sgd_lr_peak: float | None
 
     _USES: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "adam": ("weight_decay", "betas", "eps"),
@@ -137,6 +142,7 @@ class Optimizer(Strict):
         "sgd": ("momentum", "nesterov", "weight_decay"),
         "rmsprop": ("alpha", "eps", "momentum", "weight_decay"),
         "lbfgs": ("history_size",),
+        "muon": ("momentum", "sgd_lr_peak", "weight_decay"),
     }
 
     def arguments(self) -> dict[str, Any]:
@@ -158,6 +164,12 @@ class Optimizer(Strict):
             yield f"eps: expected a number above 0, got {self.eps}"
         if self.history_size is not None and not self.history_size >= 1:
             yield f"history_size: expected 1 or more, got {self.history_size}"
+        if self.sgd_lr_peak is not None and not self.sgd_lr_peak > 0:
+            yield f"sgd_lr_peak: expected a number above 0, got {self.sgd_lr_peak}"
+        if self.name == "muon" and self.sgd_lr_peak is None:
+            yield "sgd_lr_peak: muon needs it, the rate of the parameters that it leaves to SGD"
+        if self.name == "muon" and not self.momentum:
+            yield "momentum: muon needs one above 0"
         if self.name == "sgd" and self.nesterov and not self.momentum:
             yield "nesterov: needs a momentum above 0"
         allowed = self._USES[self.name]
@@ -227,7 +239,9 @@ class Augmentation(Strict):
 
     `crop`: a random crop of the image's own size after `pad_pixels` of black on each side (He et al. 2016, section
     4.2); mirrored left to right with `flip_probability`; then a square of `cutout_pixels` at a random place becomes
-    the mean pixel, clipped at the image's border (DeVries and Taylor 2017), 0 for none.
+    the mean pixel, clipped at the image's border (DeVries and Taylor 2017), 0 for none. `padding`: `reflect` mirrors
+    the image at its border in place of black. `flips`: `alternating` draws once which images are mirrored, and then
+    mirrors each one in every second epoch (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.6).
     """
 
     name: Literal["none", "affine", "crop"]
@@ -239,22 +253,25 @@ class Augmentation(Strict):
     pad_pixels: int | None
     flip_probability: float | None
     cutout_pixels: int | None
+    padding: Literal["reflect"] | None
+    flips: Literal["alternating"] | None
 
     _USES: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "none": (),
         "affine": ("probability", "translation_pixels", "scaling", "squeezing", "shear"),
-        "crop": ("pad_pixels", "flip_probability", "cutout_pixels"),
+        "crop": ("pad_pixels", "flip_probability", "cutout_pixels", "padding", "flips"),
     }
+    _MAY_BE_NULL: ClassVar[tuple[str, ...]] = ("padding", "flips")
 
     def _faults(self) -> Iterable[str]:
         used = self._USES[self.name]
         for entry in fields(self)[1:]:
             key, value = entry.name, getattr(self, entry.name)
-            if value is None and key in used:
+            if value is None and key in used and key not in self._MAY_BE_NULL:
                 yield f"{key}: augmentation {self.name!r} needs it"
             elif value is not None and key not in used:
                 yield f"{key}: augmentation {self.name!r} has no such argument; it has {', '.join(used) or 'none'}"
-            elif value is not None and not value >= 0:
+            elif isinstance(value, (int, float)) and not value >= 0:
                 yield f"{key}: expected 0 or more, got {value}"
         for key in ("probability", "flip_probability"):
             if (value := getattr(self, key)) is not None and value > 1:
@@ -279,6 +296,24 @@ class Resolution(Strict):
     def pixels_at(self, epoch: int) -> int | None:
         """Pixels on each side in `epoch` (from 0); None for the images' own."""
         return next((size for size, end in zip(self.pixels, self.until_epoch, strict=True) if epoch < end), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Strict):
+    """The net that is scored is a moving average of the trained one's weights, and of its batch statistics.
+
+    It begins as the net after the first step of epoch `from_epoch` (from 1); each step moves it by 1 - `decay` towards
+    the net (Polyak and Juditsky 1992; Izmailov et al. 2018 average the last epochs, too).
+    """
+
+    from_epoch: int
+    decay: float
+
+    def _faults(self) -> Iterable[str]:
+        if self.from_epoch < 1:
+            yield f"from_epoch: expected 1 or more, got {self.from_epoch}"
+        if not 0 < self.decay < 1:
+            yield f"decay: expected a fraction in (0, 1), got {self.decay}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +344,7 @@ class Recipe(Strict):
     augmentation: Augmentation
     resolution: Resolution | None
     streaming: "Streaming | None"
+    averaging: Averaging | None
     clip_norm: float | None
 
     def _faults(self) -> Iterable[str]:
@@ -330,6 +366,11 @@ class Recipe(Strict):
                 f"resolution: small images until epoch {self.resolution.until_epoch[-1]}, but the run ends after "
                 f"epochs_total={self.epochs_total}; the last epochs must see all pixels"
             )
+        if self.averaging and self.averaging.from_epoch > self.epochs_total:
+            yield (
+                f"averaging: begins with epoch {self.averaging.from_epoch}, but the run ends after "
+                f"epochs_total={self.epochs_total}"
+            )
         if self.streaming:
             yield from self._streaming_faults()
 
@@ -338,6 +379,10 @@ class Recipe(Strict):
             yield "streaming: has its own augmentation; set augmentation.name to none and resolution to null"
         if self.optimizer.name == "lbfgs":
             yield "streaming: takes its images in batches, and L-BFGS does not"
+        if self.optimizer.name == "muon":
+            yield "streaming: groups the parameters by weight decay, and muon has groups of its own"
+        if self.averaging:
+            yield "streaming: has its own moving average (ema_decay); set averaging to null"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,6 +529,12 @@ class RunSpec(Strict):
             yield "is torch's"
         if self.recipe.optimizer.name == "lbfgs":
             yield "takes the same step for all seeds, and L-BFGS searches a line for each"
+        if self.recipe.optimizer.name == "muon":
+            yield "stacks the kernels of its seeds, and muon takes the kernels of one"
+        if self.recipe.averaging:
+            yield "keeps no average of its nets (averaging: null)"
+        if self.recipe.augmentation.flips:
+            yield "draws all its seeds' flips anew (augmentation.flips: null)"
         if self.recipe.streaming:
             yield "needs its images in memory"
         if self.control != "none":
@@ -503,6 +554,8 @@ class RunSpec(Strict):
             yield "has SGD with momentum and Adam, without weight decay"
         if loss.label_smoothing or loss.l2_penalty:
             yield "has the cross-entropy alone (label_smoothing: 0, l2_penalty: 0)"
+        if self.recipe.averaging:
+            yield "keeps no average of its net (averaging: null)"
         if self.recipe.streaming:
             yield "needs its images in memory"
         if self.precision != "float32" or self.compile or self.channels_last:
@@ -537,7 +590,8 @@ _LATER: Mapping[str, Any] = {
     "dropout_masks": "bernoulli",
     "batch_norm": False,
     "control": "none",
-    **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels")),
+    **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels", "padding", "flips")),
+    **dict.fromkeys(("sgd_lr_peak", "averaging")),
 }
 
 
@@ -582,13 +636,16 @@ class Debug(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Strict):
-    """One composed config: conf/train.yaml with its groups, every interpolation resolved."""
+    """One composed config: conf/train.yaml with its groups, every interpolation resolved.
+
+    `precision`: auto is bfloat16 where the device computes in it, else float32 (`devices.with_native_precision`).
+    """
 
     model: ModelSpec
     data: DataSpec
     recipe: Recipe | Evaluation
     seed: int
-    precision: Precision
+    precision: Literal["auto", "float32", "bfloat16"]
     engine: Engine
     engine_width: int
     compile: bool
@@ -626,12 +683,15 @@ class Config(Strict):
         return input_shape(self.data, recipe=self.recipe)
 
     def spec(self, *, data_sha256: str, weights_sha256: str | None = None) -> RunSpec:
-        """What is trained or evaluated, on data with that fingerprint, with published weights of that fingerprint."""
+        """What is trained or evaluated, on data with that fingerprint, with published weights of that fingerprint.
+
+        A precision that is still auto counts as bfloat16.
+        """
         return RunSpec(
             model=self.model,
             data=self.data,
             recipe=self.recipe,
-            precision=self.precision,
+            precision="bfloat16" if self.precision == "auto" else self.precision,
             engine=self.engine,
             engine_width=self.engine_width,
             compile=self.compile,

@@ -25,6 +25,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from remeasure import capture
 from remeasure.controls import evaluated_with
@@ -98,10 +99,13 @@ class Training(LightningModule):
         self.network: nn.Module = network.to(memory_format=self.memory_format)
         self._trained = list(network.parameters())  # to walk through the modules at each step takes a while
         self.recipe, self.seed, self.steps_per_block = spec.recipe, seed, spec.steps_per_block
+        self.precision_name = spec.precision
+        self.average = AveragedModel(network, **_averaging(spec.recipe)) if spec.recipe.averaging else None
         self.register_buffer("images", images, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("loss_total", torch.zeros(()))  # over this epoch's images so far; checkpoints keep both
         self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
+        self._mirrored_first = self._drawn_once(len(images)) if spec.recipe.augmentation.flips else None
         self.num_steps = 0  # optimiser steps done; checkpoints keep them
         self._whole: tuple[Tensor, Tensor] | None = None
         self._evaluated: Evaluated | None = None
@@ -114,7 +118,12 @@ class Training(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if capture.possible(self.device) and self.recipe.optimizer.name in CAPTURABLE:
             self._rate = torch.tensor(self.recipe.optimizer.lr_peak, device=self.device)
-        return build_optimizer(self.network.parameters(), optimizer=self.recipe.optimizer, captured_rate=self._rate)
+        return build_optimizer(
+            self.network.parameters(),
+            optimizer=self.recipe.optimizer,
+            captured_rate=self._rate,
+            precision=self.precision_name,
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_steps"] = self.num_steps
@@ -170,17 +179,44 @@ class Training(LightningModule):
         take = functools.partial(self._step, step=step, generator=generator, optimizer=optimizer)
         hooked = bool(optimizer._optimizer_step_post_hooks)  # the doctor looks at this step, which no replay calls
         if self._captures and len(chosen) == self.recipe.batch_size and not hooked:
-            return self._captured(take, chosen, key=self._graph_key(step))
-        return take(chosen)
+            done = self._captured(take, chosen, key=self._graph_key(step))
+        else:
+            done = take(chosen)
+        if self.average is not None and step >= (self._averaged_from - 1) * self.steps_per_epoch:
+            self.average.update_parameters(self.network)
+        return done
+
+    @property
+    def _averaged_from(self) -> int:
+        assert self.recipe.averaging is not None
+        return self.recipe.averaging.from_epoch
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is scored: the trained one, or the average of its weights."""
+        return self.network if self.average is None else self.average.module
 
     @property
     def _captures(self) -> bool:
         return self._rate is not None and capture.wanted() and not self._compiled
 
     def _graph_key(self, step: int) -> Hashable:
-        """All of step `step` that Python decides: its images' size."""
-        resolution = self.recipe.resolution
-        return resolution and resolution.pixels_at(step // self.steps_per_epoch)
+        """All of step `step` that Python decides: its images' size, and which of them are mirrored."""
+        resolution, epoch = self.recipe.resolution, step // self.steps_per_epoch
+        odd = epoch % 2 if self.recipe.augmentation.flips else 0
+        return resolution and resolution.pixels_at(epoch), odd
+
+    def _drawn_once(self, num: int) -> Tensor:
+        """Which images are mirrored in the first epoch, (num,) bool, a function of the seed."""
+        generator = torch.Generator().manual_seed(derive(self.seed, purpose="flips", step=0))
+        return torch.rand(num, generator=generator) < (self.recipe.augmentation.flip_probability or 0.0)
+
+    def _mirrored(self, chosen: Tensor, *, epoch: int) -> Tensor | None:
+        """Which of the images at these indices are mirrored in this epoch, (B,) bool; None: that is drawn anew."""
+        if self._mirrored_first is None:
+            return None
+        self._mirrored_first = self._mirrored_first.to(self.device)
+        return self._mirrored_first.index_select(0, chosen) ^ (epoch % 2 == 1)
 
     def _step(
         self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
@@ -256,11 +292,16 @@ class Training(LightningModule):
             return self._whole
         images = self.images.index_select(0, chosen)  # ten times as fast as self.images[chosen] on a CPU
         recipe = self.recipe
+        epoch = step // self.steps_per_epoch
         images = augment(
-            images, augmentation=recipe.augmentation, normalisation=recipe.normalisation, generator=generator
+            images,
+            augmentation=recipe.augmentation,
+            normalisation=recipe.normalisation,
+            generator=generator,
+            mirrored=self._mirrored(chosen, epoch=epoch),
         )
         if recipe.resolution:
-            images = resized(images, pixels=recipe.resolution.pixels_at(step // self.steps_per_epoch))
+            images = resized(images, pixels=recipe.resolution.pixels_at(epoch))
         batch = images.contiguous(memory_format=self.memory_format), self.labels.index_select(0, chosen)
         if self.steps_per_epoch == 1 and recipe.augmentation.name == "none" and recipe.resolution is None:
             self._whole = batch
@@ -273,6 +314,12 @@ class Training(LightningModule):
 
     def learning_rate(self, step: int) -> float:
         return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
+
+
+def _averaging(recipe: Recipe) -> dict[str, Any]:
+    assert recipe.averaging is not None
+    average = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]
+    return {"multi_avg_fn": average, "use_buffers": True}  # of batch normalisation
 
 
 def all_finite(weights: Iterable[Tensor]) -> bool:

@@ -26,7 +26,13 @@ from remeasure.spec import Config, Recipe, RunSpec
 from remeasure.training import memory_format
 
 MIB = 2**20
-MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "rmsprop": 1}  # the optimiser's tensors for each parameter; sgd: momentum
+MOMENTS = {
+    "adam": 2,
+    "adamw": 2,
+    "sgd": 1,
+    "rmsprop": 1,
+    "muon": 1,
+}  # the optimiser's tensors for each parameter; sgd: momentum
 
 
 @dataclass(frozen=True, kw_only=True)

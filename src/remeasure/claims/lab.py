@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from remeasure import cli, data, paths
+from remeasure.devices import with_native_precision
 from remeasure.inputs import identified
 from remeasure.rundir import Outcome, Place
 from remeasure.spec import DataSpec, RunSpec
@@ -27,7 +28,7 @@ class Lab:
 
     def spec(self, overrides: Sequence[str]) -> RunSpec:
         """What `python src/train.py <overrides>` trains. Raises InputError, or DataMissingError."""
-        config = cli.compose(list(overrides))
+        config = with_native_precision(cli.compose(list(overrides)), device_kind=self.place.device_kind)
         return identified(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
 
     def _fingerprint(self, spec: DataSpec, *, root: Path, trains: bool) -> data.Source:  # noqa: ARG002
