@@ -21,7 +21,7 @@ OPTIMIZER: dict[str, Any] = {
     "betas": None,
     "alpha": None,
     "eps": None,
-    "history_size, sgd_lr_peak": None,
+    "history_size": None,
     "sgd_lr_peak": None,
 }
 SCHEDULE: dict[str, Any] = {
@@ -139,7 +139,7 @@ def test_a_missing_key_is_named() -> None:
         ("lr_peak", "0.1", "lr_peak: expected a valid number, got '0.1'"),  # text is never read as a number
         ("lr_peak", True, "lr_peak: expected a valid number, got True"),
         ("lr_peak", None, "lr_peak: expected a valid number, got None"),
-        ("history_size, sgd_lr_peak", 1.5, "history_size: expected a valid integer, got 1.5"),
+        ("history_size", 1.5, "history_size: expected a valid integer, got 1.5"),
         ("nesterov", 1, "nesterov: expected a valid boolean, got 1"),
         ("name", "adm", "name: expected 'adam', 'adamw', 'sgd', 'rmsprop', 'lbfgs' or 'muon', got 'adm'"),
         ("betas", 0.9, "betas: expected a valid array, got 0.9"),
