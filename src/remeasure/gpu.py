@@ -123,7 +123,7 @@ class _Report:
         revision = provenance.revision(paths.project_root())
         self.head = {
             "environment": provenance.environment(provenance.device_name(kind)),
-            "commit": revision.commit + "-dirty" * revision.dirty,
+            "commit": str(revision),
         }
         self.figures: dict[str, Any] = {}
         if self.path.is_file():

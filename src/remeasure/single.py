@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from remeasure import data, ledger, models, paths, weights
+from remeasure import data, ledger, models, paths, provenance, weights
 from remeasure.devices import resolve_device
 from remeasure.inputs import identified
 from remeasure.observe import Observer
@@ -23,6 +23,7 @@ def run_single(config: Config, *, compose: Compose) -> int:
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
     if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
         name = row.name if row and not departures else ""
+        provenance.warn_of_unknown(place.project)
         with Observer(project=place.project, progress=Progress(prints_epochs=config.print_epochs)) as observer:
             observer.close_orphans(place.runs)
             from remeasure.run import execute_together  # Lightning: seconds to import

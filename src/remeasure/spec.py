@@ -666,6 +666,8 @@ class EvaluateConfig(Config):
 class RunRecord(Strict):
     """One finished seed: one line of results/runs/<row>.csv, whose columns are these fields in this order.
 
+    `commit`: "unknown" where nobody could say which it is; `dirty` is None then.
+
     A seed that diverged has no accuracy, no num_correct, no loss and no predictions (None), and still its line.
     """
 
@@ -685,7 +687,7 @@ class RunRecord(Strict):
     data_sha256: str
     data_official: Literal["yes", "no", "unknown"]
     commit: str
-    dirty: bool
+    dirty: bool | None
     versions_sha256: str
     predicted_sha256: str | None
     mlflow_run_id: str
