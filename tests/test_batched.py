@@ -138,7 +138,7 @@ def test_an_epoch_of_steps_is_counted_once_for_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (("model=logreg", "recipe=lbfgs"), "L-BFGS searches a line for each"),
+        (("model=logreg", "recipe=lbfgs"), "not recipe.optimizer.name=lbfgs: L-BFGS searches a line for each"),
         (("channels_last=true",), "channels_last: false"),
         (("compile=true",), "compile: false"),
         (("model=vit_b16", "data=imagenet_sample", "recipe=deit_b_eval"), "nothing is trained here"),

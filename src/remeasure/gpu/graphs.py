@@ -25,7 +25,6 @@ from remeasure.spec import Config, DeviceKind
 from remeasure.training import Training, train
 
 EPOCHS = ("recipe.epochs_total=2", "recipe.schedule.epochs_warmup=0")
-RESOLUTIONS = ("{pixels: [16], until_epoch: [15]}", "{pixels: [24], until_epoch: [15]}", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,9 @@ def graph_check(sizes: Sizes, *, kind: DeviceKind) -> Figures:
     lines, width = Figures(), max(sizes.seeds[:2])
     together = ("engine=batched", f"engine_width={width}")
     configs = {name: speeds.config_of(f"model={name}", *EPOCHS, *together) for name in sizes.checked_models}
-    growing = "recipe.resolution={pixels: [24], until_epoch: [1]}"
+    growing = "recipe.resolution={pixels: [16], until_epoch: [1]}"
     batch = f"recipe.batch_size={sizes.checked_batch}"
-    configs["resnet18"] = speeds.config_of("model=resnet18", *EPOCHS, growing, batch)
+    configs["resnet18"] = speeds.config_of(*sizes.resnet, *EPOCHS, growing, batch)
     with Apart() as apart:
         for name, config in configs.items():
             num_steps = min(sizes.steps, 50) if name == "resnet18" else sizes.steps
@@ -162,13 +161,13 @@ def resnet_ways(sizes: Sizes, *, kind: DeviceKind) -> Figures:
     """Milliseconds of the row's optimiser step at its three sizes of images, by torch's modes."""
     lines = Figures()
     with Apart() as apart:
-        for resolution, (way, options) in itertools.product(RESOLUTIONS, WAYS.items()):
+        for resolution, (way, options) in itertools.product(sizes.resolutions, WAYS.items()):
             if options.get("captured") and kind != "cuda":
                 continue
             run = apart if options.get("captured") else here
             line: dict[str, Any] = {"resolution": resolution, "way": way}
             batch = sizes.checked_batch
-            overrides = ("model=resnet18", f"recipe.batch_size={batch}", f"recipe.resolution={resolution}")
+            overrides = (*sizes.resnet, f"recipe.batch_size={batch}", f"recipe.resolution={resolution}")
             try:
                 config = speeds.config_of(*overrides)
                 first, seconds = run(way_seconds, config, kind=kind, repeats=sizes.repeats, **options)

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Rows are command lines of `reproduce.py measure`; `vit` is one of `train.py`. `steps`: of an epoch on noise."""
+    """Rows are command lines of `reproduce.py measure`; `vit` and `resnet` are of `train.py`.
+
+    `steps`: of an epoch on noise.
+    """
 
     first_rows: tuple[str, ...]
     last_rows: tuple[str, ...]
     matrix: int
     batches: tuple[int, ...]
     photograph_batches: tuple[int, ...]
+    resnet: tuple[str, ...]
+    resolutions: tuple[str, ...]
     hidden: tuple[int, ...]
     seeds: tuple[int, ...]
     steps: int
@@ -28,6 +33,8 @@ FULL = Sizes(
     matrix=8192,
     batches=(128, 512, 2048),
     photograph_batches=(64, 256, 512),
+    resnet=("model=resnet18",),
+    resolutions=("{pixels: [16], until_epoch: [15]}", "{pixels: [24], until_epoch: [15]}", "null"),
     hidden=(64, 256, 1024, 4096),
     seeds=(1, 10, 100),
     steps=500,
@@ -41,14 +48,21 @@ TINY = Sizes(
     first_rows=("logreg-digits", "--demo", "--seeds", "2"),
     last_rows=("mlp2-digits", "--demo", "--seeds", "2", "--together", "2"),
     matrix=512,
-    batches=(8, 16),
+    batches=(2, 4),
     photograph_batches=(2,),
+    resnet=("model=resnet18", "precision=float32"),
+    resolutions=("{pixels: [16], until_epoch: [15]}",),
     hidden=(16, 64),
     seeds=(1, 2),
     steps=3,
     checked_models=("mlp2",),
-    checked_batch=4,
+    checked_batch=2,
     num_images=16,
-    vit=("model=vit_b16", "model.options.architecture=vit_tiny_patch16_224"),
+    vit=(
+        "model=vit_b16",
+        "model.options.architecture=vit_tiny_patch16_224",
+        "recipe.batch_size=4",
+        "precision=float32",
+    ),
     repeats=2,
 )

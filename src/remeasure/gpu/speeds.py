@@ -75,7 +75,7 @@ def resnet_by_batch(sizes: Sizes, *, device: torch.device) -> Figures:
     lines = Figures()
     for compiled in (False, True) if device.type == "cuda" else (False,):
         for batch in sizes.batches:
-            config = config_of("model=resnet18", f"recipe.batch_size={batch}", "recipe.resolution=null")
+            config = config_of(*sizes.resnet, f"recipe.batch_size={batch}", "recipe.resolution=null")
             lines.append(_training_speed(config, compiled=compiled, device=device, repeats=sizes.repeats))
     return lines
 

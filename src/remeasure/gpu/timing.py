@@ -41,7 +41,7 @@ def median_seconds(call: Callable[[], object], *, device: torch.device, repeats:
         call()
     call()
     group, times = max(1, repeats // 5), list[float]()
-    for _ in range(5):
+    for _ in range(min(5, repeats)):
         with clock(device) as seconds:
             for _ in range(group):
                 call()
