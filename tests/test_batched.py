@@ -134,11 +134,22 @@ def test_an_epoch_of_steps_is_counted_once_for_all(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- what it refuses
 
+MUON = (
+    "model=mlp4",
+    "recipe.optimizer={name: muon, lr_peak: 0.1, momentum: 0.6, sgd_lr_peak: 0.1, alpha: null, eps: null}",
+)
+ALTERNATING = (
+    "recipe.augmentation={name: crop, pad_pixels: 1, flip_probability: 0.5, cutout_pixels: 0, flips: alternating}"
+)
+
 
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (("model=logreg", "recipe=lbfgs"), "L-BFGS searches a line for each"),
+        (("model=logreg", "recipe=lbfgs"), "not recipe.optimizer.name=lbfgs: L-BFGS searches a line for each"),
+        (MUON, "not recipe.optimizer.name=muon"),
+        (("recipe.averaging={from_epoch: 1, decay: 0.9}",), "keeps no average of its nets"),
+        ((ALTERNATING,), "draws all its seeds' flips anew"),
         (("channels_last=true",), "channels_last: false"),
         (("compile=true",), "compile: false"),
         (("model=vit_b16", "data=imagenet_sample", "recipe=deit_b_eval"), "nothing is trained here"),

@@ -18,7 +18,7 @@ HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "mlflow", "hydra",
 JUDGING = {"ledger", "verdict", "table", "report", "verify", "records", "encoding", "storage"}
 TRAINING = {
     *("data", "models", "weights", "recipe", "training", "streaming", "augmented", "decoding", "evaluation"),
-    *("controls", "leaks", "diagnosis", "doctor", "debugging", "scratch", "numpy_engine", "batched", "capture"),
+    *("controls", "leaks", "diagnosis", "doctor", "debugging", "scratch", "numpy_engine", "batched", "capture", "muon"),
     *("inputs", "attempt", "run", "rundir", "planner", "workers", "provenance", "devices"),
 }
 SHARED = {"spec", "findings", "convert", "journal", "paths", "presence", "process", "interrupts", "masking"}

@@ -494,6 +494,13 @@ def test_throughput_counts_each_photograph_once_in_each_of_three_ways(
     }
 
 
+def test_the_start_of_the_decoding_processes_is_not_in_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two batches come after 90 s, and 8 more images in 4."""
+    seconds = iter((0.0, 90.0, 94.0))
+    monkeypatch.setattr(remeasure.evaluation, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    assert evaluation._rate([torch.zeros(4)] * 4, device=CPU, num_first=2) == 2.0
+
+
 def test_another_net_with_other_weights_and_another_transform_is_only_a_yaml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

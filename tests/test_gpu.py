@@ -2,9 +2,14 @@
 
 import json
 import os
+import signal
 import tarfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,19 +17,34 @@ import torch
 import yaml
 from tests.project import Project
 
-from remeasure import gpu, paths
+from remeasure import paths
+from remeasure.gpu import __main__ as gpu
+from remeasure.gpu import graphs, rows, speeds
+from remeasure.gpu.sizes import TINY
+from remeasure.gpu.timing import Apart, modes
 from remeasure.records import read_row, read_runs
 
 STEPS = [
     "matrix products",
+    "graph check",
     "rows logreg-digits --demo --seeds 2",
+    "rows mlp2-digits --demo --seeds 2 --together 2",
     "ViT from memory",
+    "ResNet-18 ways",
     "ViT from files",
     "ResNet-18 by batch",
     "MLP by batch and width",
     "seeds together",
-    "rows mlp2-digits --demo --seeds 2 --together 2",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def handlers() -> Iterator[None]:
+    """The command handles signals; who comes after these tests does not."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +122,7 @@ def test_what_a_step_of_so_many_seeds_costs_is_shown_for_each_seed(out: Path) ->
         ("lenet5", 2),
     ]
     for line in lines:
-        assert line["milliseconds_per_seed"] == pytest.approx(line["milliseconds"] / line["seeds"], abs=1e-3)
+        assert line["milliseconds_per_seed"] == pytest.approx(line["milliseconds"] / line["seeds"], rel=2e-3)
         assert line["milliseconds"] > 0
 
 
@@ -111,16 +131,17 @@ def test_a_step_that_cannot_be_captured_is_told_and_nothing_is_captured_after_it
 ) -> None:
     captures = []
 
-    def seconds(*_: object, **__: object) -> float:
-        captures.append(os.environ["REMEASURE_CAPTURE"])
-        if captures[-1] == "1":
+    def seconds(*_: object, captured: bool, **__: object) -> float:
+        captures.append(captured)
+        if captured:
             raise RuntimeError("operation not permitted when stream is capturing")
         return 0.004
 
-    monkeypatch.setattr(gpu, "_seconds_per_step", seconds)
+    monkeypatch.setattr(graphs, "seconds_per_step", seconds)
+    monkeypatch.setattr(graphs, "Apart", lambda: nullcontext(graphs.here))
     monkeypatch.setenv("REMEASURE_CAPTURE", "1")
-    lines = gpu.seeds_together(gpu.TINY, kind="cuda")
-    assert captures == ["0", "1", "0", "0", "0"]
+    lines = graphs.seeds_together(TINY, kind="cuda")
+    assert captures == [False, True, False, False, False]
     assert [line.get("milliseconds_per_seed") for line in lines] == [4.0, None, 2.0, 4.0, 2.0]
     assert lines[1]["fault"] == "RuntimeError: operation not permitted when stream is capturing"
     assert os.environ["REMEASURE_CAPTURE"] == "0", "for the rows that follow, in their own processes"
@@ -142,10 +163,158 @@ def test_a_step_that_fails_leaves_the_others_and_is_told(
     def steps(*_: object, **__: object) -> list[tuple[str, Any]]:
         return [("bad", lambda: 1 / 0), ("good", lambda: [{"speed": 2.0}])]
 
-    monkeypatch.setattr(gpu, "_steps", steps)
+    monkeypatch.setattr(gpu, "steps", steps)
     assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 1
     assert list(figures(tmp_path)) == ["good"]
     assert "bad failed: ZeroDivisionError" in capfd.readouterr().err
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, *, records: dict[str, int], end: Callable[[], int]) -> None:
+    """Have `reproduce.py measure` publish so many seeds of each row, then end so."""
+
+    def main(arguments: list[str], **_: object) -> int:
+        folder = Path(arguments[arguments.index("--results") + 1])
+        (folder / "runs").mkdir(parents=True)
+        (folder / "runs/some.csv").write_text("published\n")
+        return end()
+
+    def read(_: Path, *, row: str) -> list[Any]:
+        return [SimpleNamespace(accuracy_percent=90.0, wall_seconds=1.0)] * records.get(row, 0)
+
+    monkeypatch.setattr(rows.reproduce, "main", main)
+    monkeypatch.setattr(rows, "read_runs", read)
+
+
+def packed(archive: Path) -> list[str]:
+    with tarfile.open(archive) as opened:
+        return [name for name in opened.getnames() if name.endswith(".csv")]
+
+
+def test_a_row_without_data_or_time_is_not_done_and_what_is_there_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One row whole, one cut off by the budget, one whose data are not there: `measure` calls that well."""
+    arguments = ("whole", "short", "none", "--seeds", "2")
+    archive = tmp_path / "rows-whole.tar.gz"
+    step = partial(rows.measure_rows, arguments, archive=archive, deadline=0.0)
+    monkeypatch.setattr(gpu, "steps", lambda *_, **__: [("rows", step)])
+    measured(monkeypatch, records={"whole": 2, "short": 1}, end=lambda: 0)
+    assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 1
+    entry = figures(tmp_path)["rows"]
+    assert entry["lacks"] == "short has 1 of 2 seeds; none has 0 of 2 seeds"
+    assert [line["row"] for line in entry["lines"]] == ["all of them, from shell to shell", "whole", "short"]
+    assert "Not complete: short has 1 of 2 seeds" in (tmp_path / "gpu.md").read_text()
+    assert packed(archive) == ["results/runs/some.csv"]
+    measured(monkeypatch, records={"whole": 2, "short": 2, "none": 2}, end=lambda: 0)
+    assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 0
+    assert "lacks" not in figures(tmp_path)["rows"]
+    assert "done before" not in capfd.readouterr().err
+
+
+def test_an_interrupted_step_leaves_its_archive_and_the_tables_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGTERM, as a machine's time limit sends it."""
+
+    def interrupted() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    archive = tmp_path / "rows-some.tar.gz"
+    step = partial(rows.measure_rows, ("some", "--seeds", "2"), archive=archive, deadline=0.0)
+    monkeypatch.setattr(gpu, "steps", lambda *_, **__: [("good", lambda: [{"speed": 2.0}]), ("rows", step)])
+    measured(monkeypatch, records={}, end=interrupted)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--tiny", "--out", str(tmp_path)])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert packed(archive) == ["results/runs/some.csv"]
+    assert "## good\n" in (tmp_path / "gpu.md").read_text()
+    assert list(figures(tmp_path)) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        ([{"captured": False}, {"captured": True, "identical": True}], "1"),
+        ([{"captured": False}, {"captured": True, "identical": False}], "0"),
+        ([{"captured": False}, {"captured": True, "fault": "RuntimeError"}], "0"),
+        ([], "0"),
+    ],
+)
+def test_rows_are_captured_only_where_the_check_holds(
+    lines: list[dict[str, Any]], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the check was done before."""
+    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
+    seen: list[str | None] = []
+    monkeypatch.setattr(
+        gpu, "steps", lambda *_, **__: [("graph check", lambda: lines), (f"rows {len(seen)}", lambda: look())]
+    )
+
+    def look() -> list[dict[str, Any]]:
+        seen.append(os.environ["REMEASURE_CAPTURE"])
+        os.environ["REMEASURE_CAPTURE"] = "1"
+        return [{}]
+
+    for _ in range(2):
+        assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 0
+    assert seen == [wanted, wanted]
+
+
+def test_captured_steps_that_differ_are_told_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of norm 5 and 5.5 in one direction: 0.1."""
+
+    def trained(*_: object, captured: bool, **__: object) -> graphs.Trained:
+        weights = [torch.tensor([3.0, 4.0]) * (1.1 if captured else 1.0)]
+        return graphs.Trained(weights=weights, seconds_per_step=0.002, num_graphs=int(captured))
+
+    monkeypatch.setattr(graphs, "trained", trained)
+    monkeypatch.setattr(graphs, "Apart", lambda: nullcontext(graphs.here))
+    first, second = graphs.graph_check(TINY, kind="cuda")[:2]
+    assert first == {"model": "mlp2", "seeds": 2, "captured": False, "milliseconds": 2.0, "graphs": 0}
+    assert second["captured"]
+    assert (second["identical"], second["largest_relative_difference"]) == (False, 0.1)
+    assert not graphs.holds([first, second])
+
+
+def fail_or_tell(what: str) -> int:
+    if what == "fail":
+        raise RuntimeError("offset increment outside graph capture")
+    return os.getpid()
+
+
+def test_a_process_apart_is_kept_until_something_fails_in_it() -> None:
+    with Apart() as apart:
+        first = apart(fail_or_tell, "tell")
+        assert first == apart(fail_or_tell, "tell") != os.getpid()
+        with pytest.raises(RuntimeError, match="outside graph capture"):
+            apart(fail_or_tell, "fail")
+        assert apart(fail_or_tell, "tell") != first
+
+
+def test_the_modes_of_a_run_are_left_as_they_were() -> None:
+    with modes(deterministic=True):
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_compiled_net_is_compiled_for_each_size_after_what_came_before_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+    network = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: seen.append("reset"))
+    monkeypatch.setattr(network, "compile", lambda **options: seen.append(options))
+    speeds.compiled_alone(network, mode="some")
+    assert seen == ["reset", {"dynamic": False, "mode": "some"}]
+
+
+def test_named_steps_alone_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["ViT from memory", "ViT from files", "graph check", "seeds together"]
+    monkeypatch.setattr(gpu, "steps", lambda *_, **__: [(name, lambda: [{"speed": 2.0}]) for name in names])
+    assert gpu.main(["--tiny", "--out", str(tmp_path), "--only", "ViT", "graph check"]) == 0
+    assert list(figures(tmp_path)) == names[:3]
 
 
 def test_no_step_begins_after_the_time_is_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -165,8 +334,8 @@ def test_figures_of_another_machine_are_never_mixed(out: Path, tmp_path: Path) -
 def test_flop_are_those_of_the_products() -> None:
     """A batch of 3 through 4 -> 5: 2·3·4·5; backward, the weights' gradient as much again (the input needs none)."""
     layer, images = torch.nn.Linear(4, 5), torch.randn(3, 4)
-    assert gpu._flop(lambda: layer(images)) == 2 * 3 * 4 * 5
-    assert gpu._flop(lambda: layer(images).sum().backward()) == 2 * 2 * 3 * 4 * 5
+    assert speeds.flop_of(lambda: layer(images)) == 2 * 3 * 4 * 5
+    assert speeds.flop_of(lambda: layer(images).sum().backward()) == 2 * 2 * 3 * 4 * 5
 
 
 def test_the_command_says_what_it_wants(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from remeasure import data, inputs, weights
 from remeasure.cli import compose
-from remeasure.spec import Config
+from remeasure.spec import Config, InputError
 
 
 @pytest.fixture
@@ -35,3 +35,23 @@ def test_weights_may_be_downloaded_where_the_photographs_are(
     monkeypatch.setattr(data, "load_listing", lambda *_, **__: None)
     assert inputs.identify(compose(["model=vit_b16"]), data_root=tmp_path) == [("weights: not here",)]
     assert asked == [True]
+
+
+GROWING = "recipe.resolution={pixels: [%s], until_epoch: [1]}"
+
+
+def test_small_images_that_the_net_cannot_take_are_refused_before_training() -> None:
+    """LeNet-5's third convolution needs 5 pixels a side after two halvings; a ResNet pools whatever is left."""
+    with pytest.raises(
+        InputError, match=r"recipe\.resolution: the model cannot take images of .*: 8 \(.*\)"
+    ) as refused:
+        inputs.network_of(compose(["model=lenet5", GROWING % 8]))
+    assert len(refused.value.faults) == 1
+    network = inputs.network_of(compose(["model=resnet18", "model.options.stem=cifar", GROWING % 8]))
+    assert network.training
+
+
+@pytest.mark.parametrize("engine", ["batched", "numpy"])
+def test_an_optimiser_that_an_engine_has_not_is_refused_by_its_name(engine: str) -> None:
+    with pytest.raises(InputError, match=r"not recipe\.optimizer\.name=lbfgs.*choose engine=serial"):
+        compose(["model=logreg", "recipe=lbfgs", f"engine={engine}"])

@@ -113,9 +113,10 @@ def test_its_layers_are_on_the_networks_own_weights() -> None:
     [
         (("recipe.loss.label_smoothing=0.1",), "has the cross-entropy alone"),
         (("recipe.loss.l2_penalty=0.1",), "has the cross-entropy alone"),
-        (("recipe.optimizer={name: rmsprop, lr_peak: 0.1}",), "has SGD with momentum and Adam"),
+        (("recipe.optimizer={name: rmsprop, lr_peak: 0.1}",), "has adam, sgd, not recipe.optimizer.name=rmsprop"),
         (("recipe.optimizer.weight_decay=0.1",), "without weight decay"),
         (("recipe.optimizer={name: sgd, lr_peak: 0.1, momentum: 0.9, nesterov: true}",), "has SGD with momentum"),
+        (("recipe.averaging={from_epoch: 1, decay: 0.9}",), "keeps no average of its net"),
         (("precision=bfloat16",), "knows nothing of precision"),
         (("channels_last=true",), "knows nothing of precision"),
         (("engine_width=2",), "engine_width: the numpy engine trains one seed at a time, got 2"),

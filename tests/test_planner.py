@@ -117,6 +117,25 @@ def test_a_training_of_one_step_is_timed_from_its_start() -> None:
     assert clock.seconds_per_step() == 3.0
 
 
+def test_on_a_device_that_runs_behind_the_time_is_read_after_8_16_32_steps() -> None:
+    """8 steps warm up. The next 8 take 1 s, the 16 after them 2 s: of a limit of 6 s the next 32 would be beyond."""
+    clock = StepClock(limit_seconds=6.0, now=ticking(0.0, 9.0, 10.0, 12.0), ahead=True)
+    for _ in range(31):
+        clock()
+    with pytest.raises(EnoughError):
+        clock()
+    assert clock.seconds_per_step() == 3 / 24
+
+
+def test_a_short_training_on_such_a_device_is_timed_to_its_end() -> None:
+    """5 steps from 2 to 7 s; and 20, of which 8 warm up until 9 s: 12 in 6 s."""
+    for num, times, each in ((5, (2.0, 7.0), 1.0), (20, (2.0, 9.0, 13.0, 15.0), 0.5)):
+        clock = StepClock(limit_seconds=100.0, now=ticking(*times), ahead=True)
+        for _ in range(num):
+            clock()
+        assert clock.seconds_per_step() == each
+
+
 def with_sizes(*, epochs_total: int, resolution: Resolution | None) -> RunSpec:
     spec = trained.spec()
     assert isinstance(spec.recipe, Recipe)

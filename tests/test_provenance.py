@@ -13,6 +13,7 @@ import torch
 
 from remeasure import provenance
 from remeasure.provenance import cpu_name, device_name, environment, revision
+from remeasure.spec import InputError
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -87,17 +88,71 @@ def test_the_state_at_the_start_counts_not_a_later_edit(checkout: Path) -> None:
     assert revision(checkout) == first
 
 
-def test_there_is_no_commit_outside_git_or_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = provenance.Revision(commit="", dirty=False, diff="")
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+UNKNOWN = provenance.Revision(commit="unknown", dirty=None, diff="")
+
+
+def test_outside_git_or_without_a_commit_it_is_unknown_and_not_called_clean(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
-    assert revision(tmp_path / "plain") == nothing
+    assert revision(tmp_path / "plain") == UNKNOWN
     (tmp_path / "empty").mkdir()
     git(tmp_path / "empty", "init", "--quiet")
-    assert revision(tmp_path / "empty") == nothing
+    assert revision(tmp_path / "empty") == UNKNOWN
+    assert str(UNKNOWN) == "unknown"
+
+
+def test_without_git_on_the_machine_the_commit_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    (tmp_path / "another").mkdir()
-    assert revision(tmp_path / "another") == nothing
+    assert revision(checkout) == UNKNOWN
+
+
+def test_the_repository_around_the_project_is_not_its_own(checkout: Path) -> None:
+    """A copy of the project inside another one's checkout."""
+    (checkout / "copy/src").mkdir(parents=True)
+    assert revision(checkout / "copy") == UNKNOWN
+
+
+def test_git_dir_does_not_name_another_repository(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    git(other, "init", "--quiet")
+    git(other, "commit", "--quiet", "--allow-empty", "-m", "another")
+    head = git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(checkout))
+    assert (revision(checkout).commit, revision(checkout).dirty) == (head, False)
+
+
+@pytest.mark.parametrize(("behind", "dirty"), [("", False), ("-dirty", True)])
+def test_the_commit_is_stated_where_git_cannot_say_it(
+    behind: str, dirty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMEASURE_COMMIT", "c0ffee00" * 5 + behind)
+    found = revision(tmp_path)
+    assert (found.commit, found.dirty) == ("c0ffee00" * 5, dirty)
+    assert str(found) == "c0ffee00" * 5 + behind
+
+
+def test_what_git_says_is_not_overruled(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMEASURE_COMMIT", "c0ffee00" * 5)
+    assert revision(checkout).commit == git(checkout, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("text", ["main", "c0ffee", "C0FFEE00" * 5, "c0ffee00" * 5 + "-clean"])
+def test_a_stated_commit_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMEASURE_COMMIT", text)
+    with pytest.raises(InputError, match=f"REMEASURE_COMMIT: expected a commit .* got '{text}'"):
+        revision(tmp_path)
+
+
+def test_an_unknown_commit_is_told_once(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tmp_path_factory.mktemp("plain")
+    for _ in range(2):
+        provenance.warn_of_unknown(checkout)
+        provenance.warn_of_unknown(plain)
+    assert capsys.readouterr().err.count("commit unknown") == 1
 
 
 def test_the_environment_has_versions_and_machine_and_nothing_that_tells_who_or_where(

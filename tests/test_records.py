@@ -218,6 +218,16 @@ def alter_cell(path: Path, *, column: str, text: str) -> None:
     path.write_text(out.getvalue())
 
 
+def test_a_record_of_an_unknown_commit_says_so_and_is_read_again(tmp_path: Path) -> None:
+    """An empty cell is neither clean nor dirty."""
+    plain = group()
+    records = tuple(dataclasses.replace(record, commit="unknown", dirty=None) for record in plain.records)
+    for path, content in dataclasses.replace(plain, records=records).to_files().items():
+        write_atomic(tmp_path / path, content)
+    assert ",unknown,," in (tmp_path / f"runs/{ROW}.csv").read_text()
+    assert {(record.commit, record.dirty) for record in read_runs(tmp_path, row=ROW)} == {("unknown", None)}
+
+
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [

@@ -495,7 +495,7 @@ def test_the_directory_tells_the_whole_run(tmp_path: Path) -> None:
     assert (started["row"], started["seed"], started["epochs_total"]) == ("mlp2-digits", 7, 2)
     assert (last["epoch"], last["split"], last["accuracy_percent"]) == (2, "test", record.accuracy_percent)
     assert finished["record"] == dataclasses.asdict(record)
-    assert (record.commit, record.dirty) == ("", False)
+    assert (record.commit, record.dirty) == ("unknown", None)
     assert not (directory / "diff.patch").exists()
 
 

@@ -1,5 +1,6 @@
 """Workers and signals: whatever ends a command, no process is left behind and everything finished is kept."""
 
+import dataclasses
 import fcntl
 import os
 import pty
@@ -20,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from tests import jobs
+from tests import jobs, trained
 from tests.project import Command, Project, copy_project
 from tests.terminal import screen
 
@@ -389,3 +390,14 @@ def read_all(descriptor: int, output: bytearray) -> None:
         if not found:
             return
         output.extend(found)
+
+
+def test_on_an_accelerator_a_run_is_alone_but_runs_of_lbfgs_are_side_by_side(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    pool = Workers(dataclasses.replace(place, device_kind="cuda"))
+    assert pool.num == workers.MOST_ON_DEVICE == 10
+    assert pool.cores(trained.spec()) == 10
+    assert pool.cores(trained.spec("model=logreg", "recipe=lbfgs")) == 1
+    assert Workers(place).num == 16

@@ -6,10 +6,10 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 
-from remeasure import interrupts, models, planner
+from remeasure import interrupts, planner
 from remeasure.collect import from_results, from_run, put_together
 from remeasure.devices import with_native_precision
-from remeasure.inputs import identify, remembered
+from remeasure.inputs import identify, network_of, remembered
 from remeasure.observe import Observer
 from remeasure.planner import Forecast, Planned, Seed
 from remeasure.presence import Presence
@@ -55,8 +55,7 @@ class Campaign:
         spec = identify(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
-        image_shape, num_classes = config.input_shape, config.data.num_classes
-        models.build(config.model, image_shape=image_shape, num_classes=num_classes, generator_seed=0)  # or refuse it
+        network_of(config)  # or refuse it
         with held(self.results):  # another campaign may be replacing it
             committed = read_row(self.results, row=row.name)
         campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options)

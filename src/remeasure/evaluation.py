@@ -198,7 +198,7 @@ def _done(waiting: "deque[tuple[int, torch.cuda.Event]]") -> int:
 def throughput(config: Config, *, device: torch.device, data_root: Path, num_images: int) -> dict[str, float]:
     """Images a second of a config that evaluates, with random weights: the net alone on uint8 batches that lie on the
     device; the photographs of its data set alone, decoded by all cores; and both together. Each on `num_images`, the
-    photographs repeated as often as that needs.
+    photographs repeated as often as that needs, and without the first batch of each worker, which starts meanwhile.
     """
     recipe = config.recipe
     assert isinstance(recipe, Evaluation)
@@ -212,7 +212,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
         return stream(
             listing,
             transform=recipe.transform,
-            indices=[index % len(listing) for index in range(num_images)],
+            indices=[index % len(listing) for index in range(num_images + num_cores() * recipe.batch_size)],
             batch_size=recipe.batch_size,
             pinned=device.type == "cuda",
         )
@@ -227,15 +227,20 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
         "images": num_images,
         "cores": num_cores(),
         "net_images_per_second": _rate((run(images) for images in repeated), device=device),
-        "decode_images_per_second": _rate(photographs(), device=torch.device("cpu")),
-        "files_images_per_second": _rate((run(images) for images in photographs()), device=device),
+        "decode_images_per_second": _rate(photographs(), device=torch.device("cpu"), num_first=num_cores()),
+        "files_images_per_second": _rate(
+            (run(images) for images in photographs()), device=device, num_first=num_cores()
+        ),
     }
 
 
-def _rate(batches: Iterable[Tensor], *, device: torch.device) -> float:
-    """Images a second, from the first wish to the last result."""
+def _rate(batches: Iterable[Tensor], *, device: torch.device, num_first: int = 0) -> float:
+    """Images a second, from the first wish, or the result of the `num_first`th batch, to the last result."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.monotonic()
-    num = sum(paced((len(batch) for batch in batches), device=device))
+    began, num = time.monotonic(), 0
+    for number, size in enumerate(paced((len(batch) for batch in batches), device=device), start=1):
+        num += size
+        if number == num_first:
+            began, num = time.monotonic(), 0
     return num / (time.monotonic() - began)

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remeasure import data
 from remeasure.data.files import noted
-from remeasure.spec import Config, DataSpec, Evaluation, RunSpec
+from remeasure.spec import Config, DataSpec, Evaluation, Recipe, RunSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Fingerprint = Callable[..., data.Source]  # as data.fingerprint, or one that remembers
 
@@ -31,6 +35,19 @@ def identify(
         source = (fingerprint or data.fingerprint)(config.data, root=data_root, trains=trains)
         return config.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
     return missing
+
+
+def network_of(config: Config) -> "nn.Module":
+    """The config's network, its weights of no seed. Raises InputError where it cannot be built, or cannot take the
+    sizes of images that the recipe begins with.
+    """
+    from remeasure import models  # torch: seconds to import
+
+    shape = config.input_shape
+    network = models.build(config.model, image_shape=shape, num_classes=config.data.num_classes, generator_seed=0)
+    if isinstance(config.recipe, Recipe) and config.recipe.resolution:
+        models.refuse_sizes(network, channels=shape[0], pixels=config.recipe.resolution.pixels)
+    return network
 
 
 def identified(config: Config, *, data_root: Path, fingerprint: Fingerprint | None = None) -> RunSpec:

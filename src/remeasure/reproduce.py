@@ -138,6 +138,7 @@ def _measure(
     rows: Mapping[str, Row], *, files: Files, options: argparse.Namespace, compose: Compose
 ) -> tuple[int, dict[str, str]]:
     """Measure these rows; returns the exit status, and for each row that was measured here that it was."""
+    from remeasure import provenance
     from remeasure.campaign import Campaign
     from remeasure.devices import resolve_device
     from remeasure.observe import Observer
@@ -154,6 +155,8 @@ def _measure(
         adopt=options.adopt,
     )
     ledger.check_configs(rows, conf_dir=paths.conf_dir())
+    if options.command != "plan":
+        provenance.warn_of_unknown(root)
     with Observer(project=files.store) as observer:
         say = print if options.command == "plan" else observer.progress.say
         observer.close_orphans(files.runs)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from remeasure import data, ledger, models, paths, weights
+from remeasure import data, ledger, paths, provenance, weights
 from remeasure.devices import resolve_device, with_native_precision
-from remeasure.inputs import identified
+from remeasure.inputs import identified, network_of
 from remeasure.observe import Observer
 from remeasure.progress import Progress
 from remeasure.rundir import Outcome, Place, finished
@@ -23,6 +23,7 @@ def run_single(config: Config, *, compose: Compose) -> int:
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
     if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
         name = row.name if row and not departures else ""
+        provenance.warn_of_unknown(place.project)
         with Observer(project=place.project, progress=Progress(prints_epochs=config.print_epochs)) as observer:
             observer.close_orphans(place.runs)
             from remeasure.run import execute_together  # Lightning: seconds to import
@@ -39,12 +40,12 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     faults: list[str] = []
     with gathered(faults):
         device_kind = resolve_device(config.device)
+        if config.engine == "numpy" and device_kind != "cpu":
+            raise InputError("engine: the numpy engine computes on the CPU; choose device=cpu")
     with gathered(faults):
         data.streamed(config.data)
     with gathered(faults):
-        network = models.build(
-            config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
-        )
+        network = network_of(config)
     if faults:
         raise InputError(*faults)
     root, data_root = paths.project_root(), paths.data_root()

@@ -16,6 +16,7 @@ PARAMS_TEXT = re.compile(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,15})(?:(?:\.([0
 CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a model, data set or recipe: part of folders' names
 LARGEST = 2**63 - 1  # of whole numbers in a config, a ledger or a record: beyond it a float may be infinite
 MOST_THREADS, MOST_TOGETHER = 1024, 1000
+IN_ENGINE = {"batched": ("adam", "adamw", "sgd", "rmsprop"), "numpy": ("adam", "sgd")}  # optimisers; serial has all
 FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validation split uses seeds from here up
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
@@ -527,10 +528,9 @@ class RunSpec(Strict):
             return
         if self.engine == "numpy":
             yield "is torch's"
-        if self.recipe.optimizer.name == "lbfgs":
-            yield "takes the same step for all seeds, and L-BFGS searches a line for each"
-        if self.recipe.optimizer.name == "muon":
-            yield "stacks the kernels of its seeds, and muon takes the kernels of one"
+        if (name := self.recipe.optimizer.name) not in IN_ENGINE["batched"]:
+            has = f"has {', '.join(IN_ENGINE['batched'])}, not recipe.optimizer.name={name}"
+            yield has + (": L-BFGS searches a line for each seed" if name == "lbfgs" else "")
         if self.recipe.averaging:
             yield "keeps no average of its nets (averaging: null)"
         if self.recipe.augmentation.flips:
@@ -550,7 +550,9 @@ class RunSpec(Strict):
             yield "trains, and nothing is trained here"
             return
         optimizer, loss = self.recipe.optimizer, self.recipe.loss
-        if optimizer.name not in ("adam", "sgd") or optimizer.weight_decay or optimizer.nesterov:
+        if optimizer.name not in IN_ENGINE["numpy"]:
+            yield f"has {', '.join(IN_ENGINE['numpy'])}, not recipe.optimizer.name={optimizer.name}"
+        elif optimizer.weight_decay or optimizer.nesterov:
             yield "has SGD with momentum and Adam, without weight decay"
         if loss.label_smoothing or loss.l2_penalty:
             yield "has the cross-entropy alone (label_smoothing: 0, l2_penalty: 0)"
@@ -726,6 +728,8 @@ class EvaluateConfig(Config):
 class RunRecord(Strict):
     """One finished seed: one line of results/runs/<row>.csv, whose columns are these fields in this order.
 
+    `commit`: "unknown" where nobody could say which it is; `dirty` is None then.
+
     A seed that diverged has no accuracy, no num_correct, no loss and no predictions (None), and still its line.
     """
 
@@ -745,7 +749,7 @@ class RunRecord(Strict):
     data_sha256: str
     data_official: Literal["yes", "no", "unknown"]
     commit: str
-    dirty: bool
+    dirty: bool | None
     versions_sha256: str
     predicted_sha256: str | None
     mlflow_run_id: str

@@ -85,7 +85,7 @@ class Kept:
 def folder_of(setting: Setting) -> Path:
     """Where values of this commit are kept; those of a changed checkout have a folder of their own."""
     revision = provenance.revision(setting.project)
-    name = f"{revision.commit[:12] or 'no-commit'}{'-dirty' * revision.dirty}{'-tiny' * setting.tiny}"
+    name = f"{revision.commit[:12] or 'no-commit'}{'-dirty' * bool(revision.dirty)}{'-tiny' * setting.tiny}"
     return setting.project / "runs/bench" / f"accuracy-{name}"
 
 

@@ -26,7 +26,7 @@ class Machine:
     num_cores: int
     load_average: float
     commit: str
-    dirty: bool
+    dirty: bool | None
     versions: dict[str, str]
 
     @property

@@ -7,7 +7,7 @@ all of which the config must state. Its module maps images (N, C, H, W) float32,
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,23 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
             f"model: {model.builder} with options {dict(model.options)} cannot be built for images {image_shape} and "
             f"{num_classes} classes ({reason})"
         ) from None
+
+
+@torch.inference_mode()
+def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) -> None:
+    """Raise InputError where the network cannot take images of these sizes, at which a recipe begins."""
+    was_training, network = network.training, network.eval()
+    refused = []
+    for size in pixels:
+        try:
+            network(torch.zeros(1, channels, size, size))
+        except RuntimeError as error:
+            refused.append(f"{size} ({str(error).partition(chr(10))[0]})")
+    network.train(was_training)
+    if refused:
+        raise InputError(
+            f"recipe.resolution: the model cannot take images of these pixels a side: {', '.join(refused)}"
+        )
 
 
 def faults(model: ModelSpec) -> Iterator[str]:
