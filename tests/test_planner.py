@@ -111,6 +111,13 @@ def test_a_step_that_takes_longer_than_the_limit_is_timed_all_the_same() -> None
     assert clock.seconds_per_step() == 80.0
 
 
+def test_a_first_step_that_is_slow_is_enough() -> None:
+    clock = StepClock(limit_seconds=1.0, now=ticking(0.0, 40.0), slow_seconds=10.0)
+    with pytest.raises(EnoughError):
+        clock()
+    assert clock.seconds_per_step() == 40.0
+
+
 def test_a_training_of_one_step_is_timed_from_its_start() -> None:
     clock = StepClock(limit_seconds=1.0, now=ticking(2.0, 5.0))
     clock()

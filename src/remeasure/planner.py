@@ -18,8 +18,9 @@ from remeasure.spec import Evaluation, Recipe, Resolution, RunSpec
 if TYPE_CHECKING:
     from remeasure.training import Training
 
-TIMED_SECONDS = 3.0  # a row's steps are timed so long; at least two steps of each image size
+TIMED_SECONDS = 3.0  # a row's steps are timed so long; at least two steps of each image size, one where it is slow
 TIMED_SECONDS_CUDA = 0.5
+SLOW_STEP_SECONDS = 10.0  # what the first step does beside its work takes less than a second, unless it compiles
 WARM_STEPS_CUDA = 8  # in which libraries choose their kernels, and a graph is captured
 TIMED_BATCH_SECONDS = 1.0  # a batch that takes so long tells the speed of an evaluation
 
@@ -71,7 +72,8 @@ def _seconds_per_step(training: "Training", *, spec: RunSpec, device_kind: str, 
     from remeasure.training import DivergenceError, train
 
     ahead = device_kind == "cuda"  # of the device, which Python gives its work to
-    clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind), ahead=ahead)
+    slow_seconds = math.inf if ahead or spec.compile else SLOW_STEP_SECONDS
+    clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind), ahead=ahead, slow_seconds=slow_seconds)
     step = training._optimiser_step
 
     def timed(*given: Any, **named: Any) -> Any:
@@ -91,14 +93,17 @@ class EnoughError(Exception):
 
 
 class StepClock:
-    """Called after each optimiser step. The first warms up; EnoughError once the others have taken `limit_seconds`.
+    """Called after each optimiser step. The first warms up; EnoughError once the others have taken `limit_seconds`, or
+    the first alone `slow_seconds`: its warm-up is then a small part of it.
 
     `ahead`: more warm up, and the time is read after 8, 16, 32, … steps only: to read it is to wait for the device. It
     is then enough once the next stretch, as long as all before it, would end too late.
     """
 
-    def __init__(self, *, limit_seconds: float, now: Callable[[], float], ahead: bool = False) -> None:
-        self.limit_seconds, self.now, self.ahead = limit_seconds, now, ahead
+    def __init__(
+        self, *, limit_seconds: float, now: Callable[[], float], ahead: bool = False, slow_seconds: float = math.inf
+    ) -> None:
+        self.limit_seconds, self.now, self.ahead, self.slow_seconds = limit_seconds, now, ahead, slow_seconds
         self.num_steps, self.marks = 0, [(0, now())]
 
     def __call__(self) -> None:
@@ -106,6 +111,8 @@ class StepClock:
         if self.ahead and (self.num_steps < WARM_STEPS_CUDA or self.num_steps.bit_count() > 1):
             return
         self.marks.append((self.num_steps, self.now()))
+        if self.marks[1][1] - self.marks[0][1] >= self.slow_seconds:
+            raise EnoughError
         seconds = self.marks[-1][1] - self.marks[1][1]
         if len(self.marks) > 2 and seconds >= self.limit_seconds / (2 if self.ahead else 1):
             raise EnoughError
