@@ -122,8 +122,7 @@ class DataSpec(Strict):
 class Optimizer(Strict):
     """Arguments of the optimiser; those that an optimiser does not have must be null.
 
-    `sgd_lr_peak`: with muon, the rate of all parameters that it leaves to SGD (`remeasure.muon`); both rates follow the
-    schedule.
+    `sgd_lr_peak`: with muon, the rate of all parameters that it leaves to SGD; both rates follow the schedule.
     """
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "lbfgs", "muon"]
