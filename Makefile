@@ -33,7 +33,7 @@ claims: setup
 	$(python) -m remeasure.claims $(NAMES) $(if $(FRESH),--fresh) $(ARGS)
 
 determinism: setup
-	$(python) -m remeasure.determinism
+	$(python) -m remeasure.cli.determinism
 
 faults: setup
 	REMEASURE_FAULTS=$(or $(KILLS),100) $(python) -m pytest tests/faults $(ARGS)
@@ -55,7 +55,7 @@ bench: setup
 	$(python) -m remeasure.bench $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 gpu: setup
-	$(python) -m remeasure.gpu --out $(or $(OUT),runs/gpu) $(ARGS)
+	$(python) -m remeasure.bench.gpu --out $(or $(OUT),runs/gpu) $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

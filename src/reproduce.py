@@ -2,8 +2,8 @@
 
 import sys
 
-from remeasure import process
-from remeasure.cli import reproduce_main
+from remeasure.cli.commands import reproduce_main
+from remeasure.system import startup
 
 if __name__ == "__main__":
-    process.run(lambda: reproduce_main(sys.argv[1:]))
+    startup.run(lambda: reproduce_main(sys.argv[1:]))

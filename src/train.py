@@ -1,7 +1,7 @@
 """One run: python src/train.py model=mlp4. `--help` lists what can be chosen."""
 
-from remeasure import process
-from remeasure.cli import train_main
+from remeasure.cli.commands import train_main
+from remeasure.system import startup
 
 if __name__ == "__main__":
-    process.run(train_main)
+    startup.run(train_main)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.project import Command, Ended, Project, copy_project
+from tests.support.project import Command, Ended, Project, copy_project
 
-from remeasure import cli, paths, tracking
+from remeasure.cli import commands
+from remeasure.system import paths
+from remeasure.tracking import mlflow_store
 
 MNIST_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR10_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
@@ -40,7 +42,7 @@ def cifar10_root() -> Path:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database without the experiment; MLflow takes seconds to make one."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._client(f"sqlite:///{path}")
+    mlflow_store._client(f"sqlite:///{path}")
     return path
 
 
@@ -67,7 +69,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(paths, "_CHECKOUT", project.root)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         with pytest.raises(SystemExit) as ended:
-            sys.exit(cli.train_main() if script == "train.py" else cli.reproduce_main(arguments))
+            sys.exit(commands.train_main() if script == "train.py" else commands.reproduce_main(arguments))
         assert isinstance(ended.value.code, int)
         return Ended(ended.value.code, *capfd.readouterr())
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.project import Command, Project
-from tests.servers import no_postgresql, postgresql, tracking_server
-from tests.suite import (
+from tests.support.project import Command, Project
+from tests.support.servers import no_postgresql, postgresql, tracking_server
+from tests.support.suite import (
     ROWS,
     SEEDS,
     assert_whole,
@@ -21,7 +21,7 @@ from tests.suite import (
     wait_until,
 )
 
-from remeasure import journal
+from remeasure.runs import journal
 
 NUM_CAMPAIGNS = 8 if os.environ.get("REMEASURE_FAULTS") else 3
 ELSEWHERE = "another process trains it as well; the two divide its seeds"

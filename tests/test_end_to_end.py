@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from sklearn.datasets import load_digits
-from tests.project import Command, Project, copy_project
+from tests.support.project import Command, Project, copy_project
 
 # What the demo's ledger claims, ± 2 points, against what these nets reach on the digits: 91 to 93 %.
 VERDICTS = {"logreg-digits": "reproduced", "mlp2-digits": "reproduced", "mlp2-digits-inflated": "falls short"}

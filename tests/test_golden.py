@@ -1,6 +1,7 @@
 """Trained numbers do not change unnoticed: each model config's loss after 20 optimiser steps of its home recipe.
 
-The one place where expected values are this code's own output; tests/test_training.py shows that they are right.
+The one place where expected values are this code's own output; training/engines/test_serial.py shows that they are
+right.
 """
 
 import dataclasses
@@ -11,19 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.trained import place
+from tests.support.trained import place
 
-import remeasure.run
-from remeasure import data, paths
-from remeasure.cli import compose
+import remeasure.runs.execute
+import remeasure.runs.splits
+from remeasure.config.compose import compose
+from remeasure.data import catalog
 from remeasure.data.files import Split
-from remeasure.journal import Event
-from remeasure.run import execute
-from remeasure.spec import TRAINING_VERSION, Config
-from remeasure.training import Training, predict
+from remeasure.runs.execute import execute
+from remeasure.spec.config import Config
+from remeasure.spec.record import Event
+from remeasure.spec.run import TRAINING_VERSION
+from remeasure.system import paths
+from remeasure.training.engines.serial import Training
+from remeasure.training.inference import predict
 
 EVERY_MODEL = sorted(path.stem for path in (paths.conf_dir() / "model").glob("*.yaml"))
-ONLY_EVALUATED = {"vit_b16"}  # its home recipe trains nothing; tests/test_evaluation.py compares it with timm's own
+ONLY_EVALUATED = {
+    "vit_b16"
+}  # its home recipe trains nothing; tests/training/photographs/test_evaluate.py compares it with timm's own
 MODELS = [name for name in EVERY_MODEL if name not in ONLY_EVALUATED]
 STEPS = 20
 NUM_IMAGES = {"resnet18": 320}  # else 2,560: batches of 128
@@ -39,7 +46,7 @@ GOLDEN = {
 }
 WHAT_TO_DO = """\
 Trained numbers changed. If that is not intended, find out why. If it is, raise TRAINING_VERSION in
-src/remeasure/spec.py (records made before it are then shown as stale), and write into tests/test_golden.py
+src/remeasure/spec/run.py (records made before it are then shown as stale), and write into tests/test_golden.py
 GOLDEN_VERSION = {version}
 GOLDEN = {{
 {values}
@@ -100,9 +107,9 @@ def loss_after_20_steps(model: str, *, folder: Path) -> float:
             raise EnoughError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remeasure.run, "_LOADED", {})
-        patch.setattr(data, "load_split", lambda *_, **__: split)
-        patch.setattr(remeasure.run, "Training", keep)
+        patch.setattr(remeasure.runs.splits, "_LOADED", {})
+        patch.setattr(catalog, "load_split", lambda *_, **__: split)
+        patch.setattr(remeasure.runs.execute, "Training", keep)
         with pytest.raises(EnoughError):
             execute(spec, seed=0, row="", place=place(folder), sink=stop)
     images, labels = torch.tensor(split.images), torch.tensor(split.labels)

@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from tests.photographed import make_folder
-from tests.project import CHECKOUT, Command, Project, copy_project
+from tests.support.photographed import make_folder
+from tests.support.project import CHECKOUT, Command, Project, copy_project
 
-from remeasure import tracking
 from remeasure.data import cifar10, mnist
-from remeasure.masking import masked
-from remeasure.spec import InputError
+from remeasure.spec.base import InputError
+from remeasure.system.redaction import masked
+from remeasure.tracking import mlflow_store
+from remeasure.tracking.best_effort import BestEffort
 
 FULL = os.environ.get("REMEASURE_FAULTS") == "full"
 RUN = ("model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=1", "device=cpu")
@@ -163,8 +164,8 @@ def test_missing_photographs_are_asked_for_nowhere(project: Project, watched: di
 
 
 SWITCHES = """
-import remeasure.tracking, remeasure.weights
-remeasure.tracking._client("http://127.0.0.1:9")
+import remeasure.tracking.mlflow_store
+remeasure.tracking.mlflow_store._client("http://127.0.0.1:9")
 from huggingface_hub import constants
 from mlflow.telemetry.utils import is_telemetry_disabled
 print(is_telemetry_disabled(), constants.HF_HUB_DISABLE_TELEMETRY)
@@ -293,7 +294,7 @@ URIS = [
 ]
 
 
-@pytest.mark.skipif(not tracking.available(), reason="mlflow is not installed")
+@pytest.mark.skipif(not mlflow_store.available(), reason="mlflow is not installed")
 @pytest.mark.parametrize("uri", URIS)
 def test_an_unreachable_store_is_named_without_its_password(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -301,7 +302,7 @@ def test_an_unreachable_store_is_named_without_its_password(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InputError) as refused:
-        tracking.open_tracker(tmp_path)
+        mlflow_store.open_tracker(tmp_path)
     assert "cannot be used" in refused.value.faults[0]
     assert "***" in refused.value.faults[0]
     shown = capfd.readouterr()
@@ -318,7 +319,7 @@ def test_a_store_that_dies_in_mid_run_is_reported_without_its_password(
     def send() -> str:
         raise RuntimeError(f"API request to {uri}/api/2.0/mlflow/runs/create failed")
 
-    tracking.BestEffort()(send)
+    BestEffort()(send)
     assert "tracking is behind: API request to " in (shown := capsys.readouterr().err)
     assert "hunter2" not in shown
 
@@ -329,7 +330,7 @@ def test_a_traceback_shows_no_password(project: Project, here: Command, monkeypa
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(f"API request to {uri} failed, and ?token=hunter2secret too")
 
-    monkeypatch.setattr("remeasure.reproduce.main", fail)
+    monkeypatch.setattr("remeasure.cli.reproduce.main", fail)
     ended = here(project, "reproduce.py", "track")
     assert ended.status == 1
     assert "Traceback" in ended.stderr

@@ -16,9 +16,9 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import event as database_event
 from sqlalchemy.engine import Engine
-from tests.project import Command, Ended, Project
-from tests.servers import TrackingServer, tracking_server
-from tests.suite import (
+from tests.support.project import Command, Ended, Project
+from tests.support.servers import TrackingServer, tracking_server
+from tests.support.suite import (
     SEEDS,
     assert_whole,
     finished_seeds,
@@ -29,11 +29,12 @@ from tests.suite import (
     wait_until,
 )
 
-from remeasure import journal
-from remeasure.observe import Observer
-from remeasure.presence import is_held
-from remeasure.records import read_runs
-from remeasure.rundir import read_record
+from remeasure.judging.reader import read_runs
+from remeasure.runs import journal
+from remeasure.runs.folder import read_record
+from remeasure.spec.record import Event
+from remeasure.system.locks import is_held
+from remeasure.tracking.observer import Observer
 
 ROW = "mlp2-digits"
 EPOCHS = 20
@@ -139,7 +140,7 @@ def at_the_first_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[]
         struck: list[object] = []
         call = Observer.__call__
 
-        def observe(observer: Observer, directory: Path, event: journal.Event) -> None:
+        def observe(observer: Observer, directory: Path, event: Event) -> None:
             if event["event"] == "epoch" and not struck:
                 struck.append(strike())
             call(observer, directory, event)

@@ -23,25 +23,31 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tests import trained
 from tests.data import test_cifar10 as cifar
-from tests.measured import ROW
-from tests.measured import group as measured_group
-from tests.photographed import add, imagenet, jpeg, make_archive, make_folder, photographs
-from tests.project import CHECKOUT, Command, Project, copy_project
-from tests.test_data import PACKED, STEMS, place
-from tests.test_data import TINY as MNIST
-from tests.test_verify import SEALED
-from tests.test_verify import Project as MeasuredProject
+from tests.data.test_catalog import PACKED, STEMS, place
+from tests.data.test_catalog import TINY as MNIST
+from tests.judging.test_verify import SEALED
+from tests.judging.test_verify import Project as MeasuredProject
+from tests.support import trained
+from tests.support.measured import ROW
+from tests.support.measured import group as measured_group
+from tests.support.photographed import add, imagenet, jpeg, make_archive, make_folder, photographs
+from tests.support.project import CHECKOUT, Command, Project, copy_project
 
-from remeasure import data, journal, ledger, training, weights
-from remeasure.data import cifar10
-from remeasure.encoding import encode_npz
-from remeasure.evaluation import Tally
-from remeasure.journal import Event
-from remeasure.records import FOLDERS, read_row, row_files
-from remeasure.rundir import keep_checkpoint, read_record, sound
-from remeasure.spec import InputError
+from remeasure.data import catalog, cifar10, fingerprint
+from remeasure.data.files import Split
+from remeasure.judging import ledger
+from remeasure.judging.reader import read_row
+from remeasure.judging.records import FOLDERS, row_files
+from remeasure.models import pretrained
+from remeasure.runs import journal
+from remeasure.runs.folder import read_record
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.spec.record import Event
+from remeasure.system.formats import encode_npz
+from remeasure.training.checkpoints import keep_checkpoint, sound
+from remeasure.training.engines import loop
+from remeasure.training.photographs.evaluate import Tally
 
 FULL = os.environ.get("REMEASURE_FAULTS") == "full"
 Use = Callable[[], object]
@@ -94,7 +100,7 @@ def outcome(use: Callable[[], T]) -> tuple[T | None, str]:
 @pytest.mark.parametrize("name", [*PACKED, *STEMS])
 def test_any_byte_of_mnists_files(name: str, tmp_path: Path) -> None:
     root = place(tmp_path, PACKED if name in PACKED else STEMS)
-    assert_found(root / "MNIST/raw" / name, use=lambda: data.fingerprint(MNIST, root=root), ci=10, full=500)
+    assert_found(root / "MNIST/raw" / name, use=lambda: fingerprint.fingerprint(MNIST, root=root), ci=10, full=500)
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_any_byte_of_cifars_pickles_and_archives(path: str, tmp_path: Path) -> None:
     root = cifar.place(tmp_path, cifar.TINY_FILES, path.split("/")[0])
-    assert_found(root / path, use=lambda: data.fingerprint(cifar.TINY, root=root), ci=10, full=500)
+    assert_found(root / path, use=lambda: fingerprint.fingerprint(cifar.TINY, root=root), ci=10, full=500)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -117,32 +123,32 @@ def test_any_byte_of_cifars_pickles_and_archives(path: str, tmp_path: Path) -> N
 def test_any_byte_of_cifars_binary_files_makes_other_data_which_are_never_official(name: str, tmp_path: Path) -> None:
     """They have no published checksum: what they hold is told by its fingerprint alone."""
     root = cifar.place(tmp_path, cifar.TINY_FILES, cifar.BINARIES)
-    before = data.fingerprint(cifar.TINY, root=root)
+    before = fingerprint.fingerprint(cifar.TINY, root=root)
     assert before.data_official == "unknown"
     spec = replace(cifar.TINY, known_copies={before.data_sha256: "these"})
     path = root / cifar.BINARIES / f"{name}.bin"
     for changed in flips(path, ci=10, full=500):
-        found, fault = outcome(lambda: data.fingerprint(spec, root=root))
+        found, fault = outcome(lambda: fingerprint.fingerprint(spec, root=root))
         assert (found is None) == (str(path) in fault), changed  # a label above 9
         assert found is None or found.data_official == "unknown", changed
         assert found is None or found.data_sha256 != before.data_sha256, changed
-    assert data.fingerprint(spec, root=root).data_official == "no"
+    assert fingerprint.fingerprint(spec, root=root).data_official == "no"
 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"])
 def test_any_byte_of_imagenets_archives(name: str, tmp_path: Path) -> None:
     root = make_archive(tmp_path)
     spec = imagenet(root)
-    assert_found(root / "imagenet" / name, use=lambda: data.fingerprint(spec, root=root), ci=30, full=1000)
+    assert_found(root / "imagenet" / name, use=lambda: fingerprint.fingerprint(spec, root=root), ci=30, full=1000)
 
 
 def test_labels_from_a_damaged_archive_are_the_true_ones_or_none(tmp_path: Path) -> None:
     """`make verify` reads them without the archive's checksum, which takes a minute."""
     root = make_archive(tmp_path)
     spec, path = imagenet(root), root / "imagenet/ILSVRC2012_img_val.tar"
-    refusals, truth = 0, data.test_labels(spec, root=root).tolist()
+    refusals, truth = 0, catalog.test_labels(spec, root=root).tolist()
     for changed in flips(path, ci=60, full=2000):
-        labels, fault = outcome(lambda: data.test_labels(spec, root=root).tolist())
+        labels, fault = outcome(lambda: catalog.test_labels(spec, root=root).tolist())
         assert labels == truth or str(path) in fault, changed
         refusals += bool(fault)
     assert refusals > 0
@@ -152,27 +158,27 @@ def test_any_byte_of_an_unpacked_photograph_makes_other_data_even_with_its_old_t
     """The fingerprint that is kept is not used where a file was written since, whatever time it shows."""
     root = make_folder(tmp_path)
     spec = imagenet(root)
-    before = data.fingerprint(spec, root=root)
+    before = fingerprint.fingerprint(spec, root=root)
     seen = {before.data_sha256}
     path = next((root / "imagenet/val").rglob("*.JPEG"))
     modified = path.stat().st_mtime_ns
     for changed in flips(path, ci=20, full=300):
         os.utime(path, ns=(modified, modified))
-        found = data.fingerprint(spec, root=root)
+        found = fingerprint.fingerprint(spec, root=root)
         assert found.data_official == "unknown"
         assert found.data_sha256 not in seen, changed
         seen.add(found.data_sha256)
         time.sleep(0.01)  # the kernel's clock for files ticks every few milliseconds
-    assert data.fingerprint(spec, root=root) == before
+    assert fingerprint.fingerprint(spec, root=root) == before
 
 
 def test_any_byte_of_a_fingerprint_that_was_kept_only_costs_time(tmp_path: Path, a_cache_of_its_own: Path) -> None:
     root = make_archive(tmp_path)
     spec = imagenet(root)
-    whole = data.fingerprint(spec, root=root)
+    whole = fingerprint.fingerprint(spec, root=root)
     (kept,) = (a_cache_of_its_own / "remeasure/fingerprints").iterdir()
     for changed in flips(kept, ci=60, full=1000):
-        assert data.fingerprint(spec, root=root) == whole, changed
+        assert fingerprint.fingerprint(spec, root=root) == whole, changed
 
 
 def test_data_that_change_after_the_plan_are_never_scored_under_its_fingerprint(
@@ -180,15 +186,15 @@ def test_data_that_change_after_the_plan_are_never_scored_under_its_fingerprint(
 ) -> None:
     """Files with a checksum are checked as they are read; those without one have the fingerprint alone."""
     spec = trained.spec("recipe.epochs_total=1")
-    monkeypatch.setattr("remeasure.run._LOADED", {})
-    read = data.READERS["digits"]
+    monkeypatch.setattr("remeasure.runs.splits._LOADED", {})
+    read = catalog.READERS["digits"]
 
-    def changed(*arguments: Any) -> data.Split:
+    def changed(*arguments: Any) -> Split:
         split = read(*arguments)
         split.images[3, 0, 2, 2] ^= 1
         return split
 
-    monkeypatch.setitem(data.READERS, "digits", changed)
+    monkeypatch.setitem(catalog.READERS, "digits", changed)
     with pytest.raises(InputError, match="data digits: its files have changed since the run was planned"):
         trained.run(spec, tmp_path)
     assert not list(tmp_path.rglob("record.json"))
@@ -200,11 +206,11 @@ def test_data_that_change_after_the_plan_are_never_scored_under_its_fingerprint(
 DOWNLOAD = """
 import sys
 from pathlib import Path
-from tests.test_data import TINY
-from remeasure import data
+from tests.data.test_catalog import TINY
+from remeasure.data import fingerprint
 from remeasure.data import mnist
 mnist.MIRRORS = (sys.argv[1],)
-data.fingerprint(TINY, root=Path(sys.argv[2]))
+fingerprint.fingerprint(TINY, root=Path(sys.argv[2]))
 """
 
 
@@ -232,8 +238,8 @@ def test_a_download_whose_process_is_killed_leaves_nothing_under_the_final_name(
             process.kill()
             process.wait()
     assert [path.name for path in raw.iterdir() if not path.name.startswith(".partial-")] == []
-    with pytest.raises(data.DataMissingError):
-        data.load_split(MNIST, "train", root=tmp_path, fetch=False)
+    with pytest.raises(DataMissingError):
+        catalog.load_split(MNIST, "train", root=tmp_path, fetch=False)
 
 
 # ---------------------------------------------------------------- results/
@@ -292,7 +298,7 @@ def test_any_byte_of_what_a_diverged_run_keeps_is_found_and_named(tmp_path: Path
 
 def cut_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of a run that was stopped after its first epoch, and left a checkpoint."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
 
     def stop(directory: Path, event: Event) -> None:  # noqa: ARG001
         if event["event"] == "epoch" and event["epoch"] == 2:
@@ -344,8 +350,8 @@ def test_any_byte_of_weights_that_changes_after_the_plan_is_found(suffix: str, t
     path = tmp_path / f"weights{suffix}"
     save: Callable[..., object] = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
     save(a_net().state_dict(), path)
-    planned = weights._sha256(path)
-    assert_found(path, use=lambda: weights.load(a_net(), path, sha256=planned), ci=30, full=1000)
+    planned = pretrained._sha256(path)
+    assert_found(path, use=lambda: pretrained.load(a_net(), path, sha256=planned), ci=30, full=1000)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -353,10 +359,10 @@ def test_damaged_weights_are_refused_or_have_another_fingerprint(suffix: str, tm
     path = tmp_path / f"weights{suffix}"
     save: Callable[..., object] = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
     save(a_net().state_dict(), path)
-    planned, refusals = weights._sha256(path), 0
+    planned, refusals = pretrained._sha256(path), 0
     for changed in flips(path, ci=100, full=2000):
-        assert weights._sha256(path) != planned, changed
-        _, fault = outcome(lambda: weights.load(a_net(), path))
+        assert pretrained._sha256(path) != planned, changed
+        _, fault = outcome(lambda: pretrained.load(a_net(), path))
         assert not fault or str(path) in fault, changed
         refusals += bool(fault)
     assert refusals > 0
@@ -593,7 +599,7 @@ def _nothing_left_to_train(kept: dict[str, Any]) -> None:
         *(_without(key) for key in ("state_dict", "loops", "num_steps", "optimizer_states")),
         lambda kept: kept.update(num_steps="many"),
         lambda kept: kept.update(num_steps=10**9),
-        lambda kept: kept["callbacks"]["Keeper"].update(wall_seconds="long"),
+        lambda kept: kept["callbacks"]["CheckpointCallback"].update(wall_seconds="long"),
         *(_of_another_net, _beyond_its_memory, _without_a_moment, _nothing_left_to_train),
     ],
 )
@@ -620,7 +626,10 @@ def test_yaml_files_execute_nothing(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mnist.yaml").write_text(text)
     assert any(f"specs/{ROW}.yaml: not valid YAML" in fault for fault in project.verify().faults)
-    for read in (lambda: ledger.read(tmp_path / "ledger.yaml"), lambda: data.read_config("mnist", conf_dir=tmp_path)):
+    for read in (
+        lambda: ledger.read(tmp_path / "ledger.yaml"),
+        lambda: catalog.read_config("mnist", conf_dir=tmp_path),
+    ):
         with pytest.raises(InputError, match="python/object/apply"):
             read()
     assert not (tmp_path / "canary").exists()
@@ -662,11 +671,11 @@ def test_imagenets_archives_write_nothing_and_read_nothing_but_themselves(
         archive.addfile(entry, io.BytesIO(jpeg(3)) if regular else None)
     seen = {found: found.lstat().st_mtime_ns for found in tmp_path.rglob("*")}
     spec = imagenet(root)
-    listing = data.load_listing(spec, "test", root=root)
+    listing = catalog.load_listing(spec, "test", root=root)
     assert all(len(Path(each).parts) == 2 and ".." not in each for each in listing.names)
     expected = set(photographs().values())
     assert {listing.read(index) for index in range(len(listing))} <= expected | {jpeg(3)}
-    data.fingerprint(spec, root=root)
+    fingerprint.fingerprint(spec, root=root)
     written = {found: found.lstat().st_mtime_ns for found in tmp_path.rglob("*")}
     kept = {found for found in written if found.is_relative_to(a_cache_of_its_own)}
     assert {found: when for found, when in written.items() if found not in kept} == seen
@@ -675,10 +684,10 @@ def test_imagenets_archives_write_nothing_and_read_nothing_but_themselves(
 HANG = """
 import sys
 from pathlib import Path
-from tests.photographed import imagenet
-from remeasure import data
+from tests.support.photographed import imagenet
+from remeasure.data import catalog
 root = Path(sys.argv[1])
-data.load_listing(imagenet(root), "test", root=root)
+catalog.load_listing(imagenet(root), "test", root=root)
 """
 
 

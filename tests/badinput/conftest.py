@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.badinput.entry import TALLY, Entry, entered
-from tests.project import copy_project
+from tests.support.project import copy_project
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,17 @@ from typing import Any, NoReturn, Self
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from tests.measured import LABELS, LEDGER, ROW, group, snapshot
-from tests.project import Ended, Project
+from tests.support.measured import LABELS, LEDGER, ROW, group, snapshot
+from tests.support.project import Ended, Project
 
-from remeasure import cli, data, paths, run, single, table
-from remeasure.data import cifar10, mnist
-from remeasure.rundir import Outcome
-from remeasure.spec import Recipe, RunSpec
-from remeasure.storage import publish
+from remeasure.cli import commands, train
+from remeasure.data import catalog, cifar10, mnist
+from remeasure.judging import publish
+from remeasure.runs import execute
+from remeasure.runs.folder import Outcome
+from remeasure.spec.recipe import Recipe
+from remeasure.spec.run import RunSpec
+from remeasure.system import paths
 
 FULL = os.environ.get("REMEASURE_BAD_INPUTS") == "full"
 LIMIT_SECONDS = 60.0  # for one command; nothing here takes more than two
@@ -114,7 +117,7 @@ class Entry:
         before = sys.argv
         sys.argv = [script, *arguments]
         try:
-            return cli.train_main() if script == "train.py" else cli.reproduce_main(arguments)
+            return commands.train_main() if script == "train.py" else commands.reproduce_main(arguments)
         finally:
             sys.argv = before
 
@@ -127,7 +130,7 @@ class Entry:
         return EXECUTE(spec, **options)
 
 
-EXECUTE = run.execute_together
+EXECUTE = execute.execute_together
 
 
 def shown(text: str) -> str:
@@ -185,9 +188,9 @@ def entered(project: Project) -> Iterator[Entry]:
         patch.setenv("REMEASURE_DATA", str(entry.root / "data"))
         patch.setenv("XDG_CACHE_HOME", str(entry.root / "cache"))
         patch.setattr(paths, "_CHECKOUT", entry.root)
-        patch.setattr(single, "Observer", Unwatched)
-        patch.setattr(run, "execute_together", entry.begin)
-        patch.setattr(data, "test_labels", lambda spec, *, root: LABELS)  # noqa: ARG005
+        patch.setattr(train, "Observer", Unwatched)
+        patch.setattr(execute, "execute_together", entry.begin)
+        patch.setattr(catalog, "test_labels", lambda spec, *, root: LABELS)  # noqa: ARG005
         for reader in (mnist, cifar10):
             patch.setattr(reader, "download", lambda *_, **__: missing)
         (entry.root / "cwd").mkdir()
@@ -201,8 +204,8 @@ def _measure(entry: Entry) -> None:
     (entry.root / "conf/data/shapes.yaml").write_text(mnist_config.replace("name: mnist", "name: shapes"))
     entry.ledger.write_text(LEDGER)
     entry.results.mkdir()
-    publish(entry.results, row=ROW, files=group().to_files())
-    table.write(entry.ledger, results=entry.results, readme_path=entry.root / "README.md")
+    publish.publish(entry.results, row=ROW, files=group().to_files())
+    publish.write(entry.ledger, results=entry.results, readme_path=entry.root / "README.md")
 
 
 # What may lie in place of a file, and is none: to read the pipe would wait for ever, the device would never end.

@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.badinput.entry import ODD, TALLY, Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import BOMB, arguments, mutations
-from tests.project import CHECKOUT
+from tests.support.project import CHECKOUT
 
-from remeasure import cli
-from remeasure.spec import InputError
+from remeasure.config import compose
+from remeasure.spec.base import InputError
 
 SHORT = ("model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=1")
 CONFIGS = (
@@ -169,7 +169,7 @@ GROWING = [f"++model.options.k{i}='${{model.options.k{i + 1}}}${{model.options.k
 def test_what_would_grow_without_end_is_refused_by_name(
     entry: Entry, monkeypatch: pytest.MonkeyPatch, given_arguments: tuple[str, ...], naming: str
 ) -> None:
-    monkeypatch.setattr(cli, "COMPOSE_SECONDS", 1.0)
+    monkeypatch.setattr(compose, "COMPOSE_SECONDS", 1.0)
     ended = entry("train.py", *given_arguments)
     assert (ended.status, "Traceback" in ended.stderr) == (2, False)
     assert naming in ended.stderr
@@ -183,7 +183,7 @@ def test_the_limit_is_told_again_to_who_swallows_it() -> None:
         while time.process_time() < started + seconds:
             pass
 
-    with cli._limited(0.1):
+    with compose.limited(0.1):
         with contextlib.suppress(InputError):
             compose_for(20)
         with pytest.raises(InputError, match="not composed within"):

@@ -9,15 +9,20 @@ import pytest
 from tests.badinput.entry import Entry, changed
 from tests.badinput.strategies import BOMB
 from tests.badinput.test_results_files import ROW_FILES, SEAL, sealed
-from tests.measured import LEDGER, ROW, VERSIONS
+from tests.support.measured import LEDGER, ROW, VERSIONS
 
-from remeasure import data, ledger, models
-from remeasure.cli import compose
-from remeasure.convert import convert
-from remeasure.decoding import resized_pixels
-from remeasure.encoding import decode_csv, decode_yaml, encode_csv
-from remeasure.records import CurvePoint, read_runs
-from remeasure.spec import InputError, Normalisation, Transform
+from remeasure.config.compose import compose
+from remeasure.data import catalog
+from remeasure.judging import ledger
+from remeasure.judging.reader import read_runs
+from remeasure.models import registry
+from remeasure.spec.base import InputError
+from remeasure.spec.photographs import Transform
+from remeasure.spec.recipe import Normalisation
+from remeasure.spec.record import CurvePoint
+from remeasure.system.formats import decode_csv, decode_yaml, encode_csv
+from remeasure.system.validation import convert
+from remeasure.training.photographs.decode import resized_pixels
 
 SHORT = ("model=mlp2", "data=digits", "recipe.epochs_total=1")
 
@@ -81,7 +86,7 @@ def test_the_config_of_data_is_named_where_it_is_no_text(tmp_path: Path) -> None
     (tmp_path / "data").mkdir()
     (tmp_path / "data/odd.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"odd\.yaml: not valid YAML"):
-        data.read_config("odd", conf_dir=tmp_path)
+        catalog.read_config("odd", conf_dir=tmp_path)
 
 
 def test_a_number_of_parameters_that_is_none_is_a_fault_of_the_ledger(tmp_path: Path) -> None:
@@ -151,7 +156,7 @@ def test_a_count_beyond_every_count_is_no_traceback() -> None:
 def test_a_net_larger_than_all_memory_is_refused() -> None:
     model = compose(["model=mlp2", "model.options.hidden_sizes=[1000000000000]"]).model
     with pytest.raises(InputError, match=r"model: mlp with options .* cannot be built for images"):
-        models.build(model, image_shape=(1, 8, 8), num_classes=10, generator_seed=0)
+        registry.build(model, image_shape=(1, 8, 8), num_classes=10, generator_seed=0)
 
 
 def test_a_sliver_would_be_resized_to_more_than_the_memory_holds() -> None:

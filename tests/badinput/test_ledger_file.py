@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.badinput.entry import TALLY, Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import BOMB, mutations
-from tests.measured import LEDGER, NUM_WRONG, ROW, snapshot
+from tests.support.measured import LEDGER, NUM_WRONG, ROW, snapshot
 
 PLAIN = st.one_of(
     st.none(),

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.badinput.entry import Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import mutations
-from tests.photographed import SYNSETS, jpeg
+from tests.support.photographed import SYNSETS, jpeg
 from torch.utils.data import DataLoader
 
-from remeasure import evaluation
+from remeasure.training.photographs import evaluate as photographs_evaluate
 
 NAMES = tuple(f"{synset}/one.JPEG" for synset in SYNSETS[:3])
 
@@ -90,7 +90,7 @@ def photographs(entry: Entry) -> Iterator[Path]:
         timm.create_model("test_vit", num_classes=1000, img_size=(32, 32)).state_dict(), entry.root / "a.safetensors"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "DataLoader", in_this_process)
+        patch.setattr(photographs_evaluate, "DataLoader", in_this_process)
         yield folder
 
 

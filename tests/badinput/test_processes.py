@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.badinput.entry import Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import arguments, mutations
 from tests.badinput.test_config import ALSO, words
-from tests.measured import LEDGER, ROW
-from tests.project import Ended
+from tests.support.measured import LEDGER, ROW
+from tests.support.project import Ended
 
 LIMIT_SECONDS = 120
 RECORDS = (f"runs/{ROW}.csv", f"predictions/{ROW}.npz", f"curves/{ROW}.csv", f"specs/{ROW}.yaml", f"sums/{ROW}.sha256")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.badinput.entry import ODD, TALLY, Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import BOMB, mutations
-from tests.measured import ROW, VERSIONS, group, snapshot
+from tests.support.measured import ROW, VERSIONS, group, snapshot
 
 GROUP = tuple(group().to_files())
 FILES = (*GROUP, "table.csv", "table.md", "report.html", "runs/other-shapes.csv")

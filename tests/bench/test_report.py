@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.project import CHECKOUT
+from tests.support.project import CHECKOUT
 
 from remeasure.bench import __main__ as command
 from remeasure.bench import report
-from remeasure.bench.measured import Measure, Part, Ratio, Series, Setting, ratio
-from remeasure.spec import InputError
+from remeasure.bench.series import Measure, Part, Ratio, Series, Setting, ratio
+from remeasure.spec.base import InputError
 
 MACHINE = report.Machine(
     device="Some CPU", num_cores=2, load_average=0.25, commit="c0ffee" * 6, dirty=False, versions={"python": "3.11.9"}

@@ -2,16 +2,18 @@
 
 import pytest
 from tests.conftest import Command
-from tests.project import Project
+from tests.support.project import Project
 
-from remeasure import cli, models, observe
-from remeasure.models import num_trainable
+from remeasure.config import compose
+from remeasure.models import registry
+from remeasure.models.registry import num_trainable
+from remeasure.tracking import observer
 
 
 def test_it_trains_what_the_article_trains() -> None:
     """784·256 + 256 + 256·128 + 128 + 128·64 + 64 + 64·10 + 10 = 242,762 parameters."""
-    config = cli.compose(["experiment=article"])
-    network = models.build(config.model, image_shape=(1, 28, 28), num_classes=10, generator_seed=0)
+    config = compose.compose(["experiment=article"])
+    network = registry.build(config.model, image_shape=(1, 28, 28), num_classes=10, generator_seed=0)
     assert num_trainable(network) == 242_762
     assert config.model.options["dropout"] == [0.3, 0.3, 0.0]
     recipe = config.recipe
@@ -23,7 +25,7 @@ def test_it_trains_what_the_article_trains() -> None:
 def test_each_epoch_has_a_line_and_the_test_split_the_last_one(
     here: Command, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observe, "_tracker", lambda project: None)  # noqa: ARG005
+    monkeypatch.setattr(observer, "_tracker", lambda project: None)  # noqa: ARG005
     arguments = ("data=digits", "recipe.epochs_total=3", "device=cpu")
     ended = here(project, "train.py", "experiment=article", *arguments)
     assert ended.status == 0, ended.stderr

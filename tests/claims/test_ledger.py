@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from remeasure import cli, models, paths
 from remeasure.claims import ledger
 from remeasure.claims.ledger import Claim, Trainings
-from remeasure.spec import InputError
+from remeasure.config import compose
+from remeasure.models import registry
+from remeasure.spec.base import InputError
+from remeasure.system import paths
 
 CLAIMS = ledger.read(paths.conf_dir() / "claims.yaml")
 ENTRY = """\
@@ -66,8 +68,8 @@ def test_every_arm_is_a_config_that_trains(claim: Claim) -> None:
     parameters = claim.typed()
     assert isinstance(parameters, Trainings)
     for overrides in parameters.arms.values():
-        config = cli.compose([*parameters.common, *overrides, *parameters.choose[:1]])
-        assert list(models.faults(config.model)) == []
+        config = compose.compose([*parameters.common, *overrides, *parameters.choose[:1]])
+        assert list(registry.faults(config.model)) == []
         assert config.data.split == "test"
 
 

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from remeasure import cli, observe, paths, workers
+from remeasure.campaign.executors import local
 from remeasure.claims import __main__ as command
+from remeasure.config import errors
+from remeasure.system import paths
+from remeasure.tracking import observer
 
 LEDGER = """\
 claims:
@@ -55,14 +58,14 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / path.name).symlink_to(path)
     (folder / "claims.yaml").write_text(LEDGER)
     monkeypatch.setattr(paths, "conf_dir", lambda: folder)
-    monkeypatch.setattr(workers, "num_workers", lambda place: 1)  # noqa: ARG005 - each imports torch and Lightning
-    monkeypatch.setattr(observe, "_tracker", lambda project: None)  # noqa: ARG005
+    monkeypatch.setattr(local, "num_workers", lambda place: 1)  # noqa: ARG005 - each imports torch and Lightning
+    monkeypatch.setattr(observer, "_tracker", lambda project: None)  # noqa: ARG005
     return folder
 
 
 def call(folder: Path, *arguments: str) -> int:
     places = ("--results", str(folder / "results"), "--runs", str(folder / "runs"))
-    return cli.guarded(lambda: command.main([*arguments, *places]))
+    return errors.guarded(lambda: command.main([*arguments, *places]))
 
 
 def results(folder: Path) -> tuple[bytes, bytes]:

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import trained
+from tests.support import trained
 from torch import nn
 
-from remeasure import data
 from remeasure.claims import trainings
-from remeasure.claims.lab import Lab
+from remeasure.claims.context import Lab
 from remeasure.claims.ledger import Trainings
-from remeasure.run import execute
-from remeasure.rundir import Outcome, Place
-from remeasure.spec import RunSpec
+from remeasure.data import catalog
+from remeasure.runs.execute import execute
+from remeasure.runs.folder import Outcome, Place
+from remeasure.spec.record import RunRecord
+from remeasure.spec.run import RunSpec
+from remeasure.training import inference
 
 COMMON = ["model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=2", "model.options.hidden_sizes=[16]"]
 
@@ -56,7 +58,7 @@ def test_arms_are_measured_by_seed(lab: Lab) -> None:
     assert numbers[0] != numbers[1]
 
 
-def trained_record(lab: Lab, *, parameters: Trainings, seed: int) -> trainings.RunRecord:
+def trained_record(lab: Lab, *, parameters: Trainings, seed: int) -> RunRecord:
     outcome = trainings.ended(lab.spec([*parameters.common, *parameters.arms["sound"]]), seed=seed, place=lab.place)
     assert outcome is not None
     return outcome.record
@@ -67,9 +69,9 @@ def test_the_trained_network_is_the_one_that_is_measured(lab: Lab) -> None:
     spec = lab.spec([*COMMON, "model.options.batch_norm=true"])
     (outcome,) = lab.train([(spec, 0)])
     network = trainings._network(spec, outcome=outcome)
-    split = data.load_split(spec.data, "test", root=lab.place.data_root)
+    split = catalog.load_split(spec.data, "test", root=lab.place.data_root)
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
-    predicted = trainings.predict(network, images, labels=labels, spec=spec, device=torch.device("cpu")).predicted
+    predicted = inference.predict(network, images, labels=labels, spec=spec, device=torch.device("cpu")).predicted
     assert int((predicted == labels).sum()) == outcome.record.num_correct
 
 

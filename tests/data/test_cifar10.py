@@ -15,13 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torchvision
-from tests.mirror import DEAD_MIRROR, serving
+from tests.support.mirror import DEAD_MIRROR, serving
 
-from remeasure import data, paths
-from remeasure.data import cifar10, files
-from remeasure.spec import DataSpec, InputError
+from remeasure.data import catalog, cifar10, files, fingerprint
+from remeasure.data.fingerprint import Source
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.spec.run import DataSpec
+from remeasure.system import paths
 
-CIFAR10 = data.read_config("cifar10", conf_dir=paths.conf_dir())
+CIFAR10 = catalog.read_config("cifar10", conf_dir=paths.conf_dir())
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 PICKLES, BINARIES = "cifar-10-batches-py", "cifar-10-batches-bin"
 ARCHIVES = {PICKLES: "cifar-10-python.tar.gz", BINARIES: "cifar-10-binary.tar.gz"}
@@ -149,13 +151,13 @@ def fingerprint_of(arrays: Arrays) -> str:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_arrays_and_the_same_fingerprint(layout: str, tmp_path: Path) -> None:
     root = place(tmp_path, TINY_FILES, layout)
-    train, test = (data.load_split(TINY, split, root=root) for split in ("train", "test"))
+    train, test = (catalog.load_split(TINY, split, root=root) for split in ("train", "test"))
     assert (train.images.dtype, train.labels.dtype, train.images.shape) == (np.uint8, np.int64, (20, 3, 32, 32))
     np.testing.assert_array_equal(train.images.reshape(20, -1), np.concatenate([ARRAYS[b][0] for b in BATCHES[:5]]))
     np.testing.assert_array_equal(train.labels, np.concatenate([ARRAYS[b][1] for b in BATCHES[:5]]))
     np.testing.assert_array_equal(test.images.reshape(4, -1), ARRAYS["test_batch"][0])
     np.testing.assert_array_equal(test.labels, ARRAYS["test_batch"][1])
-    assert data.fingerprint(TINY, root=root).data_sha256 == fingerprint_of(ARRAYS)
+    assert fingerprint.fingerprint(TINY, root=root).data_sha256 == fingerprint_of(ARRAYS)
 
 
 @pytest.mark.parametrize("first", range(4))
@@ -164,14 +166,14 @@ def test_the_first_layout_that_is_there_is_read_and_no_other(first: int, tmp_pat
     for later in LAYOUTS[first + 1 :]:  # a fault in it would be noticed
         for path in [root / later] if (root / later).is_file() else (root / later).iterdir():
             path.write_bytes(b"damaged")
-    assert data.fingerprint(TINY, root=root).data_sha256 == fingerprint_of(ARRAYS)
+    assert fingerprint.fingerprint(TINY, root=root).data_sha256 == fingerprint_of(ARRAYS)
 
 
 def test_reading_writes_nothing_into_the_data_root(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         root = place(tmp_path / layout, TINY_FILES, layout)
         before = snapshot(root)
-        data.fingerprint(TINY, root=root)
+        fingerprint.fingerprint(TINY, root=root)
         assert snapshot(root) == before
 
 
@@ -179,7 +181,7 @@ def test_pickles_of_python_3_are_read_too(tmp_path: Path) -> None:
     pixels, labels = ARRAYS["test_batch"]
     content = pickle.dumps({b"data": pixels, b"labels": labels.tolist()}, protocol=4)
     root = place(tmp_path, {f"{PICKLES}/test_batch": content})
-    found = data.load_split(checked(TINY, {f"{PICKLES}/test_batch": content}), "test", root=root)
+    found = catalog.load_split(checked(TINY, {f"{PICKLES}/test_batch": content}), "test", root=root)
     np.testing.assert_array_equal(found.images.reshape(4, -1), pixels)
 
 
@@ -190,9 +192,9 @@ def test_a_tuning_run_never_opens_the_test_batch(tmp_path: Path) -> None:
         next((root / layout).glob("test_batch*")).unlink()
         digest = hashlib.sha256(b"".join(ARRAYS[name][0].tobytes() for name in BATCHES[:5]))
         digest.update(b"".join(ARRAYS[name][1].astype("<i8").tobytes() for name in BATCHES[:5]))
-        assert data.fingerprint(tuning, root=root).data_sha256 == digest.hexdigest()
+        assert fingerprint.fingerprint(tuning, root=root).data_sha256 == digest.hexdigest()
         with pytest.raises(InputError, match="test_batch"):
-            data.fingerprint(TINY, root=root)
+            fingerprint.fingerprint(TINY, root=root)
 
 
 # ---------------------------------------------------------------- official or not
@@ -214,15 +216,15 @@ def test_files_with_the_official_checksums_are_official_and_binaries_need_a_fing
     layout: str, tmp_path: Path
 ) -> None:
     root = place(tmp_path, TINY_FILES, layout)
-    found = data.fingerprint(TINY, root=root)
+    found = fingerprint.fingerprint(TINY, root=root)
     assert found.data_official == ("unknown" if layout == BINARIES else "yes")
     listed = dataclasses.replace(TINY, known_copies={fingerprint_of(ARRAYS): "a copy from JPEG files"})
     if layout == BINARIES:
         assert dataclasses.replace(found, data_official="no", description="a copy from JPEG files") == (
-            data.fingerprint(listed, root=root)
+            fingerprint.fingerprint(listed, root=root)
         )
         official = dataclasses.replace(TINY, official_sha256=fingerprint_of(ARRAYS))
-        assert data.fingerprint(official, root=root).data_official == "yes"
+        assert fingerprint.fingerprint(official, root=root).data_official == "yes"
 
 
 # ---------------------------------------------------------------- files that are there and wrong
@@ -237,7 +239,7 @@ def test_one_flipped_bit_is_refused_with_the_files_name_and_both_checksums(layou
     path.write_bytes(content)
     official = TINY.files_md5[path.name]
     with pytest.raises(InputError, match=f"{path}: not the official file: expected MD5 {official}, got {md5(content)}"):
-        data.fingerprint(TINY, root=root)
+        fingerprint.fingerprint(TINY, root=root)
 
 
 def refused(layout: str, path: str, content: bytes, *, root: Path) -> str:
@@ -246,8 +248,8 @@ def refused(layout: str, path: str, content: bytes, *, root: Path) -> str:
     place(root, wrong, layout)
     before = snapshot(root.parent)
     with pytest.raises(InputError) as refusal:
-        data.fingerprint(checked(TINY, wrong), root=root)
-    assert not isinstance(refusal.value, data.DataMissingError)
+        fingerprint.fingerprint(checked(TINY, wrong), root=root)
+    assert not isinstance(refusal.value, DataMissingError)
     assert snapshot(root.parent) == before, "something was written"
     (fault,) = refusal.value.faults
     assert str(root / path.partition(".tar.gz")[0].split("/")[0]) in fault
@@ -376,7 +378,7 @@ def test_a_folder_that_lacks_a_file_is_refused_by_name(layout: str, tmp_path: Pa
     lost = next((root / layout).glob("data_batch_5*"))
     lost.unlink()
     with pytest.raises(InputError, match=f"{lost}: cannot be read .No such file or directory.; put the official file"):
-        data.fingerprint(TINY, root=root)
+        fingerprint.fingerprint(TINY, root=root)
 
 
 def members(folder: str) -> dict[str, bytes]:
@@ -431,15 +433,15 @@ def test_an_archive_that_is_not_whole_is_refused_by_name(content: bytes, tmp_pat
 def test_checksums_that_the_config_lacks_are_named(tmp_path: Path) -> None:
     expected = ", ".join((*BATCHES, ARCHIVES[PICKLES], ARCHIVES[BINARIES]))
     with pytest.raises(InputError, match=f"^data.files_md5: lacks {expected}$"):
-        data.fingerprint(dataclasses.replace(TINY, files_md5={}), root=tmp_path)
+        fingerprint.fingerprint(dataclasses.replace(TINY, files_md5={}), root=tmp_path)
 
 
 # ---------------------------------------------------------------- files that are not there
 
 
 def test_missing_data_names_the_archive_its_place_and_the_alternatives(tmp_path: Path) -> None:
-    with pytest.raises(data.DataMissingError) as missing:
-        data.fingerprint(TINY, root=tmp_path)
+    with pytest.raises(DataMissingError) as missing:
+        fingerprint.fingerprint(TINY, root=tmp_path)
     lines = missing.value.faults
     assert "put the files there or connect to the network" in lines[0]
     assert lines[1] == f"  {tmp_path}/{ARCHIVES[PICKLES]} (MD5 {TINY.files_md5[ARCHIVES[PICKLES]]})"
@@ -452,9 +454,9 @@ def test_a_missing_archive_is_downloaded_whole_once_and_left_packed(tmp_path: Pa
     archive = ARCHIVES[PICKLES]
     with serving({archive: TINY_FILES[archive]}) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar10, "MIRRORS", (DEAD_MIRROR, server.url))  # the second is asked where the first fails
-        found = data.fingerprint(TINY, root=tmp_path / "data")
+        found = fingerprint.fingerprint(TINY, root=tmp_path / "data")
         assert set(server.asked) == {f"/{archive}"}
-    assert found == data.Source(
+    assert found == Source(
         data_sha256=fingerprint_of(ARRAYS), data_official="yes", description="CIFAR-10, the official files"
     )
     assert [path.name for path in (tmp_path / "data").iterdir()] == [archive]
@@ -468,8 +470,8 @@ def test_a_download_that_goes_wrong_never_reaches_its_final_name(
     monkeypatch.setattr(files, "DOWNLOAD_TIMEOUT_SECONDS", 5.0)
     with serving({ARCHIVES[PICKLES]: body}) as server:
         monkeypatch.setattr(cifar10, "MIRRORS", (server.url,))
-        with pytest.raises(data.DataMissingError, match=f"download of {server.url}{ARCHIVES[PICKLES]} failed: "):
-            data.fingerprint(TINY, root=tmp_path)
+        with pytest.raises(DataMissingError, match=f"download of {server.url}{ARCHIVES[PICKLES]} failed: "):
+            fingerprint.fingerprint(TINY, root=tmp_path)
         assert server.asked
     assert list(tmp_path.iterdir()) == []
 
@@ -477,8 +479,8 @@ def test_a_download_that_goes_wrong_never_reaches_its_final_name(
 def test_with_fetch_false_nothing_is_downloaded_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(TINY_FILES) as server:
         monkeypatch.setattr(cifar10, "MIRRORS", (server.url,))
-        with pytest.raises(data.DataMissingError, match="nothing is downloaded for this command"):
-            data.test_labels(TINY, root=tmp_path)
+        with pytest.raises(DataMissingError, match="nothing is downloaded for this command"):
+            catalog.test_labels(TINY, root=tmp_path)
         assert server.asked == []
     assert list(tmp_path.iterdir()) == []
 
@@ -488,7 +490,7 @@ def test_with_fetch_false_nothing_is_downloaded_or_written(tmp_path: Path, monke
 
 def test_the_copy_is_known_and_never_called_official(cifar10_root: Path, tmp_path: Path) -> None:
     (tmp_path / BINARIES).symlink_to(cifar10_root / BINARIES)  # the data root may hold the official pickles beside
-    found = data.fingerprint(CIFAR10, root=tmp_path)
+    found = fingerprint.fingerprint(CIFAR10, root=tmp_path)
     if found.data_sha256 not in CIFAR10.known_copies:
         pytest.skip(f"another copy of CIFAR-10: {found.data_sha256}")
     assert found.data_official == "no"
@@ -503,7 +505,7 @@ def test_the_real_images_are_the_same_from_all_layouts_and_torchvision_reads_the
     spec = checked(CIFAR10, content)
     expected = fingerprint_of({name: (rows[:, 1:], rows[:, 0]) for name, rows in raw.items()})
     for layout in reversed(LAYOUTS):  # the one that is preferred comes last
-        assert data.fingerprint(spec, root=place(tmp_path, content, layout)).data_sha256 == expected
+        assert fingerprint.fingerprint(spec, root=place(tmp_path, content, layout)).data_sha256 == expected
 
     class Theirs(torchvision.datasets.CIFAR10):
         train_list = [[name, spec.files_md5[name]] for name in BATCHES[:5]]  # noqa: RUF012 - torchvision's own shape
@@ -516,14 +518,14 @@ def test_the_real_images_are_the_same_from_all_layouts_and_torchvision_reads_the
 
     for split in ("train", "test"):
         theirs = Theirs(tmp_path, train=split == "train")
-        ours = data.load_split(spec, split, root=tmp_path)
+        ours = catalog.load_split(spec, split, root=tmp_path)
         np.testing.assert_array_equal(theirs.data.transpose(0, 3, 1, 2), ours.images)
         assert theirs.targets == ours.labels.tolist()
     shutil.rmtree(tmp_path)  # 700 MB
 
 
 def test_the_real_splits_are_whole_and_in_the_official_order(cifar10_root: Path) -> None:
-    train, test = (data.load_split(CIFAR10, split, root=cifar10_root) for split in ("train", "test"))
+    train, test = (catalog.load_split(CIFAR10, split, root=cifar10_root) for split in ("train", "test"))
     assert (train.images.shape, test.images.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))
     assert train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]  # frog, truck, truck, deer, car, as published
     assert test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
@@ -533,7 +535,7 @@ def test_the_real_splits_are_whole_and_in_the_official_order(cifar10_root: Path)
 
 
 def test_pixel_statistics_are_those_of_the_training_pixels(cifar10_root: Path) -> None:
-    images = data.load_split(CIFAR10, "train", root=cifar10_root).images
+    images = catalog.load_split(CIFAR10, "train", root=cifar10_root).images
     for channel in range(3):
         share = np.bincount(images[:, channel].ravel(), minlength=256) / images[:, channel].size
         value = np.arange(256) / 255

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from tests.project import Project, copy_project
+from tests.support.project import Project, copy_project
 
-from remeasure import journal
+from remeasure.runs import journal
 
 DRIVER = Path(__file__).with_name("driver.py")
 EPOCHS = 40

@@ -25,27 +25,29 @@ from typing import Any, NoReturn
 
 import psutil
 
-from remeasure import paths, planner, process, workers
-from remeasure.journal import JOURNAL_FILE
-from remeasure.rundir import Outcome, Place
+from remeasure.campaign.executors import local
+from remeasure.runs import timing
+from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.journal import JOURNAL_FILE
+from remeasure.system import paths, startup
 
 FOLDER = Path(os.environ["FAULTS_FOLDER"])
 KIND, NUMBER, WHEN = os.environ.get("FAULTS_CUT", "any 0 before").split()
 STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-execute = workers._execute
-planner.TIMED_SECONDS = 0.1  # what a seed costs is of no interest here
+execute = local._execute
+timing.TIMED_SECONDS = 0.1  # what a seed costs is of no interest here
 
 
 def main() -> int:
     """The command itself."""
-    from remeasure import cli
+    from remeasure.cli import commands
 
     command, *arguments = sys.argv[1:]
     if command == "reproduce":
-        return cli.reproduce_main(arguments)
+        return commands.reproduce_main(arguments)
     sys.argv[1:] = arguments
     watch_weights()
-    return cli.train_main()
+    return commands.train_main()
 
 
 # ---------------------------------------------------------------- the watch
@@ -64,20 +66,20 @@ def note(name: str, line: str) -> list[str]:
 @functools.cache
 def watch_weights() -> None:
     """Note the SHA-256 of a net's weights when its run has come to its end."""
-    from remeasure import attempt
+    from remeasure.runs import recorder
 
-    keep = attempt._keep_arrays
+    keep = recorder._keep_arrays
 
-    def keep_noted(directory: Path, *, scored: attempt.Scored) -> None:
+    def keep_noted(directory: Path, *, scored: recorder.Scored) -> None:
         state = {name: value.cpu().numpy() for name, value in scored.network.state_dict().items()}
         digest = hashlib.sha256(b"".join(name.encode() + value.tobytes() for name, value in state.items()))
         note("weights", f"{directory.name} {digest.hexdigest()}")
         keep(directory, scored=scored)
 
-    attempt._keep_arrays = keep_noted
+    recorder._keep_arrays = keep_noted
 
 
-def watched_execute(task: workers.Task, place: Place) -> list[Outcome]:
+def watched_execute(task: local.Task, place: Place) -> list[Outcome]:
     watch_weights()
     return execute(task, place)
 
@@ -158,9 +160,9 @@ def forget(path: Path, *, synced: list[str], chance: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    process.begin()
+    startup.begin()
     watch_disk()
-    process.run(main)
+    startup.run(main)
 else:
     watch_disk()
-    workers._execute = watched_execute  # what the parent asks a worker for by its name
+    local._execute = watched_execute  # what the parent asks a worker for by its name

@@ -7,16 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remeasure.models.lenet5 import (
-    C3_INPUTS,
-    AveragePool,
-    RadialBasis,
-    SparseConvolution,
-    Subsampling,
-    Tanh,
-    lenet5,
-)
-from remeasure.spec import InputError
+from remeasure.models.lenet5 import C3_INPUTS, AveragePool, RadialBasis, SparseConvolution, Subsampling, Tanh, lenet5
+from remeasure.spec.base import InputError
 
 # Table I once more, from its columns.
 TABLE_I = [

@@ -5,8 +5,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from remeasure.models import build, num_trainable
-from remeasure.spec import InputError, ModelSpec
+from remeasure.models.registry import build, num_trainable
+from remeasure.spec.base import InputError
+from remeasure.spec.run import ModelSpec
 
 SMALL, LARGE = (3, 32, 32), (3, 64, 64)
 

@@ -5,15 +5,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from remeasure import models
-from remeasure.spec import InputError, ModelSpec
+from remeasure.models import registry
+from remeasure.spec.base import InputError
+from remeasure.spec.run import ModelSpec
 
 
 def _build(
     architecture: str, *, image_shape: tuple[int, int, int], seed: int = 0, num_classes: int = 1000
 ) -> nn.Module:
     model = ModelSpec(name="any", builder="timm_net", options={"architecture": architecture})
-    return models.build(model, image_shape=image_shape, num_classes=num_classes, generator_seed=seed)
+    return registry.build(model, image_shape=image_shape, num_classes=num_classes, generator_seed=seed)
 
 
 def _weights(network: nn.Module) -> Tensor:
@@ -22,8 +23,8 @@ def _weights(network: nn.Module) -> Tensor:
 
 def test_vit_b16_has_the_published_86_567_656_parameters() -> None:
     network = _build("vit_base_patch16_224", image_shape=(3, 224, 224))
-    assert models.num_trainable(network) == 86_567_656
-    assert models.first_layer_weights(network).shape == (768, 3, 16, 16)
+    assert registry.num_trainable(network) == 86_567_656
+    assert registry.first_layer_weights(network).shape == (768, 3, 16, 16)
 
 
 def test_the_net_is_timms_own_drawn_from_the_seed() -> None:

@@ -4,7 +4,7 @@
 
 Each part is measured in turn; results/bench.json and bench.md are written after each. A part that is measured again
 replaces its own entry only, so that parts may come from several calls. Parts run on the CPU: for a GPU there is
-`python -m remeasure.gpu`. `--tiny` is the rehearsal, on little data: it shows that all is in order, and no figure.
+`python -m remeasure.bench.gpu`. `--tiny` is the rehearsal, on little data: it shows that all is in order, no figure.
 """
 
 import argparse
@@ -17,21 +17,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from remeasure import cli, paths, process
 from remeasure.bench import report
-from remeasure.bench.measured import Measure, Setting
-from remeasure.convert import did_you_mean
-from remeasure.journal import now
-from remeasure.spec import InputError
+from remeasure.bench.series import Measure, Setting
+from remeasure.config import errors
+from remeasure.runs.journal import now
+from remeasure.spec.base import InputError
+from remeasure.system import paths, startup
+from remeasure.system.validation import did_you_mean
 
 ROUNDS, TINY_ROUNDS = 5, 2
 
 
 def all_parts() -> dict[str, Measure]:
     """Every part by its name, in the order of the report."""
-    from remeasure.bench.accuracy import ACCURACY  # torch, Lightning, scikit-learn: seconds
-    from remeasure.bench.contests import CONTESTS
-    from remeasure.bench.housekeeping import HOUSEKEEPING
+    from remeasure.bench.overheads import HOUSEKEEPING
+    from remeasure.bench.parity import ACCURACY  # torch, Lightning, scikit-learn: seconds
+    from remeasure.bench.speed import CONTESTS
 
     return {**CONTESTS, **ACCURACY, **HOUSEKEEPING}
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None
         entries[name] = report.Entry(part=part, measured_on=now(), seconds=seconds, machine=machine)
         report.write(results, entries={key: entries[key] for key in (*parts, *entries) if key in entries})
         _say(f"{name}: {seconds} s")
-    return cli.EXIT_FAILED if failed else 0
+    return errors.EXIT_FAILED if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,4 +144,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    process.run(lambda: cli.guarded(lambda: main(sys.argv[1:])))
+    startup.run(lambda: errors.guarded(lambda: main(sys.argv[1:])))

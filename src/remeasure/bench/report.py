@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from remeasure import paths, provenance
-from remeasure.bench.measured import Part, Ratio, Series, Unit
-from remeasure.convert import convert
-from remeasure.rundir import write_whole
-from remeasure.spec import InputError
+from remeasure.bench.series import Part, Ratio, Series, Unit
+from remeasure.runs import provenance
+from remeasure.spec.base import InputError
+from remeasure.system import paths
+from remeasure.system.atomic import write_whole
+from remeasure.system.validation import convert
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "scikit-learn", "mlflow")
 BUSY_LOAD_PER_CORE = 0.5

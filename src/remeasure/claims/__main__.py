@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remeasure import cli, paths, provenance
 from remeasure.claims import ledger
-from remeasure.claims.judgement import judge, to_markdown
 from remeasure.claims.ledger import Claim
-from remeasure.data import DataMissingError
-from remeasure.encoding import decode_json, encode_json
-from remeasure.journal import now
-from remeasure.rundir import Place, write_whole
-from remeasure.spec import InputError
+from remeasure.claims.verdict import judge, to_markdown
+from remeasure.config import errors
+from remeasure.runs import provenance
+from remeasure.runs.folder import Place
+from remeasure.runs.journal import now
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.system import paths
+from remeasure.system.atomic import write_whole
+from remeasure.system.formats import decode_json, encode_json
 
 KEYS = {
     *("measured_with", "seeds", "specs", "data_sha256", "pictures"),
@@ -119,10 +121,10 @@ def _measurements(
     if not claims:
         return
     paths.writable(results)
-    from remeasure.claims.lab import Lab  # torch and Lightning: seconds to import
+    from remeasure.campaign.executors.local import Workers
+    from remeasure.claims.context import Lab  # torch and Lightning: seconds to import
     from remeasure.claims.trainings import Pool
-    from remeasure.observe import Observer
-    from remeasure.workers import Workers
+    from remeasure.tracking.observer import Observer
 
     place = Place(
         runs=paths.writable(runs),
@@ -165,20 +167,20 @@ def measure(claim: Claim, *, lab: Any) -> dict[str, Any]:
 
 def experiments() -> dict[str, Experiment]:
     """Each experiment by its name in the ledger."""
-    from remeasure.claims import exact, filters, scratch_runs, trainings
+    from remeasure.claims import analytic, filters, numpy_trainings, trainings
 
     alone: dict[str, Callable[..., dict[str, float | None]]] = {
-        "activations": exact.activations,
-        "linear_map": exact.linear_map,
-        "depth_variance": exact.depth_variance,
-        "initialisation_name": exact.initialisation_name,
-        "dropout_expectation": exact.dropout_expectation,
-        "losses": exact.loss_values,
-        "committed": exact.committed,
+        "activations": analytic.activations,
+        "linear_map": analytic.linear_map,
+        "depth_variance": analytic.depth_variance,
+        "initialisation_name": analytic.initialisation_name,
+        "dropout_expectation": analytic.dropout_expectation,
+        "losses": analytic.loss_values,
+        "committed": analytic.committed,
         "filters": filters.filters,
     }
     together: dict[str, Experiment] = {
-        "scratch_trainings": scratch_runs.scratch_trainings,
+        "scratch_trainings": numpy_trainings.scratch_trainings,
         "trainings": trainings.trainings,
     }
     return {**{name: functools.partial(_each, each) for name, each in alone.items()}, **together}
@@ -191,4 +193,4 @@ def _each(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(lambda: main(sys.argv[1:])))
+    sys.exit(errors.guarded(lambda: main(sys.argv[1:])))

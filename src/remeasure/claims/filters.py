@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from remeasure.claims.lab import Lab, Numbers
+from remeasure.claims.context import Lab, Numbers
 from remeasure.claims.ledger import Filters
-from remeasure.encoding import decode_npz
-from remeasure.paths import read_file
-from remeasure.scratch.activations import Array
-from remeasure.spec import InputError
+from remeasure.models.scratch.activations import Array
+from remeasure.spec.base import InputError
+from remeasure.system.formats import decode_npz
+from remeasure.system.paths import read_file
 
 SCALE = 24  # screen pixels a weight
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from remeasure import ledger
-from remeasure.convert import convert, did_you_mean
-from remeasure.spec import InputError, Strict, canonical_json
+from remeasure.judging import ledger
+from remeasure.spec.base import InputError, Strict, canonical_json
+from remeasure.system.validation import convert, did_you_mean
 
 MEASURES_VERSION = 1  # raised by hand whenever an experiment comes to measure something else
 VerdictName = Literal["holds", "does not hold", "undecided", "not measured"]

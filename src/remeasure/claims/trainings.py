@@ -8,18 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from remeasure import interrupts, journal, models
-from remeasure.claims.lab import Lab, Numbers
+from remeasure.campaign.executors.local import Task, Workers
+from remeasure.claims.context import Lab, Numbers
 from remeasure.claims.ledger import Trainings
-from remeasure.models.dense import ACTIVATIONS as MODULES
-from remeasure.observe import Observer
-from remeasure.paths import read_file
-from remeasure.recipe import normalise
-from remeasure.rundir import Outcome, Place, attempts, finished
-from remeasure.scratch.activations import ACTIVATIONS
-from remeasure.spec import FIRST_TUNING_SEED, RunRecord, RunSpec
-from remeasure.training import predict
-from remeasure.workers import Task, Workers
+from remeasure.models import registry
+from remeasure.models.mlp import ACTIVATIONS as MODULES
+from remeasure.models.scratch.activations import ACTIVATIONS
+from remeasure.runs import journal
+from remeasure.runs.folder import Outcome, Place, attempts, finished
+from remeasure.spec.base import FIRST_TUNING_SEED
+from remeasure.spec.record import RunRecord
+from remeasure.spec.run import RunSpec
+from remeasure.system import signals
+from remeasure.system.paths import read_file
+from remeasure.tracking.observer import Observer
+from remeasure.training.augment import normalise
+from remeasure.training.inference import predict
 
 MOST_IMAGES = 10_000  # of the training split that the training accuracy is over
 NUM_PROBES = 2000  # training images on which a unit must have no slope to count as dead
@@ -93,7 +97,7 @@ def measure(spec: RunSpec, *, outcome: Outcome, lab: Lab) -> Numbers:
 
 def _network(spec: RunSpec, *, outcome: Outcome) -> nn.Module:
     """The trained network, in evaluation mode."""
-    network = models.build(
+    network = registry.build(
         spec.model, image_shape=spec.input_shape, num_classes=spec.data.num_classes, generator_seed=0
     )
     with np.load(io.BytesIO(read_file(outcome.directory / "weights.npz")), allow_pickle=False) as arrays:
@@ -136,7 +140,7 @@ class Pool:
             done |= self._turn(waiting)
         return [done[spec.spec_sha256, seed] for spec, seed in wanted]
 
-    @interrupts.held()
+    @signals.held()
     def _turn(self, waiting: dict[tuple[str, int], RunSpec]) -> dict[tuple[str, int], Outcome]:
         """Give idle cores what waits, and return what has ended within a moment."""
         done = {}

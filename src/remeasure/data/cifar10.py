@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from remeasure.data.files import Split, download, missing, verified_bytes
-from remeasure.paths import read_file
-from remeasure.spec import InputError
+from remeasure.spec.base import InputError
+from remeasure.system.paths import read_file
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # torchvision.datasets.CIFAR10 uses this one; a test compares
 PICKLES, PICKLES_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"

@@ -15,24 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from remeasure.paths import read_file
-from remeasure.spec import InputError
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.system.paths import read_file
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
 PARTIAL = ".partial-"
-
-
-class DataMissingError(InputError):
-    """A data set can be neither found nor downloaded here; the faults say which files it wants and where they go."""
-
-
-@contextlib.contextmanager
-def noted(missing: list[tuple[str, ...]]) -> Iterator[None]:
-    """What is missing in the block joins the list, so that all of it can be named together."""
-    try:
-        yield
-    except DataMissingError as error:
-        missing.append(error.faults)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from remeasure.data.files import DataMissingError, verified_bytes
-from remeasure.data.photographs import Listing
-from remeasure.paths import refuse_no_file
-from remeasure.spec import InputError
+from remeasure.data.files import verified_bytes
+from remeasure.data.listing import Listing
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.system.paths import refuse_no_file
 
 ARCHIVE, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 META = "ILSVRC2012_devkit_t12/data/meta.mat"

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from remeasure.data.files import Split, download, missing, verified_bytes
-from remeasure.spec import InputError
+from remeasure.spec.base import InputError
 
 # The mirrors that torchvision.datasets.MNIST uses, in its order; a test compares.
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")

@@ -24,8 +24,8 @@ from pydantic import FiniteFloat
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from remeasure.models.dense import drawn, linear
-from remeasure.spec import InputError
+from remeasure.models.mlp import drawn, linear
+from remeasure.spec.base import InputError
 
 # Table I: the maps of S2 that each map of C3 takes.
 C3_INPUTS: tuple[tuple[int, ...], ...] = (

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Generator, nn
 
-from remeasure.spec import InputError
+from remeasure.spec.base import InputError
 
 
 def resnet18(

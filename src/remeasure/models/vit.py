@@ -7,8 +7,8 @@ At 224 pixels and 1,000 classes it has 86,567,656 parameters, which articles pri
 import torch
 from torch import Generator, nn
 
-from remeasure.convert import did_you_mean
-from remeasure.spec import InputError
+from remeasure.spec.base import InputError
+from remeasure.system.validation import did_you_mean
 
 
 def timm_net(

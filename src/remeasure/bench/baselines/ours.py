@@ -1,0 +1,134 @@
+"""This project in a contest: whole campaigns on the workers, and one seed's training, with Lightning and without."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from remeasure.campaign.executors.local import Task, Workers
+from remeasure.config.compose import compose
+from remeasure.data import fingerprint
+from remeasure.runs import journal
+from remeasure.runs.execute import build_training
+from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.hardware import processor
+from remeasure.spec.run import RunSpec
+from remeasure.training.engines.loop import train
+from remeasure.training.engines.serial import Training
+from remeasure.training.recipe import training_loss
+from remeasure.training.seeding import derive
+
+
+def compose_spec(*overrides: str, data_root: Path) -> RunSpec:
+    """The spec of a command line on the CPU. Raises InputError: no data."""
+    config = compose(list(overrides))
+    return config.spec(data_sha256=fingerprint.fingerprint(config.data, root=data_root).data_sha256)
+
+
+# ---------------------------------------------------------------- campaigns
+
+
+def campaign(workers: Workers, *, spec: RunSpec, seeds: Sequence[int]) -> Iterator[Outcome]:
+    """Train these seeds on the workers as campaign/campaign.py does; each as it ends."""
+    waiting = [Task(row="", seed=seed, spec=spec, fresh=False) for seed in seeds]
+    while waiting or workers.active:
+        while waiting and workers.cores(spec) <= workers.idle:
+            workers.submit(waiting.pop(0))
+        for _, future in workers.finished():
+            yield from future.result()
+        for _ in workers.events():  # what an observer would show
+            pass
+
+
+def warm_up(workers: Workers, *, spec: RunSpec, seeds: Iterator[int]) -> None:
+    """One untimed seed on each worker: it has then imported everything and read the data."""
+    list(campaign(workers, spec=spec, seeds=list(itertools.islice(seeds, workers.num))))
+
+
+def campaign_seconds(workers: Workers, *, spec: RunSpec, seeds: Sequence[int], epochs: int) -> float:
+    """Wall seconds of a campaign of these seeds at `epochs` epochs, everything included: training, scoring, records.
+
+    Measured are the spec's own epochs. What further ones would cost is what the measured ones took, spread over the
+    workers: nothing else grows with them.
+    """
+    began = time.perf_counter()
+    outcomes = list(campaign(workers, spec=spec, seeds=seeds))
+    wall_seconds = time.perf_counter() - began
+    assert not any(outcome.reused for outcome in outcomes)
+    trained = sum(sum(_epoch_seconds(outcome)) for outcome in outcomes) / spec.recipe.epochs_total
+    side_by_side = min(workers.num // workers.cores(spec), len(seeds))
+    return wall_seconds + (epochs - spec.recipe.epochs_total) * trained / side_by_side
+
+
+def _epoch_seconds(outcome: Outcome) -> list[float]:
+    points = journal.curve(journal.read(outcome.directory))
+    return [point["seconds"] for point in points if point["split"] == "train"]
+
+
+# ---------------------------------------------------------------- one seed
+
+
+def through_lightning(*, spec: RunSpec, place: Place, seed: int) -> list[float]:
+    """Seconds of each epoch of one seed's training, as a run makes it."""
+    return timed_training(build_training(spec, seed=seed, place=place), spec=spec)
+
+
+def timed_training(training: Training, *, spec: RunSpec) -> list[float]:
+    seconds: list[float] = []
+    with processor(spec), tempfile.TemporaryDirectory() as folder:
+        train(
+            training,
+            spec=spec,
+            device_kind="cpu",
+            checkpoint=Path(folder) / "checkpoint.ckpt",
+            report=lambda values: seconds.append(values["seconds"]),
+        )
+    return seconds
+
+
+def by_hand(*, spec: RunSpec, place: Place, seed: int) -> list[float]:
+    """Seconds of each epoch of the very same steps in a bare loop."""
+    return timed_steps(build_training(spec, seed=seed, place=place), spec=spec)
+
+
+def timed_steps(training: Training, *, spec: RunSpec) -> list[float]:
+    """As `timed_training`, in the same numbers, without Lightning's loop, hooks and optimiser."""
+    seconds: list[float] = []
+    with processor(spec):
+        optimizer = training.configure_optimizers()
+        for epoch in range(spec.recipe.epochs_total):
+            began = time.perf_counter()
+            _epoch(training, optimizer=optimizer, epoch=epoch)
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def _epoch(training: Training, *, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Block by block, as Training draws its random numbers and counts its totals."""
+    recipe, network, parameters = training.recipe, training.network.train(), list(training.network.parameters())
+    training.loss_total.zero_()
+    training.num_correct.zero_()
+    step = epoch * training.steps_per_epoch
+    for block in torch.split(training.order(epoch), recipe.batch_size * training.steps_per_block):
+        torch.manual_seed(derive(training.seed, purpose="dropout", step=step))
+        generator = torch.Generator().manual_seed(derive(training.seed, purpose="augmentation", step=step))
+        seen = []
+        for chosen in torch.split(block, recipe.batch_size):
+            optimizer.param_groups[0]["lr"] = training.learning_rate(step)
+            images, labels = training.batch(chosen, step=step, generator=generator)
+            optimizer.zero_grad()
+            logits = network(images)
+            loss = training_loss(logits, labels, loss=recipe.loss, parameters=parameters)
+            torch.autograd.backward([loss])
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+            optimizer.step()
+            seen.append((loss.detach() * len(labels), logits.detach(), labels))
+            step += 1
+        losses, answers, truth = zip(*seen, strict=True)
+        training.loss_total += torch.stack(losses).sum()
+        training.num_correct += (torch.cat(answers).argmax(dim=1) == torch.cat(truth)).sum()

@@ -1,0 +1,65 @@
+"""All that is open on a GPU, measured by one command: records of rows that can be committed, and speeds.
+
+    python -m remeasure.bench.gpu --out DIR [--minutes 9] [--only STEP …] [--tiny]
+
+DIR/gpu.json has the machine and one entry for each step that is done; a step that is there already is not done again,
+so that the same command goes on after an interruption. DIR/gpu.md shows it as tables. DIR/rows-*.tar.gz have the
+rows' files as results/ holds them: unpacked over the project, they are committed like any others.
+`--tiny` is the rehearsal: the same steps on the CPU, with sizes that end in two minutes and the demo's rows.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from remeasure.bench.gpu import graphs
+from remeasure.bench.gpu.report import Report
+from remeasure.bench.gpu.sizes import FULL, TINY
+from remeasure.bench.gpu.steps import steps
+from remeasure.runs import provenance
+from remeasure.runs.hardware import resolve_device, settle
+from remeasure.system import paths, signals, startup
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what is not in DIR yet; returns the exit status: 1 where a step failed, and the others were done."""
+    signals.handle()
+    options = _parser().parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sizes, kind = (TINY, resolve_device("cpu")) if options.tiny else (FULL, resolve_device("auto"))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is there: Lightning sets it in each run
+    settle()
+    provenance.warn_of_unknown(paths.project_root())
+    deadline = time.monotonic() + 60 * options.minutes
+    report = Report(options.out, kind=kind)
+    for name, step in steps(sizes, kind=kind, out=options.out, deadline=deadline):
+        if options.only and name.split()[0] not in options.only and name not in options.only:
+            continue
+        if report.done(name):
+            print(f"{name}: done before", file=sys.stderr)
+        elif time.monotonic() > deadline:
+            print(f"{name}: no time left; the same command goes on", file=sys.stderr)
+        else:
+            report.take(name, step)
+        if name == "graph check" and not graphs.holds(report.lines(name)):
+            print("captured steps are not as others, or cannot be made: none from here on", file=sys.stderr)
+            os.environ["REMEASURE_CAPTURE"] = "0"
+    return int(bool(report.failures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m remeasure.bench.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json, gpu.md and rows-*.tar.gz")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no step is begun after so many minutes")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, by their names or first words")
+    parser.add_argument("--tiny", action="store_true", help="the rehearsal, on the CPU")
+    return parser
+
+
+if __name__ == "__main__":
+    startup.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""Speeds: matrix products, inference of a ViT, and the rows' own optimiser steps, without Lightning around them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from remeasure.bench.gpu.report import Figures
+from remeasure.bench.gpu.sizes import Sizes
+from remeasure.bench.gpu.timing import median_seconds, modes
+from remeasure.config import compose
+from remeasure.models import registry
+from remeasure.spec.config import Config
+from remeasure.system import paths
+from remeasure.training.engines.serial import Training
+from remeasure.training.inference import forward
+from remeasure.training.photographs import evaluate
+from remeasure.training.recipe import training_loss
+
+
+def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str, Any]:
+    """The chip's own rate: a bfloat16 matrix product of size³, in FLOP/s (2·size³ a product)."""
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    _, seconds = median_seconds(lambda: left @ right, device=device, repeats=repeats)
+    return {"size": size, "precision": "bfloat16", "tflops": round(2 * size**3 / seconds / 1e12, 6)}
+
+
+def config_of(*overrides: str) -> Config:
+    return compose.compose(list(overrides))
+
+
+def network_of(config: Config, *, device: torch.device, seed: int = 0) -> nn.Module:
+    network = registry.build(
+        config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=seed
+    )
+    form = torch.channels_last if config.channels_last else torch.contiguous_format
+    return network.to(device).to(memory_format=form)
+
+
+def noise(config: Config, *, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (num, C, H, W) uint8 and labels (num,)."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (num, *config.input_shape), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(0, config.data.num_classes, (num,), generator=generator)
+
+
+def compiled_alone(network: nn.Module, **options: Any) -> None:
+    """Compile it for each size that it will see: after other nets and sizes, all but the first would be symbolic."""
+    torch._dynamo.reset()
+    network.compile(dynamic=False, **options)
+
+
+def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
+    """Images/s of inference in bfloat16 on uint8 images that are on the device, plain and compiled."""
+    config, lines = config_of(*sizes.vit), Figures()
+    for compiled in (False, True) if device.type == "cuda" else (False,):
+        network = network_of(config, device=device)
+        if compiled:
+            compiled_alone(network, mode="max-autotune-no-cudagraphs")
+        run = forward(network, spec=config.spec(data_sha256=""), device=device)
+        for batch in sizes.photograph_batches:
+            images = torch.randint(0, 256, (batch, *config.input_shape), dtype=torch.uint8).to(device)
+            call = torch.inference_mode()(partial(run, images))
+            lines.append(_speed(call, batch=batch, compiled=compiled, device=device, repeats=sizes.repeats))
+    return lines
+
+
+def vit_from_files(sizes: Sizes, *, device: torch.device) -> Figures:
+    """Images/s from JPEG files: decoding alone, and decoding with the net, beside the net alone."""
+    config = config_of(*sizes.vit, "data=imagenet_sample")
+    return [evaluate.throughput(config, device=device, data_root=paths.data_root(), num_images=sizes.num_images)]
+
+
+def resnet_by_batch(sizes: Sizes, *, device: torch.device) -> Figures:
+    """Seconds and images/s of the row's own optimiser step (crop, flip, cut-out, bfloat16) on random pixels."""
+    lines = Figures()
+    for compiled in (False, True) if device.type == "cuda" else (False,):
+        for batch in sizes.batches:
+            config = config_of(*sizes.resnet, f"recipe.batch_size={batch}", "recipe.resolution=null")
+            lines.append(_training_speed(config, compiled=compiled, device=device, repeats=sizes.repeats))
+    return lines
+
+
+def mlp_by_size(sizes: Sizes, *, device: torch.device) -> Figures:
+    """Seconds of the article's optimiser step by batch, and by the width of one hidden layer."""
+    lines = Figures()
+    grid = [(batch, 256) for batch in sizes.batches] + [(sizes.batches[0], width) for width in sizes.hidden]
+    for batch, width in grid:
+        config = config_of("model=mlp2", f"recipe.batch_size={batch}", f"model.options.hidden_sizes=[{width}]")
+        speed = _training_speed(config, compiled=False, device=device, repeats=sizes.repeats)
+        lines.append({"hidden": width, **speed})
+    return lines
+
+
+def _training_speed(config: Config, *, compiled: bool, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Of a step in the modes of a run."""
+    with modes(deterministic=device.type == "cuda"):
+        call = training_call(config, compiled=compiled, device=device)
+        batch = config.recipe.batch_size
+        return _speed(call, batch=batch, compiled=compiled, device=device, repeats=repeats)
+
+
+def training_call(config: Config, *, compiled: bool, device: torch.device) -> Callable[[], None]:
+    """One optimiser step as a run makes it, without Lightning around it."""
+    num = config.recipe.batch_size
+    images, labels = noise(config, num=num)
+    network = network_of(config, device=device)
+    if compiled:
+        compiled_alone(network)
+    spec = config.spec(data_sha256="")
+    training = Training(network, spec=spec, seed=0, images=images, labels=labels).to(device)
+    optimizer, chosen, generator = (
+        training.configure_optimizers(),
+        torch.arange(num, device=device),
+        training.generator(0),
+    )
+
+    def call() -> None:
+        batch, truth = training.batch(chosen, step=0, generator=generator)
+        optimizer.zero_grad()
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16", cache_enabled=False
+        ):
+            loss = training_loss(network(batch), truth, loss=training.recipe.loss, parameters=network.parameters())
+        torch.autograd.backward([loss])
+        optimizer.step()
+
+    return call
+
+
+def flop_of(call: Callable[[], object]) -> int:
+    """Floating point operations of a call, a multiplication and an addition being two."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def _speed(
+    call: Callable[[], object], *, batch: int, compiled: bool, device: torch.device, repeats: int
+) -> dict[str, Any]:
+    operations = 0 if compiled else flop_of(call)
+    first, seconds = median_seconds(call, device=device, repeats=repeats)
+    return {
+        "batch": batch,
+        "compiled": compiled,
+        "first_call_seconds": round(first, 3),
+        "milliseconds": float(f"{1000 * seconds:.4g}"),
+        "images_per_second": round(batch / seconds, 1),
+        "tflops": round(operations / seconds / 1e12, 6) if operations else None,
+    }

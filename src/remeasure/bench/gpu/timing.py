@@ -1,0 +1,112 @@
+"""The clock, the modes that a run trains in, and a process apart for what may spoil the one it runs in."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from remeasure.runs.hardware import settle
+
+R = TypeVar("R")
+
+
+@contextmanager
+def clock(device: torch.device) -> Iterator[list[float]]:
+    """Seconds that the block and what it started on the device took, in a list that is filled at its end."""
+    seconds: list[float] = []
+    _wait(device)
+    began = time.perf_counter()
+    yield seconds
+    _wait(device)
+    seconds.append(time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(call: Callable[[], object], *, device: torch.device, repeats: int) -> tuple[float, float]:
+    """(seconds of the first call, which may compile; median seconds of a later one, over five equal groups)."""
+    with clock(device) as first:
+        call()
+    call()
+    group, times = max(1, repeats // 5), list[float]()
+    for _ in range(min(5, repeats)):
+        with clock(device) as seconds:
+            for _ in range(group):
+                call()
+        times.append(seconds[0] / group)
+    return first[0], statistics.median(times)
+
+
+@contextmanager
+def modes(*, deterministic: bool, fill: bool = False, benchmark: bool = False) -> Iterator[None]:
+    """torch's switches in the block; a run on CUDA trains with `deterministic` alone."""
+    settle()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    memory: Any = torch.utils.deterministic
+    memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark = fill, benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark = False, False
+
+
+class Apart:
+    """A process apart, begun anew after a fault: a capture that fails may leave the device's generator unusable."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._pool:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
+
+    def __call__(self, function: Callable[..., R], *arguments: Any, **named: Any) -> R:
+        """What the function returns, or raises, there."""
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a forked torch can hang
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+        try:
+            return self._pool.submit(functools.partial(function, *arguments, **named)).result()
+        except BaseException:
+            self._end()
+            raise
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
+    os.environ["REMEASURE_CAPTURE"] = "1"
+
+
+def here(function: Callable[..., R], *arguments: Any, **named: Any) -> R:
+    """As `Apart`, in this process."""
+    return function(*arguments, **named)
+
+
+def fault(error: Exception) -> dict[str, str]:
+    """Why something could not be measured, for a line of the report."""
+    return {"fault": f"{type(error).__name__}: {error}"[:400]}

@@ -1,0 +1,178 @@
+"""What a run holds in memory, stage by stage, in a process of its own; and what it should hold.
+
+    python -m remeasure.bench.memory FOLDER [key=value …]
+
+It runs `python src/train.py key=value …` under FOLDER and prints a Footprint as JSON. Linux only: /proc.
+"""
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from remeasure.bench.baselines.processes import own_process
+from remeasure.config import compose
+from remeasure.data import fingerprint
+from remeasure.models import registry
+from remeasure.runs.execute import execute
+from remeasure.runs.folder import Place
+from remeasure.spec.config import Config
+from remeasure.spec.recipe import Recipe
+from remeasure.spec.record import Event
+from remeasure.spec.run import RunSpec
+from remeasure.system import paths
+from remeasure.training.augment import normalise
+from remeasure.training.inference import memory_format
+
+MIB = 2**20
+MOMENTS = {
+    "adam": 2,
+    "adamw": 2,
+    "sgd": 1,
+    "rmsprop": 1,
+    "muon": 1,
+}  # the optimiser's tensors for each parameter; sgd: momentum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """MiB. `imported`: resident after the imports.
+
+    `built`, `trained`, `scored`: the highest that was resident beyond that, from one stage's end to the next one's.
+    `code`: the libraries' own files, of which training brings further pages into memory (RssFile).
+    `data`, `net`, `batch`: what training should need: uint8 images and labels; weights, gradients, the optimiser's
+    tensors and buffers; one batch as float32 and what the forward pass saves of it.
+    """
+
+    imported: float
+    built: float
+    trained: float
+    scored: float
+    code: float
+    data: float
+    net: float
+    batch: float
+
+    @property
+    def accounted(self) -> float:
+        return self.code + self.data + self.net + self.batch
+
+
+def main(arguments: Sequence[str]) -> int:
+    folder, *overrides = arguments
+    place = Place(runs=Path(folder), project=Path(folder), data_root=paths.data_root(), device_kind="cpu")
+    config = compose.compose(overrides)
+    spec = config.spec(data_sha256=_fingerprint(config))
+    imported, mapped = _status("VmRSS"), _status("RssFile")
+    stages = _stages(spec, place=place)
+    code = _status("RssFile") - mapped
+    print(json.dumps(asdict(_footprint(spec, stages=stages, imported=imported, code=code))))
+    return 0
+
+
+def _fingerprint(config: Config) -> str:
+    """Taken in another process: here it would read the data before the run does."""
+    with own_process(threads=1) as process:
+        return process.submit(fingerprint.fingerprint, config.data, root=paths.data_root()).result().data_sha256
+
+
+def _stages(spec: RunSpec, *, place: Place) -> dict[str, float]:
+    """Run it; the highest resident memory in MiB until each event of its journal, from the one before."""
+    peaks: dict[str, float] = {}
+
+    def note(directory: Path, event: Event) -> None:  # noqa: ARG001
+        peaks.setdefault(event.get("split") or event["event"], _peak())
+        _forget_peak()
+
+    _forget_peak()
+    execute(spec, seed=0, row="", place=place, sink=note, fresh=True)
+    return peaks
+
+
+def _footprint(spec: RunSpec, *, stages: dict[str, float], imported: float, code: float) -> Footprint:
+    assert isinstance(spec.recipe, Recipe)
+    network = registry.build(
+        spec.model, image_shape=spec.input_shape, num_classes=spec.data.num_classes, generator_seed=0
+    )
+    num_train = spec.data.num_train  # images that are held back are read as well
+    return Footprint(
+        imported=imported,
+        built=stages["started"] - imported,
+        trained=stages["train"] - imported,
+        scored=stages["test"] - imported,
+        code=code,
+        data=data_bytes(num_train, image_shape=spec.data.image_shape) / MIB,
+        net=net_bytes(network, moments=MOMENTS[spec.recipe.optimizer.name]) / MIB,
+        batch=batch_bytes(network, spec=spec) / MIB,
+    )
+
+
+# ---------------------------------------------------------------- what it should be
+
+
+def data_bytes(num: int, *, image_shape: Sequence[int]) -> int:
+    """Of `num` images (C, H, W) uint8 with int64 labels."""
+    return num * (math.prod(image_shape) + 8)
+
+
+def net_bytes(network: nn.Module, *, moments: int) -> int:
+    """Weights, gradients and `moments` tensors of the optimiser for each parameter, and buffers."""
+    parameters = sum(each.nbytes for each in network.parameters())
+    return (2 + moments) * parameters + sum(each.nbytes for each in network.buffers())
+
+
+def batch_bytes(network: nn.Module, *, spec: RunSpec) -> int:
+    """One training batch as the network gets it, and what its forward pass saves for the backward pass."""
+    pixels = torch.zeros((spec.recipe.batch_size, *spec.input_shape), dtype=torch.uint8)
+    images = normalise(pixels, normalisation=spec.recipe.normalisation).contiguous(memory_format=memory_format(spec))
+    network = network.to(memory_format=memory_format(spec))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.precision == "bfloat16"):
+        return images.nbytes + saved_bytes(network, images)
+
+
+def saved_bytes(network: nn.Module, images: Tensor) -> int:
+    """Bytes that network(images) saves for the backward pass, each storage once; without images and parameters."""
+    known = {each.untyped_storage().data_ptr() for each in (images, *network.parameters(), *network.buffers())}
+    saved: dict[int, Tensor] = {}  # held, so that no storage's address is used again
+
+    def note(tensor: Tensor) -> Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in known:
+            saved[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(images)
+    return sum(each.untyped_storage().nbytes() for each in saved.values())
+
+
+# ---------------------------------------------------------------- what the kernel says
+
+
+def _peak() -> float:
+    """getrusage would not do: its peak begins with that of the process that started this one."""
+    return _status("VmHWM")
+
+
+def _status(key: str) -> float:
+    """A line of /proc/self/status, from kB to MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
+
+
+def _forget_peak() -> None:
+    """The peak begins anew with what is resident now; where the kernel does not let us, it stays the highest of all."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings(action="ignore"):  # stdout is for the figures, stderr for what went wrong
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,331 @@
+"""A campaign: the seeds of each row, look by look, until the row is decided; each first look is published at once."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+
+from remeasure.campaign import schedule
+from remeasure.campaign.collect import from_run
+from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign
+from remeasure.campaign.schedule import Forecast, Planned, Seed
+from remeasure.config.resolve import identify, network_of, remembered
+from remeasure.judging.publish import publish
+from remeasure.judging.reader import read_row
+from remeasure.judging.records import RowResults, from_results, put_together
+from remeasure.judging.verdict import agree
+from remeasure.runs import timing
+from remeasure.runs.folder import Outcome, Place, finished, is_under_way, participants
+from remeasure.runs.hardware import with_native_precision
+from remeasure.runs.provenance import device_name
+from remeasure.spec.base import InputError, gathered
+from remeasure.spec.claim import Row
+from remeasure.spec.config import Config
+from remeasure.spec.run import RunSpec
+from remeasure.system import signals
+from remeasure.system.locks import Presence, held_folder
+from remeasure.tracking.content import campaign_name
+from remeasure.tracking.observer import Observer
+from remeasure.tracking.terminal import duration
+
+NUMPY_NEEDS = "the network from scratch computes on the CPU alone; CUDA_VISIBLE_DEVICES= measures it here"
+WAIT_SECONDS = 1.0  # between two looks at the seeds that another process trains
+
+
+class Campaign:
+    """Rows measured side by side by worker processes. `say` gets lines for a person."""
+
+    def __init__(
+        self, *, place: Place, results: Path, options: Options, observer: Observer, say: Callable[[str], None]
+    ) -> None:
+        self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
+        self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
+        self._present: dict[str, Presence] = {}  # by row
+        self._elsewhere: set[tuple[str, int]] = set()  # rows' seeds that another process trains now
+        self._told: set[str] = set()  # rows that are known to be shared
+        self._fingerprint = remembered()
+        self._device = device_name(place.device_kind)
+
+    def prepare(self, row: Row, *, compose: Compose) -> RowCampaign | NotHere:
+        """What is there of a row already: finished runs of this checkout, and with CONTINUE=1 committed seeds.
+
+        Raises InputError: configs or data files that are there and wrong.
+        """
+        config = with_native_precision(self._config(row, compose=compose), device_kind=self.place.device_kind)
+        if (mode := config.spec(data_sha256="").mode) != row.mode:
+            raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {mode}")
+        if config.engine == "numpy" and self.place.device_kind != "cpu":
+            return NotHere(row=row, missing=((NUMPY_NEEDS,),))
+        spec = identify(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
+        if not isinstance(spec, RunSpec):
+            return NotHere(row=row, missing=tuple(spec))
+        network_of(config)  # or refuse it
+        with held_folder(self.results):  # another campaign may be replacing it
+            committed = read_row(self.results, row=row.name)
+        campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options)
+        if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
+            campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
+            campaign.adopted = campaign.published = len(campaign.done)
+        if not self.options.fresh:
+            self._find_finished(campaign)
+        return campaign
+
+    def _config(self, row: Row, *, compose: Compose) -> Config:
+        choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe", "control", "engine")]
+        config, together = compose(choices), self.options.together
+        if together > 1 and config.spec(data_sha256="").can_be_batched:
+            return compose([*choices, "engine=batched", f"engine_width={together}"])
+        return config
+
+    def _find_finished(self, campaign: RowCampaign) -> None:
+        faults: list[str] = []
+        for seed in campaign.planned():
+            outcome = None
+            with gathered(faults):
+                outcome = finished(campaign.spec, seed=seed, place=self.place)
+            if outcome and seed not in campaign.done:
+                campaign.done[seed] = from_run(self.observer.finish(outcome), row=campaign.row.name)
+            elif (share := timing.share_left(campaign.spec, seed=seed, place=self.place)) < 1:
+                campaign.shares_left[seed] = share
+        if faults:
+            raise InputError(*faults)
+
+    def plan(self, campaigns: Sequence[RowCampaign]) -> None:
+        """Say what would be trained."""
+        with Workers(self.place) as workers:
+            self._plan(campaigns, workers=workers)
+
+    def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> None:
+        """Time the rows whose cost is not known, and say what fits the budget."""
+        for campaign in campaigns:
+            if campaign.wanted() and campaign.seconds_per_seed(device=self._device) is None:
+                self._time(campaign, sharing=campaigns, workers=workers)
+        for campaign in campaigns:
+            if not campaign.wanted():
+                self.say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {_standing(campaign)}")
+        if planned := self.planned(campaigns, workers=workers):
+            for line in schedule.table(planned, budget_seconds=self.options.budget_seconds):
+                self.say(line)
+
+    def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Workers) -> None:
+        """What a seed costs, from a few steps; rows of one spec share that."""
+        self.say(f"{campaign.row.name}: no seed was timed here before, timing a few steps")
+        try:
+            seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
+        except InputError:
+            raise
+        except Exception as error:  # one row's fault; the others go on
+            self._fail(campaign, f"timing it: {type(error).__name__}: {error}")
+            return
+        for entry in sharing:
+            if entry.spec.spec_sha256 == campaign.spec.spec_sha256:
+                entry.timed_seconds = seconds
+
+    def planned(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> list[Planned]:
+        """The rows that want seeds, cheapest first."""
+        forecasts = [
+            Forecast(
+                row=campaign.row.name,
+                num_done=len(campaign.done),
+                num_cores=workers.cores(campaign.spec),
+                seconds=seconds,
+            )
+            for campaign in campaigns
+            if (seconds := campaign.seconds(device=self._device))
+        ]
+        return schedule.plan(forecasts, num_cores=workers.num, budget_seconds=self.options.budget_seconds)
+
+    def measure(self, campaigns: Sequence[RowCampaign]) -> None:
+        """Train what is wanted and fits the budget, cheapest row first, until every row is decided or none fits."""
+        for campaign in campaigns:
+            self._publish(campaign)
+        workers = Workers(self.place)
+        try:
+            with workers:
+                self._plan(campaigns, workers=workers)
+                self._work(campaigns, workers=workers, deadline=time.monotonic() + self.options.budget_seconds)
+        finally:  # interrupted or not: nothing finished is lost, and nothing is left running in MLflow
+            self._drain(workers)
+            with ExitStack() as ending:  # calls all of them, though one fails
+                for campaign in campaigns:
+                    ending.callback(self._leave, campaign)
+                    ending.callback(self._publish, campaign)
+        for campaign in campaigns:
+            if seconds := campaign.seconds(device=self._device):
+                self.say(self._left_out(campaign, seconds=list(seconds.values())))
+
+    def _left_out(self, campaign: RowCampaign, *, seconds: Sequence[float]) -> str:
+        line = f"{campaign.row.name}: {len(seconds)} more seeds do not fit the budget; "
+        if min(seconds) <= self.options.budget_seconds:
+            return f"{line}the same command goes on"
+        return f"{line}one takes about {duration(min(seconds))}, so BUDGET={schedule.budget(min(seconds))} starts it"
+
+    def _work(self, campaigns: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> None:
+        """Keep every core busy until there is nothing left to train, or no time."""
+        by_name = {campaign.row.name: campaign for campaign in campaigns}
+        while self._turn(by_name, workers=workers, deadline=deadline):
+            pass
+
+    @signals.held()
+    def _turn(self, by_name: Mapping[str, RowCampaign], *, workers: Workers, deadline: float) -> bool:
+        """Start what can be started and take what has ended, within a second; whether there is more to do."""
+        campaigns = list(by_name.values())
+        self._elsewhere.clear()
+        for entry in self.planned(campaigns, workers=workers):
+            seconds_left = deadline - time.monotonic()
+            self._start(by_name[entry.forecast.row], campaigns=campaigns, workers=workers, seconds_left=seconds_left)
+        if not workers.active:
+            if self._elsewhere:
+                time.sleep(WAIT_SECONDS)
+            return bool(self._elsewhere)
+        for task, future in workers.finished():
+            self._drain(workers)
+            self._take(by_name[task.asked_by], task=task, future=future)
+        self._drain(workers)
+        return True
+
+    def _start(
+        self,
+        campaign: RowCampaign,
+        *,
+        campaigns: Sequence[RowCampaign],
+        workers: Workers,
+        seconds_left: float,
+    ) -> None:
+        """Give idle cores the seeds that this row wants; what another row of the same spec has trained is shared."""
+        num_cores, width = workers.cores(campaign.spec), campaign.spec.engine_width
+        for key, seconds in campaign.seconds(device=self._device).items():
+            if shared := self._trained.get(key):
+                self._keep(campaign, outcomes=[shared])
+            elif any(key in task.keys for task in workers.active):
+                continue
+            elif num_cores <= workers.idle and seconds * width <= seconds_left and self._is_ours(campaign, seed=key[1]):
+                owner = _first(key, seeds_of=RowCampaign.wanted, campaigns=campaigns)
+                name = _first(key, seeds_of=RowCampaign.lacking, campaigns=campaigns).row.name
+                self._submit(owner, seed=key[1], name=name, workers=workers)
+
+    def _is_ours(self, campaign: RowCampaign, *, seed: int) -> bool:
+        """Whether no other process trains this seed, or has finished it since this one began: then it is taken over."""
+        if self.options.fresh:
+            return True
+        outcome = finished(campaign.spec, seed=seed, place=self.place)
+        if outcome:
+            self._keep(campaign, outcomes=[self.observer.finish(outcome)])
+        elif is_under_way(campaign.spec, seed=seed, place=self.place):
+            self._elsewhere.add((campaign.row.name, seed))
+            if campaign.row.name not in self._told:
+                self._told.add(campaign.row.name)
+                self.say(f"{campaign.row.name}: another process trains it as well; the two divide its seeds")
+        else:
+            return True
+        return False
+
+    def _submit(self, campaign: RowCampaign, *, seed: int, name: str, workers: Workers) -> None:
+        """`name`: of the row that the run belongs to, though that one has failed meanwhile and this one trains it."""
+        if campaign.row.name not in self._present:
+            self._present[campaign.row.name] = self._presence(campaign)
+            self._track(campaign, running=True)
+        campaign.running.update(campaign.spec.together(seed))
+        owner = campaign.row.name
+        workers.submit(Task(row=name, seed=seed, spec=campaign.spec, fresh=self.options.fresh, asked_by=owner))
+
+    def _presence(self, campaign: RowCampaign) -> Presence:
+        kind, sha256 = self.place.device_kind, campaign.spec.spec_sha256
+        note = campaign_name(campaign.row.name, spec_sha256=sha256, device_kind=kind)
+        return Presence(participants(self.place.runs, campaign=note), note=note)
+
+    def _leave(self, campaign: RowCampaign) -> None:
+        """The row's parent run ends with the last process that works on it."""
+        present = self._present.pop(campaign.row.name, None) or self._presence(campaign)
+        if present.leave():
+            self._track(campaign, running=False)
+
+    def _drain(self, workers: Workers) -> None:
+        for directory, event in workers.events():
+            self.observer(directory, event)
+
+    def _take(self, campaign: RowCampaign, *, task: Task, future: Future[list[Outcome]]) -> None:
+        """A run ended: keep what it found, or why it failed."""
+        campaign.running.difference_update(task.spec.together(task.seed))
+        try:
+            outcomes = [self.observer.finish(outcome) for outcome in future.result()]
+        except InputError:
+            raise
+        except Exception as error:  # one run's fault; the other rows go on
+            self._fail(campaign, f"seed {task.seed}: {type(error).__name__}: {error}")
+            return
+        self._trained |= {(campaign.spec.spec_sha256, outcome.record.seed): outcome for outcome in outcomes}
+        self._keep(campaign, outcomes=outcomes)
+
+    def _fail(self, campaign: RowCampaign, reason: str) -> None:
+        campaign.failures.append(reason)
+        self.say(f"{campaign.row.name} failed: {reason}")
+
+    def _keep(self, campaign: RowCampaign, *, outcomes: Sequence[Outcome]) -> None:
+        """Seeds are finished; publish when their look is complete, and at once where that loses nothing."""
+        campaign.done |= {outcome.record.seed: from_run(outcome, row=campaign.row.name) for outcome in outcomes}
+        if campaign.committed is None or campaign.adopted > 0:
+            self._publish(campaign)
+        if not campaign.running and (
+            not (wanted := campaign.wanted()) or len(campaign.done) in campaign.row.rule.looks
+        ):
+            self._publish(campaign)
+            self._track(campaign, running=bool(wanted))
+        elif campaign.row.name in self._present:
+            self._track(campaign, running=True, live=True)
+
+    def _publish(self, campaign: RowCampaign) -> None:
+        if not campaign.publishable() or campaign.published == len(campaign.done):
+            return
+        old = None if campaign.published else campaign.committed  # an adopted record is gone on from
+        results = put_together(campaign.row.name, seeds=list(campaign.done.values()))
+        publish(self.results, row=campaign.row.name, files=results.to_files())
+        campaign.published = len(campaign.done)
+        if old and (line := compare(old, results, row=campaign.row)):
+            self.say(line)
+
+    def _track(self, campaign: RowCampaign, *, running: bool, live: bool = False) -> None:
+        """Show how the row stands; `live`: unless that would cost time, as between two looks."""
+        tracker, send = self.observer.tracker, self.observer.best_effort
+        if tracker is None:
+            return
+        parent_id = (send if live else send.at_once)(
+            tracker.project_row,
+            campaign.row,
+            verdict=campaign.verdict(),
+            spec_sha256=campaign.spec.spec_sha256,
+            device_kind=self.place.device_kind,
+            measured="measured here",
+            running=running,
+        )
+        if parent_id:  # a store that has gone for a while leaves the id as it was
+            self.observer.parents[campaign.row.name] = parent_id
+
+
+def _first(key: Seed, *, seeds_of: Callable[[RowCampaign], list[int]], campaigns: Sequence[RowCampaign]) -> RowCampaign:
+    """The first row of the ledger that has this seed among those, whichever row asked for it."""
+    sha256, seed = key
+    return next(entry for entry in campaigns if entry.spec.spec_sha256 == sha256 and seed in seeds_of(entry))
+
+
+def _standing(campaign: RowCampaign) -> str:
+    """Why nothing is trained."""
+    return f"{campaign.verdict().verdict}, nothing to train" if not campaign.failures else campaign.failures[-1]
+
+
+def compare(old: RowResults, new: RowResults, *, row: Row) -> str:
+    """How a measurement compares with the record it replaces, in one line; "" where nothing new was measured."""
+    if {record.finished_at for record in old.records} <= {record.finished_at for record in new.records}:
+        return ""
+    before, after = (
+        [record.accuracy_percent for record in results.records if record.accuracy_percent is not None]
+        for results in (old, new)
+    )
+    if len(before) < 2 or len(after) < 2:
+        return ""
+    p_value, same = agree(before, after, num_test=new.records[0].num_test, confidence=row.rule.confidence)
+    means = [f"{sum(values) / len(values):.3f} % ({len(values)} seeds)" for values in (before, after)]
+    outcome = "agree" if same else "differ"
+    return f"{row.name}: {means[0]} before, {means[1]} now: they {outcome} (Welch's t-test, p = {p_value:.3f})"

@@ -1,0 +1,57 @@
+"""Finished runs, and committed ones, put together as a row of results/."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from remeasure.judging.records import SeedResults
+from remeasure.runs import journal
+from remeasure.runs.folder import Outcome
+from remeasure.spec.record import CurvePoint, Event, FoundPoint
+from remeasure.system.paths import read_file
+
+_NOT_SPEC = ("row", "seed")
+
+
+def from_run(outcome: Outcome, *, row: str) -> SeedResults:
+    """A finished run's directory."""
+    directory = outcome.directory
+    predictions, filters = _arrays(directory / "predictions.npz"), _arrays(directory / "filters.npz")
+    config = yaml.safe_load(read_file(directory / "config.yaml"))
+    events, seed = journal.read(directory), outcome.record.seed
+    return SeedResults(
+        record=replace(outcome.record, row=row),
+        predicted=predictions.get("predicted"),
+        confidence=predictions.get("confidence"),
+        filters=filters.get("weights"),
+        curve=tuple(_point(event, row=row, seed=seed) for event in journal.curve(events)),
+        findings=tuple(
+            FoundPoint(row=row, seed=seed, finding=event["name"], evidence=event["evidence"])
+            for event in events
+            if event["event"] == "finding"
+        ),
+        spec={key: value for key, value in config.items() if key not in _NOT_SPEC},
+        environment=json.loads(read_file(directory / "environment.json")),
+    )
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def _point(event: Event, *, row: str, seed: int) -> CurvePoint:
+    numbers = {key: _finite(event[key]) for key in ("loss", "accuracy_percent", "lr")}
+    return CurvePoint(row=row, seed=seed, epoch=event["epoch"], split=event["split"], **numbers)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Who trains the seeds of a campaign."""

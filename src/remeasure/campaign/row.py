@@ -1,0 +1,120 @@
+"""One row of a campaign: its seeds that are done, running and wanted, and what they cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from remeasure.campaign.schedule import Seed
+from remeasure.judging.records import RowResults, SeedResults
+from remeasure.judging.verdict import judge
+from remeasure.spec.claim import Evidence, Row, Verdict
+from remeasure.spec.config import Config
+from remeasure.spec.run import RunSpec
+
+Compose = Callable[[Sequence[str]], Config]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`seeds`: exactly so many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1).
+
+    `together`: train so many seeds as one, where the batched engine can; another spec than the config's, unless 1.
+    """
+
+    seeds: int | None
+    together: int
+    budget_seconds: float
+    fresh: bool
+    adopt: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class RowCampaign:
+    """One row under way: one spec, one data fingerprint, one device kind."""
+
+    row: Row
+    spec: RunSpec
+    committed: RowResults | None
+    options: Options
+    done: dict[int, SeedResults] = field(default_factory=dict)
+    running: set[int] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+    published: int = 0  # seeds
+    adopted: int = 0  # of these, the committed ones that it goes on from
+    timed_seconds: float | None = None  # a seed's, from a few steps
+    shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that go on from a checkpoint
+
+    def verdict(self) -> Verdict:
+        counts = {seed: part.record.num_correct for seed, part in self.done.items()}
+        evidence = Evidence(num_correct=counts, num_test=self.spec.data.num_test)
+        return judge(evidence, published_percent=self.row.published.accuracy_percent, rule=self.row.rule)
+
+    def wanted(self) -> list[int]:
+        """The seeds to train next: those that the current look lacks, none once the row is decided or cannot be."""
+        if self.failures or any(part.record.num_correct is None for part in self.done.values()):
+            return []  # a seed that crashed or diverged is never replaced
+        return [seed for seed in self.lacking() if seed not in self.running]
+
+    def lacking(self) -> list[int]:
+        """The seeds that the current look lacks, those under way included, whatever has failed."""
+        return [seed for seed in self._seeds(self.options.seeds or self._look()) if seed not in self.done]
+
+    def _look(self) -> int:
+        """The look that is being worked on: 0 once an earlier one decided, the last once all are reached."""
+        if self.verdict().verdict not in ("undecided", "not measured"):
+            return 0
+        leading = next(num for num, seed in enumerate(self._seeds(len(self.done) + 1)) if seed not in self.done)
+        return next((look for look in self.row.rule.looks if look > leading), self.row.rule.looks[-1])
+
+    def _seeds(self, num: int) -> range:
+        """The first `num` seeds of the row's rule."""
+        return range(self.row.rule.first_seed, self.row.rule.first_seed + num)
+
+    def planned(self) -> range:
+        """Every seed that the plan may come to."""
+        return self._seeds(max(self.options.seeds or 0, self.row.rule.looks[-1]))
+
+    def seconds_per_seed(self, *, device: str) -> float | None:
+        """What a seed costs on a device of that name: from this campaign's seeds, the committed ones, a few steps."""
+        done = [part.record for part in self.done.values()]
+        for records in (done, self.committed.records if self.committed else ()):
+            seconds = [
+                record.wall_seconds
+                for record in records
+                if (record.spec_sha256, record.device) == (self.spec.spec_sha256, device)
+                and record.accuracy_percent is not None  # a seed that diverged ended early
+            ]
+            if seconds:
+                return sum(seconds) / len(seconds)
+        return self.timed_seconds
+
+    def seconds(self, *, device: str) -> dict[Seed, float]:
+        """What each seed costs that is to be trained next; nothing until a seed's cost is known."""
+        each = self.seconds_per_seed(device=device)
+        sha256 = self.spec.spec_sha256
+        if each is None:
+            return {}
+        return {(sha256, seed): each * self.shares_left.get(seed, 1.0) for seed in self.wanted()}
+
+    def continues(self, *, device_kind: str) -> bool:
+        """Whether the committed record is of the same spec and device kind, so that one could go on from it."""
+        if self.committed is None:
+            return False
+        first = self.committed.records[0]
+        return (first.spec_sha256, first.device_kind) == (self.spec.spec_sha256, device_kind)
+
+    def publishable(self) -> bool:
+        """Whether results/ may take this campaign: its first look is reached, or nothing would be lost by it.
+
+        Nothing is lost where the row has no record yet, or the campaign goes on from its record.
+        """
+        loses = self.committed is not None and self.adopted == 0
+        first_look = self._seeds(self.row.rule.looks[0])
+        return bool(self.done) and (not loses or all(seed in self.done for seed in first_look))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotHere:
+    """A row that this machine cannot measure. `missing`: for each thing that it would need, the lines that say so."""
+
+    row: Row
+    missing: tuple[tuple[str, ...], ...]

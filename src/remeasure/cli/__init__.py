@@ -1,0 +1,1 @@
+"""What a person types: the two scripts under src/, and what they call."""

@@ -1,0 +1,203 @@
+"""Which promise of identical numbers holds on this machine: `make determinism` runs each, and writes what it saw.
+
+    python -m remeasure.cli.determinism [--results FOLDER]
+
+Promised is: the same spec, seed and machine give the same bits, however many processes there are, whatever else they
+trained, and however often the run was cut short. Other threads, engines and precisions are other specs; whether they
+differ is shown beside it. A run's bits are its predictions, confidences, first-layer weights and loss.
+"""
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import remeasure.training.engines.loop
+from remeasure.campaign.executors.local import Task, Workers
+from remeasure.config import compose, errors
+from remeasure.data import fingerprint
+from remeasure.runs import provenance
+from remeasure.runs.execute import execute, execute_together
+from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.hardware import resolve_device, with_native_precision
+from remeasure.runs.journal import now
+from remeasure.spec.base import DataMissingError
+from remeasure.spec.record import Event
+from remeasure.spec.run import RunSpec
+from remeasure.system import paths
+from remeasure.system.atomic import write_whole
+
+SEED, OTHER_SEEDS = 0, (1, 2, 3)
+RUNS = {
+    "logreg, L-BFGS": ("model=logreg", "recipe.epochs_total=4"),
+    "mlp4, dropout and distortions": (
+        "model=mlp4",
+        "recipe=lenet5",
+        "recipe.epochs_total=3",
+        "recipe.schedule.epochs_warmup=1",
+    ),
+    "lenet5, distortions": ("model=lenet5", "data=mnist", "recipe.epochs_total=2", "recipe.schedule.epochs_warmup=1"),
+    "resnet18, bfloat16, ten batches": (
+        *("model=resnet18", "data=cifar10", "recipe.epochs_total=2", "recipe.schedule.epochs_warmup=0"),
+        *("recipe.resolution=null", "data.num_validation=47440", "steps_per_block=5"),
+    ),
+}
+ON_THE_DIGITS = ("logreg, L-BFGS", "mlp4, dropout and distortions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """`same`: whether the bits were those of the first run; None: not tried, for the reason in `note`."""
+
+    run: str
+    case: str
+    promised: bool
+    same: bool | None
+    note: str = ""
+
+
+class CutError(Exception):
+    """Cuts a run short."""
+
+
+def bits(outcome: Outcome) -> str:
+    """SHA-256 of all that a run comes to."""
+    parts = [(outcome.directory / name).read_bytes() for name in ("predictions.npz", "filters.npz")]
+    return hashlib.sha256(b"".join(parts) + repr(outcome.record.loss).encode()).hexdigest()
+
+
+def quiet(directory: Path, event: Event) -> None:
+    """A sink that nobody watches."""
+
+
+class Runs:
+    """Each call trains in a folder of its own, from nothing."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self._num = place, 0
+
+    def fresh(self) -> Place:
+        self._num += 1
+        return replace(self.place, runs=self.place.runs / str(self._num))
+
+    def alone(self, spec: RunSpec) -> str:
+        return bits(execute(spec, seed=SEED, row="", place=self.fresh(), sink=quiet))
+
+    def in_a_process(self, spec: RunSpec) -> str:
+        return self._in_processes(spec, seeds=(SEED,))
+
+    def beside_others(self, spec: RunSpec) -> str:
+        """In a pool of one process a core, after and beside other seeds."""
+        return self._in_processes(spec, seeds=(*OTHER_SEEDS, SEED))
+
+    def _in_processes(self, spec: RunSpec, *, seeds: Sequence[int]) -> str:
+        found: dict[int, Outcome] = {}
+        waiting = list(seeds)
+        with Workers(self.fresh()) as workers:
+            while waiting or workers.active:
+                while waiting and workers.idle >= workers.cores(spec):
+                    workers.submit(Task(row="", seed=waiting.pop(0), spec=spec, fresh=False))
+                found |= {task.seed: future.result()[0] for task, future in workers.finished()}
+        return bits(found[SEED])
+
+    def cut_short(self, spec: RunSpec) -> str:
+        """Cut after each epoch's report, before its checkpoint; checkpoints after every block."""
+        place, interval = self.fresh(), remeasure.training.engines.loop.CHECKPOINT_SECONDS
+        remeasure.training.engines.loop.CHECKPOINT_SECONDS = 0.0
+        try:
+            for epoch in range(1, spec.recipe.epochs_total + 1):
+                try:
+                    execute(spec, seed=SEED, row="", place=place, sink=_cutting(epoch))
+                except CutError:
+                    continue
+            return bits(execute(spec, seed=SEED, row="", place=place, sink=quiet))
+        finally:
+            remeasure.training.engines.loop.CHECKPOINT_SECONDS = interval
+
+    def batched(self, spec: RunSpec) -> str:
+        group = replace(spec, engine="batched", engine_width=2)
+        return bits(execute_together(group, seed=SEED, row="", place=self.fresh(), sink=quiet)[0])
+
+
+def _cutting(epoch: int) -> Callable[[Path, Event], None]:
+    def sink(directory: Path, event: Event) -> None:  # noqa: ARG001
+        if event["event"] == "epoch" and event["epoch"] == epoch and event["split"] == "train":
+            raise CutError
+
+    return sink
+
+
+def findings(name: str, spec: RunSpec, *, runs: Runs) -> Iterator[Finding]:
+    """All cases of one run, each against its first."""
+    first = runs.alone(spec)
+    promised: dict[str, Callable[[RunSpec], str]] = {
+        "again in the same process": runs.alone,
+        "in a process of its own": runs.in_a_process,
+        "beside and after other seeds, one process a core": runs.beside_others,
+        "cut short in every epoch and resumed": runs.cut_short,
+    }
+    for case, call in promised.items():
+        yield Finding(run=name, case=case, promised=True, same=call(spec) == first)
+    batched = "seeds as one (engine=batched)"
+    if spec.can_be_batched:
+        one, two = runs.batched(spec), runs.batched(spec)
+        yield Finding(run=name, case=f"{batched}, twice", promised=True, same=one == two)
+        yield Finding(run=name, case=f"{batched}, against one seed alone", promised=False, same=one == first)
+    others = {
+        "two threads, against one": replace(spec, cpu_threads=3 - min(spec.cpu_threads, 2)),
+        "the other precision": replace(spec, precision="float32" if spec.precision == "bfloat16" else "bfloat16"),
+    }
+    for case, other in others.items():
+        yield Finding(run=name, case=case, promised=False, same=runs.alone(other) == first)
+
+
+def to_markdown(found: Sequence[Finding], *, device: str, when: str) -> str:
+    """A table, a line a case."""
+    words = {True: "identical", False: "differs", None: "not tried"}
+    lines = [
+        "# Determinism",
+        "",
+        f"Written by `make determinism` on {device}, {when}. Identical means: predictions, confidences, first-layer",
+        "weights and loss, bit for bit, against the first run of the same spec and seed.",
+        "",
+        "| run | case | promised | seen |",
+        "| --- | --- | --- | --- |",
+    ]
+    for each in found:
+        seen = words[each.same] + (f" ({each.note})" if each.note else "")
+        lines.append(f"| {each.run} | {each.case} | {'yes' if each.promised else 'no: another spec'} | {seen} |")
+    broken = [each for each in found if each.promised and each.same is False]
+    lines += ["", f"{len(broken)} promises broken." if broken else "No promise was broken."]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 1 where a promise is broken."""
+    parser = argparse.ArgumentParser(prog="python -m remeasure.cli.determinism", description=__doc__)
+    parser.add_argument("--results", type=Path, default=paths.project_root() / "results", help="where the report goes")
+    options = parser.parse_args(arguments)
+    found: list[Finding] = []
+    kind = resolve_device("auto")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(runs=Path(folder), project=Path(folder), data_root=paths.data_root(), device_kind=kind)
+        for name, overrides in RUNS.items():
+            print(f"{name} …", file=sys.stderr, flush=True)
+            config = compose.compose([*overrides, *(("data=digits",) if name in ON_THE_DIGITS else ())])
+            config = with_native_precision(config, device_kind=kind)
+            try:
+                source = fingerprint.fingerprint(config.data, root=place.data_root)
+            except DataMissingError:
+                found.append(Finding(run=name, case="all", promised=True, same=None, note="its data are not here"))
+                continue
+            found += findings(name, config.spec(data_sha256=source.data_sha256), runs=Runs(place))
+    report = to_markdown(found, device=provenance.device_name(kind), when=now())
+    write_whole(options.results / "determinism.md", report.encode())
+    print(report)
+    return int(any(each.promised and each.same is False for each in found))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.guarded(lambda: main(sys.argv[1:])))

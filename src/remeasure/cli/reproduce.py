@@ -1,0 +1,235 @@
+"""The whole table from one command: plan, measure, table, verify. Also each of them alone, for DVC and for hand."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from remeasure.data import catalog
+from remeasure.judging import ledger, publish, table, verify
+from remeasure.judging.publish import ensure_header, recover
+from remeasure.judging.reader import read_runs
+from remeasure.spec.base import DataMissingError, InputError, gathered
+from remeasure.spec.claim import Row
+from remeasure.spec.config import Config
+from remeasure.spec.record import RunRecord
+from remeasure.system import paths
+from remeasure.system.locks import held_folder
+
+if TYPE_CHECKING:
+    from remeasure.campaign.row import NotHere
+    from remeasure.tracking.observer import Observer
+
+EXIT_FAILED = 1
+Compose = Callable[[Sequence[str]], Config]
+SUITES = {
+    "demo": "conf/demo.yaml into runs/demo, offline, under a minute",
+    "controls": "conf/controls.yaml, faults on purpose that must fall short, into results/controls",
+}
+COMMANDS = {
+    "reproduce": "plan, measure, write the table, verify it (the default)",
+    "measure": "measure the named rows, or all, without the table",
+    "table": "rebuild table, report and README block from results/ alone",
+    "verify": "recompute every accuracy and every digit of the table; no training",
+    "track": "replay into MLflow what its store lacks",
+    "plan": "say what `reproduce` would train, at what cost, and stop",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The ledger and where its campaign writes; the demo has its own. `store`: the tracking database's folder, unless
+    MLFLOW_TRACKING_URI names another store.
+    """
+
+    ledger: Path
+    results: Path
+    runs: Path
+    store: Path
+    readme: Path | None
+
+
+def main(arguments: Sequence[str], *, compose: Compose) -> int:
+    """Run one command; returns the exit status. Raises InputError."""
+    options = _parser().parse_args(arguments)
+    files = _files(suite=options.suite, results=options.results)
+    rows = ledger.read(files.ledger)
+    chosen = ledger.select(rows, options.rows)
+    recover(files.results)
+    status, origins = 0, dict[str, str]()
+    if options.command in ("reproduce", "measure", "plan"):
+        status, origins = _measure(chosen, files=files, options=options, compose=compose)
+    with held_folder(files.results):  # what another campaign publishes meanwhile would not fit to what is read here
+        if options.command in ("reproduce", "table"):
+            publish.write(files.ledger, results=files.results, readme_path=files.readme)
+            records = {name: read_runs(files.results, row=name) for name in rows}
+            origins = {name: "committed record" for name in rows if records[name]} | origins
+            print(table.to_text(table.build(rows, records=records), rows=rows, origins=origins))
+        if options.command in ("reproduce", "verify"):
+            status = max(status, _verify(files))
+    if options.command in ("reproduce", "table") and options.suite == "controls":
+        status = max(status, _controls(rows, records=records))
+    if options.command == "track":
+        from remeasure.tracking.replay import replay
+
+        replay(rows, results=files.results, runs=files.runs, project=files.store, say=_say)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    help_text = "\n".join(f"{name:<10} {text}" for name, text in COMMANDS.items())
+    parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS, metavar="command", help=help_text)
+    parser.add_argument("rows", nargs="*", default=[], help="rows of the ledger; none is all")
+    parser.add_argument("--seeds", type=_count, help="exactly so many seeds a row (default: until the row is decided)")
+    parser.add_argument("--budget", type=_seconds, default=7200.0, help="such as 4h, 90m, 30s (default: 2h)")
+    parser.add_argument(
+        "--together", type=_count, default=1, help="train so many seeds of a row as one: for small nets on a GPU"
+    )
+    parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
+    parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
+    parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
+    suites = parser.add_mutually_exclusive_group()
+    for suite, help_text in SUITES.items():
+        suites.add_argument(f"--{suite}", dest="suite", action="store_const", const=suite, default="", help=help_text)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of seeds from 1 up, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """Such as 4h, 90m, 30s."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected a time such as 4h, 90m or 30s, got {text!r}")
+    return float(found[1]) * {"h": 3600.0, "m": 60.0, "s": 1.0}[found[2]]
+
+
+def _files(*, suite: str, results: Path | None) -> Files:
+    root, conf = paths.project_root(), paths.conf_dir()
+    if suite == "controls":
+        return Files(
+            ledger=conf / "controls.yaml",
+            results=results or root / "results" / "controls",
+            runs=root / "runs",
+            store=root,
+            readme=None,
+        )
+    if suite == "demo":
+        folder = root / "runs" / "demo"
+        return Files(
+            ledger=conf / "demo.yaml", results=results or folder / "results", runs=folder, store=folder, readme=None
+        )
+    return Files(
+        ledger=conf / "benchmark.yaml",
+        results=results or root / "results",
+        runs=root / "runs",
+        store=root,
+        readme=None if results else root / "README.md",
+    )
+
+
+def _measure(
+    rows: Mapping[str, Row], *, files: Files, options: argparse.Namespace, compose: Compose
+) -> tuple[int, dict[str, str]]:
+    """Measure these rows; returns the exit status, and for each row that was measured here that it was."""
+    from remeasure.campaign.campaign import Campaign
+    from remeasure.campaign.row import NotHere, Options, RowCampaign
+    from remeasure.runs import provenance
+    from remeasure.runs.folder import Place
+    from remeasure.runs.hardware import resolve_device
+    from remeasure.tracking.observer import Observer
+
+    root = paths.project_root()
+    place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))
+    chosen = Options(
+        seeds=options.seeds,
+        together=options.together,
+        budget_seconds=options.budget,
+        fresh=options.fresh,
+        adopt=options.adopt,
+    )
+    ledger.check_configs(rows, conf_dir=paths.conf_dir())
+    if options.command != "plan":
+        provenance.warn_of_unknown(root)
+    with Observer(project=files.store) as observer:
+        say = print if options.command == "plan" else observer.progress.say
+        observer.close_orphans(files.runs)
+        campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=say)
+        prepared, faults = list[RowCampaign | NotHere](), list[str]()
+        for row in rows.values():
+            with gathered(faults):
+                prepared.append(campaign.prepare(row, compose=compose))
+        if faults:
+            raise InputError(*dict.fromkeys(faults))  # rows share their data's faults
+        campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
+        for line in _missing_lines([entry for entry in prepared if isinstance(entry, NotHere)]):
+            say(line)
+        if options.command == "plan":
+            campaign.plan(campaigns)
+        else:
+            campaign.measure(campaigns)
+        here = [entry.row.name for entry in campaigns if entry.published > entry.adopted]
+        if options.command != "plan":
+            _replay_committed([row for row in rows.values() if row.name not in here], observer=observer, files=files)
+    return int(any(entry.failures for entry in campaigns)), dict.fromkeys(here, "measured here")
+
+
+def _replay_committed(rows: Sequence[Row], *, observer: "Observer", files: Files) -> None:
+    """Rows that were not measured here stand in MLflow by their committed records."""
+    from remeasure.tracking.replay import replay_row
+
+    for row in rows:
+        with held_folder(files.results):
+            ensure_header(files.results, row=row.name)
+        if observer.tracker:
+            observer.best_effort.at_once(
+                replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
+            )
+
+
+def _controls(rows: Mapping[str, Row], *, records: Mapping[str, Sequence[RunRecord]]) -> int:
+    """Exit status 1 where a negative control did not fall short: nothing else that was measured could be trusted."""
+    verdicts = {line.row: line.verdict for line in table.build(rows, records=records)}
+    passed = [name for name, verdict in verdicts.items() if verdict == "falls short"]
+    print(f"negative controls: {len(passed)} of {len(verdicts)} fall short, as they must")
+    return 0 if len(passed) == len(verdicts) else EXIT_FAILED
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _missing_lines(not_here: "Sequence[NotHere]") -> Iterator[str]:
+    """What this machine cannot measure, and why; rows that lack the same are named together."""
+    missing: dict[tuple[str, ...], list[str]] = {}
+    for entry in not_here:
+        for lines in entry.missing:
+            missing.setdefault(lines, []).append(entry.row.name)
+    for lines, names in missing.items():
+        yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
+
+
+def _verify(files: Files) -> int:
+    def labels(name: str) -> "npt.NDArray[Any] | None":
+        try:
+            return catalog.test_labels(catalog.read_config(name, conf_dir=paths.conf_dir()), root=paths.data_root())
+        except DataMissingError:
+            return None
+
+    report = verify.verify(files.ledger, results=files.results, labels=labels, readme_path=files.readme)
+    print("\n".join(report.lines))
+    for fault in report.faults:
+        _say(fault)
+    return 0 if report.ok else EXIT_FAILED

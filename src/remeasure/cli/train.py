@@ -1,0 +1,119 @@
+"""One run from the command line: config → run → what a person and a script read."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from remeasure.config.resolve import identified, network_of
+from remeasure.data import catalog
+from remeasure.judging import ledger
+from remeasure.models import pretrained
+from remeasure.runs import provenance
+from remeasure.runs.folder import Outcome, Place, finished
+from remeasure.runs.hardware import resolve_device, with_native_precision
+from remeasure.spec.base import InputError, gathered
+from remeasure.spec.claim import Row
+from remeasure.spec.config import Config
+from remeasure.spec.run import RunSpec
+from remeasure.system import paths
+from remeasure.tracking.observer import Observer
+from remeasure.tracking.terminal import Progress
+
+Compose = Callable[[Sequence[str]], Config]
+
+
+def run_single(config: Config, *, compose: Compose) -> int:
+    """Train, or report a finished run, and print the contract's last line. Returns the exit status."""
+    place, spec = _prepared(config)
+    row, departures = _row_of(config, spec=spec, compose=compose)
+    outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
+    if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
+        name = row.name if row and not departures else ""
+        provenance.warn_of_unknown(place.project)
+        with Observer(project=place.project, progress=Progress(prints_epochs=config.print_epochs)) as observer:
+            observer.close_orphans(place.runs)
+            from remeasure.runs.execute import execute_together  # Lightning: seconds to import
+
+            done = execute_together(spec, seed=config.seed, row=name, place=place, sink=observer, fresh=config.fresh)
+            outcome = [observer.finish(each) for each in done][config.seed - spec.together(config.seed)[0]]
+    for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
+        print(line)
+    return 0 if outcome.record.accuracy_percent is not None else 1
+
+
+def _prepared(config: Config) -> tuple[Place, RunSpec]:
+    """Where it runs, the spec, and every fault that can be found before a run is begun; those of the config first."""
+    faults: list[str] = []
+    with gathered(faults):
+        device_kind = resolve_device(config.device)
+        if config.engine == "numpy" and device_kind != "cpu":
+            raise InputError("engine: the numpy engine computes on the CPU; choose device=cpu")
+    with gathered(faults):
+        catalog.streamed(config.data)
+    with gathered(faults):
+        network = network_of(config)
+    if faults:
+        raise InputError(*faults)
+    root, data_root = paths.project_root(), paths.data_root()
+    place = Place(
+        runs=paths.writable(root / "runs"),
+        project=root,
+        data_root=data_root,
+        device_kind=device_kind,
+        doctor=config.doctor,
+    )
+    spec = identified(with_native_precision(config, device_kind=device_kind), data_root=data_root)
+    if path := pretrained.locate(config):
+        pretrained.load(network, path)  # or refuse it now
+    return place, spec
+
+
+def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | None, list[str]]:
+    """The ledger's row of these configs, and where this run departs from what the row would train or evaluate.
+
+    A file of weights that is named departs from it: nobody can tell here that it is the published one.
+    """
+    rows = ledger.read(paths.conf_dir() / "benchmark.yaml")
+    names = {"model": config.model.name, "data": config.data.name, "recipe": config.recipe.name}
+    row = ledger.for_configs(rows, **names, engine=spec.engine)
+    if row is None:
+        return None, []
+    composed = compose([f"{key}={value}" for key, value in (names | {"engine": row.engine}).items()])
+    own = with_native_precision(composed, device_kind=resolve_device(config.device)).spec(
+        data_sha256=spec.data_sha256, weights_sha256=None if config.model.weights else spec.weights_sha256
+    )
+    if own.spec_sha256 == spec.spec_sha256:
+        return row, []
+    here, there = dict(_flat(asdict(spec))), dict(_flat(asdict(own)))
+    return row, [f"{key}={here.get(key)}" for key in here | there if here.get(key) != there.get(key)]
+
+
+def _flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _flat(entry, prefix=f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", entry
+
+
+def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], split: str) -> Iterator[str]:
+    record = outcome.record
+    accuracy = record.accuracy_percent
+    if outcome.reused:
+        again = "trains" if record.epochs else "evaluates"
+        yield f"finished before ({record.finished_at}); fresh=true {again} it again"
+    if row and accuracy is not None and split == "test":
+        published = row.published
+        gap = accuracy - published.accuracy_percent
+        claim = f"{row.name}: published {published.accuracy_percent:.{published.num_digits}f} %, here {accuracy:.3f} %"
+        decides = f"`make reproduce ROWS={row.name}` decides"
+        yield f"{claim}, gap {gap:+.3f} points ({'' if row.mode == 'evaluate' else 'one seed; '}{decides})"
+    if row and departures:
+        done = "evaluated" if row.mode == "evaluate" else "trained"
+        yield f"{row.name} is {done} otherwise; this run departs from it: {', '.join(departures)}"
+    shown = "" if accuracy is None else f"{accuracy:.3f}"
+    line = f"{split}_accuracy_percent={shown} num_params={record.num_params} wall_seconds={record.wall_seconds:.1f}"
+    line += f" mlflow_run_id={record.mlflow_run_id}"
+    path = outcome.directory / "record.json"
+    yield f"{line} record={os.path.relpath(path)}" if split == "test" else line

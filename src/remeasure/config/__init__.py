@@ -1,0 +1,1 @@
+"""From a command line and conf/ to a checked Config; nothing else sees a DictConfig."""

@@ -1,0 +1,90 @@
+"""What a run starts from: its data and its weights, found and fingerprinted before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remeasure.data import catalog
+from remeasure.data import fingerprint as data_fingerprint
+from remeasure.data.fingerprint import Source
+from remeasure.spec.base import DataMissingError, noted
+from remeasure.spec.config import Config
+from remeasure.spec.recipe import Evaluation, Recipe
+from remeasure.spec.run import DataSpec, RunSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Fingerprint = Callable[..., Source]  # as data.fingerprint, or one that remembers
+
+
+def identify(
+    config: Config, *, data_root: Path, fingerprint: Fingerprint | None = None
+) -> RunSpec | list[tuple[str, ...]]:
+    """The config with its fingerprints; or, of each thing that is missing for them, the lines that say so.
+
+    What is quick is looked at first, and nothing is downloaded where something else is missing. Raises InputError.
+    """
+    missing: list[tuple[str, ...]] = []
+    weights_sha256 = None
+    with noted(missing):
+        if catalog.streamed(config.data):
+            catalog.load_listing(config.data, "test", root=data_root)
+    with noted(missing):
+        weights_sha256 = _weights_sha256(config, fetch=not missing)
+    if missing:
+        return missing
+    with noted(missing):
+        trains = not isinstance(config.recipe, Evaluation)
+        source = (fingerprint or data_fingerprint.fingerprint)(config.data, root=data_root, trains=trains)
+        return config.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
+    return missing
+
+
+def network_of(config: Config) -> "nn.Module":
+    """The config's network, its weights of no seed. Raises InputError where it cannot be built, or cannot take the
+    sizes of images that the recipe begins with.
+    """
+    from remeasure.models import registry  # torch: seconds to import
+
+    shape = config.input_shape
+    network = registry.build(config.model, image_shape=shape, num_classes=config.data.num_classes, generator_seed=0)
+    if isinstance(config.recipe, Recipe) and config.recipe.resolution:
+        registry.refuse_sizes(network, channels=shape[0], pixels=config.recipe.resolution.pixels)
+    return network
+
+
+def identified(config: Config, *, data_root: Path, fingerprint: Fingerprint | None = None) -> RunSpec:
+    """`identify` where nothing may be missing: raises DataMissingError, too."""
+    found = identify(config, data_root=data_root, fingerprint=fingerprint)
+    if not isinstance(found, RunSpec):
+        raise DataMissingError(*(line for lines in found for line in lines))
+    return found
+
+
+def remembered() -> Fingerprint:
+    """data.fingerprint, taken once for each data set; a download that failed is not tried again, either."""
+    known: dict[tuple[str, bool], Source | DataMissingError] = {}
+
+    def fingerprint(spec: DataSpec, *, root: Path, trains: bool) -> Source:
+        key = (spec.name, trains)
+        if key not in known:
+            try:
+                known[key] = data_fingerprint.fingerprint(spec, root=root, trains=trains)
+            except DataMissingError as missing:
+                known[key] = missing
+        found = known[key]
+        if isinstance(found, DataMissingError):
+            raise found
+        return found
+
+    return fingerprint
+
+
+def _weights_sha256(config: Config, *, fetch: bool) -> str | None:
+    """The fingerprint of an evaluation's weights. Raises DataMissingError."""
+    if not isinstance(config.recipe, Evaluation):
+        return None
+    from remeasure.models import pretrained  # timm: seconds to import
+
+    return pretrained.fingerprint(config, fetch=fetch)

@@ -1,0 +1,94 @@
+"""Which data sets there are, and their official splits. NumPy only: torch comes later.
+
+There are two kinds: small images are read whole, as uint8 arrays (`load_split`); photographs stay in their files, and
+are listed (`load_listing`). The data root holds torchvision's own layout. Official test splits are never mixed with
+training data.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from remeasure.data import cifar10, digits, imagenet, mnist
+from remeasure.data.files import Split
+from remeasure.data.listing import Listing
+from remeasure.spec.base import InputError
+from remeasure.spec.run import DataSpec
+from remeasure.system.formats import decode_yaml
+from remeasure.system.paths import read_file, refuse_no_file
+from remeasure.system.validation import convert, did_you_mean
+
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "test")
+Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]
+READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read, "cifar10": cifar10.read}
+Finder = Callable[[SplitName, Path, dict[str, str]], Listing]
+FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imagenet.find_sample}
+
+
+def read_config(name: str, *, conf_dir: Path) -> DataSpec:
+    """conf/data/<name>.yaml without Hydra. Raises InputError: no such data set, or a fault in its file."""
+    path = refuse_no_file(conf_dir / "data" / f"{name}.yaml")
+    if not path.is_file():
+        valid = sorted(entry.stem for entry in (conf_dir / "data").glob("*.yaml") if entry.is_file())
+        raise InputError(f"data: no such data set {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}")
+    try:
+        values = decode_yaml(read_file(path), name=str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return convert(DataSpec, values, where=f"conf/data/{name}.yaml: data")
+
+
+def streamed(spec: DataSpec) -> bool:
+    """Whether it is of the kind that stays in its files (`load_listing`), and not read whole (`load_split`)."""
+    check_source(spec.source)
+    return spec.source in FINDERS
+
+
+def check_source(source: object) -> None:
+    """Raise InputError where there is no such reader."""
+    if source not in (*READERS, *FINDERS):
+        raise InputError(f"data.source: no such reader {source!r}; valid: {', '.join((*READERS, *FINDERS))}")
+
+
+def load_listing(spec: DataSpec, split: SplitName, *, root: Path) -> Listing:
+    """The photographs of one official split, in order, unopened.
+
+    Raises DataMissingError (what is wanted and where it goes) or InputError (a set that is read whole, files that are
+    not what they should be).
+    """
+    if not streamed(spec):
+        raise InputError(f"data {spec.name}: has no photographs in files; valid: {', '.join(FINDERS)}")
+    listing = FINDERS[spec.source](split, root, spec.files_md5)
+    expected = spec.num_train if split == "train" else spec.num_test
+    if len(listing) != expected:
+        raise InputError(
+            f"data {spec.name}: expected {expected:,} photographs in {listing.place}, got {len(listing):,}"
+        )
+    return listing
+
+
+def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = True) -> Split:
+    """One whole official split; where it is missing, it is downloaded first, unless `fetch` is false.
+
+    Raises DataMissingError (what is wanted and where it goes) or InputError (photographs, which are not read whole, or
+    a file is not what it should be).
+    """
+    if streamed(spec):
+        raise InputError(f"data {spec.name}: photographs are not read whole; valid: {', '.join(READERS)}")
+    loaded = READERS[spec.source](split, root, spec.files_md5, fetch)
+    expected = (spec.num_train if split == "train" else spec.num_test, *spec.image_shape)
+    if loaded.images.shape != expected:
+        raise InputError(f"data {spec.name}: expected {split} images {expected}, got {loaded.images.shape}")
+    if (most := int(loaded.labels.max(initial=0))) >= spec.num_classes:
+        raise InputError(f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more")
+    return loaded
+
+
+def test_labels(spec: DataSpec, *, root: Path) -> np.ndarray:
+    """Labels of the official test split, shape (N,) int64. Raises DataMissingError: nothing is downloaded for them."""
+    if streamed(spec):
+        return load_listing(spec, "test", root=root).labels
+    return load_split(spec, "test", root=root, fetch=False).labels

@@ -1,0 +1,65 @@
+"""The fingerprint of a data set, and whether its bytes are the official ones."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from remeasure.data import catalog, listing
+from remeasure.data.catalog import SPLITS, SplitName, streamed
+from remeasure.spec.run import DataSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a data set's fingerprint stands: `data_sha256`, and whether the bytes are the official ones."""
+
+    data_sha256: str
+    data_official: Literal["yes", "no", "unknown"]
+    description: str
+
+
+def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
+    """SHA-256 over uint8 pixels NCHW and int64 little-endian labels, train then test, whatever the file layout.
+
+    A tuning run (split=validation) never loads the test split: its fingerprint is over the training split alone.
+    Of photographs it is over the bytes of the test split's files (listing.fingerprint), and where a run trains on
+    them, of both splits'.
+    """
+    if streamed(spec):
+        names: tuple[SplitName, ...] = SPLITS if trains else ("test",)
+        found = [listing.fingerprint(catalog.load_listing(spec, name, root=root)) for name in names]
+        joined = "\n".join(sha256 for sha256, _ in found)
+        data_sha256 = hashlib.sha256(joined.encode()).hexdigest() if trains else joined
+        return official(spec, data_sha256, verified=all(verified for _, verified in found))
+    digest, verified = hashlib.sha256(), True
+    for name in fingerprinted(spec):
+        split = catalog.load_split(spec, name, root=root)
+        verified = verified and split.verified
+        add_split(digest, images=split.images, labels=split.labels)
+    return official(spec, digest.hexdigest(), verified=verified)
+
+
+def fingerprinted(spec: DataSpec) -> tuple[SplitName, ...]:
+    """The splits that a fingerprint is over."""
+    return SPLITS if spec.split == "test" else SPLITS[:1]
+
+
+def add_split(digest: "hashlib._Hash", *, images: np.ndarray, labels: np.ndarray) -> None:
+    """Add a split's images (N, C, H, W) uint8 and labels (N,) to a fingerprint."""
+    digest.update(np.ascontiguousarray(images).data)  # as it lies in memory: no second copy
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+
+
+def official(spec: DataSpec, data_sha256: str, *, verified: bool) -> Source:
+    """`yes`: the official bytes; `no`: a known copy, with its description; `unknown`: neither, or not comparable.
+
+    Official are bytes with the official fingerprint, and where that is not known, files with the official checksums.
+    """
+    if data_sha256 == spec.official_sha256 or (verified and spec.official_sha256 is None):
+        return Source(data_sha256=data_sha256, data_official="yes", description=spec.title)
+    if data_sha256 in spec.known_copies:
+        return Source(data_sha256=data_sha256, data_official="no", description=spec.known_copies[data_sha256])
+    return Source(data_sha256=data_sha256, data_official="unknown", description=f"{spec.title} (unknown fingerprint)")

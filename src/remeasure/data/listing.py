@@ -1,0 +1,136 @@
+"""Photographs that stay in their files until they are needed: the list of a split, and its fingerprint."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from remeasure.spec.base import InputError
+from remeasure.system.paths import read_file, refuse_no_file
+
+PROGRESS_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Listing:
+    """The photographs of a split in their official order: by class, then by file name. None of them is held in memory.
+
+    `names` (N,): <class>/<file>; `labels` (N,) int64. `place`: the folder they lie in, or an uncompressed tar archive;
+    then `spans` (N, 2) int64 says where in it, as offset and length in bytes.
+    `md5`: the archive's, as far as it has an official one.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    place: Path
+    spans: np.ndarray | None
+    md5: str | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        """Where the photograph is, for a person."""
+        return str(self.place / self.names[index]) if self.spans is None else f"{self.place}, {self.names[index]}"
+
+    def read(self, index: int) -> bytes:
+        """The photograph's bytes, from any process. Raises InputError where they cannot be read."""
+        try:
+            if self.spans is None:
+                return read_file(self.place / self.names[index])
+            offset, length = (int(value) for value in self.spans[index])
+            with refuse_no_file(self.place).open("rb") as archive:
+                archive.seek(offset)
+                return archive.read(length)
+        except OSError as error:
+            raise InputError(f"{self.path(index)}: cannot be read ({error.strerror})") from None
+
+
+def fingerprint(listing: Listing) -> tuple[str, bool]:
+    """SHA-256 over label, length (int64, little-endian) and bytes of each photograph, in order; and whether they come
+    from the official archive. The same whatever layout they lie in.
+
+    Taken once and kept in the user's cache folder, until the path, size or time of a file changes. Raises InputError:
+    a file that cannot be read, or an archive that is not the official one.
+    """
+    state = _state(listing)
+    kept = _cache_folder() / f"{state}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(read_file(kept))
+        data_sha256, verified = found["data_sha256"], found["verified"]
+        if found["seal_sha256"] == _seal(state, data_sha256=data_sha256, verified=verified):
+            return data_sha256, verified
+    if listing.md5 is not None:
+        _verify(listing.place, md5=listing.md5)
+    data_sha256, verified = _digest(listing), listing.md5 is not None
+    with contextlib.suppress(OSError):  # where nothing can be kept, it is taken again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+        seal = _seal(state, data_sha256=data_sha256, verified=verified)
+        partial.write_text(json.dumps({"data_sha256": data_sha256, "verified": verified, "seal_sha256": seal}))
+        os.replace(partial, kept)
+    return data_sha256, verified
+
+
+def _seal(state: str, *, data_sha256: str, verified: bool) -> str:
+    """What tells a fingerprint that was kept from one that was damaged since."""
+    return hashlib.sha256(f"{state} {data_sha256} {verified}".encode()).hexdigest()
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remeasure" / "fingerprints"
+
+
+def _state(listing: Listing) -> str:
+    """SHA-256 over what tells, without reading them, that the files are still the same."""
+    paths = [listing.place / name for name in listing.names] if listing.spans is None else [listing.place]
+    digest = hashlib.sha256(f"{listing.place.resolve()}\n{listing.md5}\n".encode())
+    digest.update(np.ascontiguousarray(listing.labels, dtype="<i8").data)
+    digest.update("\n".join(listing.names).encode())
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        # A byte that was changed leaves another time of change, even where the time of modification was put back.
+        digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(listing: Listing) -> str:
+    digest = hashlib.sha256()
+    for index in _watched(len(listing), what=f"fingerprint of {listing.place}", unit="photographs"):
+        content = listing.read(index)
+        digest.update(np.array([listing.labels[index], len(content)], "<i8").data)
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _verify(archive: Path, *, md5: str) -> None:
+    """Raises InputError where the archive's MD5 is another one."""
+    digest, block = hashlib.md5(usedforsecurity=False), 2**22
+    with refuse_no_file(archive).open("rb") as handle:
+        for _ in _watched(-(-archive.stat().st_size // block), what=f"checksum of {archive}", unit="blocks of 4 MiB"):
+            digest.update(handle.read(block))
+    if (found := digest.hexdigest()) != md5:
+        raise InputError(
+            f"{archive}: not the official file: expected MD5 {md5}, got {found}. It is truncated, damaged or another "
+            "file; put the official one there"
+        )
+
+
+def _watched(num: int, *, what: str, unit: str) -> Iterator[int]:
+    """0 … num - 1, with a line on stderr every ten seconds."""
+    began = spoke = time.monotonic()
+    for index in range(num):
+        yield index
+        if (now := time.monotonic()) - spoke >= PROGRESS_SECONDS:
+            spoke, left = now, (now - began) / (index + 1) * (num - index - 1)
+            print(f"{what}: {index + 1:,} of {num:,} {unit}, {left:.0f} s left", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""From the ledger and results/ to verdict, table and report; without torch, Lightning, MLflow and Hydra."""

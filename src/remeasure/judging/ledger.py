@@ -1,0 +1,225 @@
+"""The ledger: what was published, on what evidence, and how each row is decided. Read strictly, all faults at once.
+
+The file is plain YAML: no anchors, aliases or tags. Unquoted null is null, unquoted decimals such as 5 or 92.6 are
+numbers, true and false are refused by every key, and all else is text as it is written: a date, `.nan`, `0x1F`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from remeasure.spec.base import InputError, canonical_json
+from remeasure.spec.claim import Row
+from remeasure.system.paths import read_file
+from remeasure.system.validation import convert, did_you_mean
+
+T = TypeVar("T")
+
+_MAX_DEPTH = 10  # a source lies 6 deep; the composer recurses, so the limit is checked before
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
+_LONGEST_NAME = 100  # it is part of files' names
+_ROW_NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9][a-z0-9_.]*)+")
+
+
+def read(path: Path) -> dict[str, Row]:
+    """The rows of the ledger at `path`, in file order.
+
+    Raises InputError with one line for each fault; each names the file, the row and the key.
+    """
+    entries, faults = plain_entries(path, top="rows")
+    rows = {}
+    for name, entry in entries.items():
+        faults += _entry_faults(entry, name=name)
+        try:
+            named = {**entry, "name": name} if isinstance(entry, dict) else entry
+            rows[name] = convert(Row, named, where=f"rows.{name}")
+        except InputError as error:
+            faults += error.faults
+    _refuse(f"{path}: {fault}" for fault in faults)
+    return rows
+
+
+def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:
+    """What stands under the one top-level key `top` of a ledger, as plain values, and the faults of its keys.
+
+    Raises InputError for a file that is no YAML, or more than plain YAML.
+    """
+    root = _compose(path)
+    faults = list(_key_faults(root, top=top))
+    entries = _entries(root, top=top)
+    if not entries:
+        one = top.removesuffix("s")
+        faults.append(
+            f"expected the top-level key {top}, a mapping from each {one}'s name to its entry; found no {one}"
+        )
+    return entries, faults
+
+
+def check_configs(rows: Mapping[str, Row], *, conf_dir: Path) -> None:
+    """Raise InputError unless the model, data and recipe of each row are files under `conf_dir`.
+
+    Give it the rows that are about to be measured: others may name configs that do not exist yet.
+    """
+    _refuse(
+        f"row {row.name}: {group}: no {conf_dir / group / value}.yaml{did_you_mean(value, valid)}; "
+        f"valid: {', '.join(valid)}"
+        for row in rows.values()
+        for group, value in (("model", row.model), ("data", row.data), ("recipe", row.recipe))
+        if value not in (valid := sorted(config.stem for config in (conf_dir / group).glob("*.yaml")))
+    )
+
+
+def row_sha256(row: Row) -> str:
+    """SHA-256 of the row's entry as canonical JSON; the name is the entry's key, not part of it.
+
+    `confidence` and `looks` are filled in where the entry leaves them out; a `first_seed` of 0 is not there, nor is a
+    `num_params_note` of null, a `control` of none or an `engine` of serial.
+    """
+    entry = {key: value for key, value in asdict(row).items() if key != "name"}
+    if row.rule.first_seed == 0:
+        del entry["rule"]["first_seed"]
+    if row.control == "none":
+        del entry["control"]
+    if row.engine == "serial":
+        del entry["engine"]
+    if row.published.num_params_note is None:
+        del entry["published"]["num_params_note"]
+    return hashlib.sha256(canonical_json(entry).encode()).hexdigest()
+
+
+def select(entries: Mapping[str, T], names: Sequence[str], *, kind: str = "row") -> dict[str, T]:
+    """Those so named, in the ledger's order; all of them where `names` is empty. InputError for an unknown name."""
+    unknown = [name for name in names if name not in entries]
+    _refuse(f"no {kind} {name!r}{did_you_mean(name, entries)}; valid: {', '.join(entries)}" for name in unknown)
+    return {name: entry for name, entry in entries.items() if name in names or not names}
+
+
+def for_configs(rows: Mapping[str, Row], *, model: str, data: str, recipe: str, engine: str = "serial") -> Row | None:
+    """The row that a run of these configs belongs to: the first in the ledger, or None."""
+    wanted = (model, data, recipe, "numpy" if engine == "numpy" else "serial")
+    return next((row for row in rows.values() if (row.model, row.data, row.recipe, row.engine) == wanted), None)
+
+
+def _refuse(faults: Iterable[str]) -> None:
+    """Raise one InputError that names every fault."""
+    found = tuple(faults)
+    if found:
+        raise InputError(*found)
+
+
+def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
+    """What is wrong with a row's name, which is file name and tag as well as key."""
+    if not _ROW_NAME.fullmatch(name):
+        yield f"rows.{name}: expected a name <model>-<data>[-variant] of a-z, 0-9, '_' and '.', parted by single '-'"
+    if len(name) > _LONGEST_NAME:
+        yield f"rows.{name}: expected a name of at most {_LONGEST_NAME} characters, got {len(name)}"
+    if not isinstance(entry, dict):
+        return
+    if "name" in entry:
+        yield f"rows.{name}.name: no such key; the row's name is the key that its entry stands under"
+    start = f"{entry.get('model')}-{entry.get('data')}"
+    if {"model", "data"} <= entry.keys() and not f"{name}-".startswith(f"{start}-"):
+        yield f"rows.{name}: expected the name {start} or {start}-<variant>, after the row's model and data"
+
+
+# ---------------------------------------------------------------- from bytes to plain values
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    """The tree of YAML nodes in a file, None if it is empty. InputError if it is no YAML, or more than plain YAML."""
+    text = _read(path)
+    try:
+        faults = list(_event_faults(yaml.parse(text, Loader=yaml.SafeLoader)))
+        root = None if faults else yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{path}: {_at(error.problem_mark)}not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML overflows on an escape such as "\UFFFFFFFF"
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    _refuse(f"{path}: {fault}" for fault in faults)
+    return root
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the ledger, a YAML file") from None
+
+
+def _event_faults(events: Iterable[yaml.Event]) -> Iterator[str]:
+    """What is legal YAML and has no place in a ledger; read from events, before anything is built or expanded."""
+    depth = 0
+    for event in events:
+        at = _at(event.start_mark)
+        if isinstance(event, yaml.NodeEvent) and event.anchor:
+            yield f"{at}anchors and aliases are refused, got {event.anchor!r}; write the value out"
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
+            yield f"{at}tags are refused, got {event.tag!r}; write the plain value"
+        for odd in _unprintable(event.value) if isinstance(event, yaml.ScalarEvent) else ():
+            yield f"{at}holds the character U+{ord(odd):04X}, which does not print; remove it"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            yield f"{at}nested more than {_MAX_DEPTH} deep"
+            return
+
+
+def _unprintable(text: str) -> str:
+    """The first character, if any, that is neither printable nor a line feed."""
+    return next((letter for letter in text if letter != "\n" and not letter.isprintable()), "")
+
+
+def _at(mark: Any) -> str:
+    """Where a yaml Mark points, both counted from 1; nothing for None."""
+    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+
+
+def _key_faults(node: yaml.Node | None, *, top: str, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Keys that stand twice in one mapping, keys that are no text, and top-level keys other than `top`."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _key_faults(item, top=top, path=(*path, str(index)))
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key_node, value in node.value:
+        key, line = _key(key_node), key_node.start_mark.line + 1
+        place = f"{'.'.join((*path, key))}: line {line}"
+        if key in lines:
+            yield f"{place}: duplicate key, first in line {lines[key]}; keep one of them"
+        elif key_node.tag != _TEXT:
+            yield f"{place}: expected a key that is text; put it in quotes"
+        elif not path and key != top:
+            yield f"{place}: no such key{did_you_mean(key, [top])}; valid: {top}"
+        lines.setdefault(key, line)
+        yield from _key_faults(value, top=top, path=(*path, key))
+
+
+def _entries(root: yaml.Node | None, *, top: str) -> dict[str, Any]:
+    """The plain mapping under the top-level key `top`; empty where there is none."""
+    document = _plain(root) if root else None
+    entries = document.get(top) if isinstance(document, dict) else None
+    return entries if isinstance(entries, dict) else {}
+
+
+def _plain(node: yaml.Node) -> Any:
+    """A node as dict, list, str, int, float, bool or None, as the head of this file says."""
+    if isinstance(node, yaml.MappingNode):
+        return {_key(key): _plain(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    if node.tag == "tag:yaml.org,2002:null":
+        return None
+    if node.tag == "tag:yaml.org,2002:bool":
+        return node.value.lower() in ("true", "yes", "on")
+    return json.loads(node.value) if node.tag != _TEXT and _NUMBER.fullmatch(node.value) else node.value
+
+
+def _key(node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else "?"

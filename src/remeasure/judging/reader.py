@@ -1,0 +1,164 @@
+"""The rows under results/ as they are read back: each file against its seal, and against the others."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from remeasure.judging.records import FOLDERS, RowResults, record_faults, row_files, seal_of_files, seal_of_sums
+from remeasure.spec.base import InputError, gathered
+from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
+from remeasure.system.atomic import read_bytes
+from remeasure.system.formats import decode_csv, decode_json, decode_npz, decode_yaml, mismatch, refuse
+
+_SEALED = re.compile(rf"^([0-9a-f]{{64}})  ((?:{'|'.join(FOLDERS)})/[\w.-]+)$", re.MULTILINE)  # a line of a seal
+_PREDICTION_TYPES = {"seeds": ("<i8",), "predicted": ("|u1", "<u2", "<u4"), "confidence": ("<f2",)}
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_runs(results: Path, *, row: str) -> list[RunRecord]:
+    """The row's records, rising by seed; none where its runs file is absent or a header alone, and there is no seal.
+
+    InputError with one line for each fault; each names the file, the line and the column, or that it is not as sealed.
+    """
+    name, faults, records = f"runs/{row}.csv", list[str](), list[RunRecord]()
+    there = (results / name).exists()
+    data = read_bytes(results / name) if there else b""
+    with _faults_in(results):
+        with gathered(faults):
+            records = decode_csv(data, cls=RunRecord, name=name) if there else []
+            refuse(record_faults(records, row=row))
+            if not records and (results / f"sums/{row}.sha256").exists():
+                raise InputError(mismatch(name, expected="the sealed records", found="none"))
+        refuse([*faults, *_altered(results, row=row, folder="runs")])
+    return records
+
+
+def read_findings(results: Path, *, row: str) -> list[FoundPoint]:
+    """What the doctor found in the row's seeds. InputError: the file is altered, or cannot be read."""
+    name = f"findings/{row}.csv"
+    if not _has_findings(results, row=row):
+        return []
+    with _faults_in(results):
+        refuse(_altered(results, row=row, folder="findings"))
+        return decode_csv(read_bytes(results / name), cls=FoundPoint, name=name)
+
+
+def read_row(results: Path, *, row: str) -> RowResults | None:
+    """The row's whole group, checked against its seal and against itself; None for a row without a record.
+
+    InputError: a file is missing, altered, unreadable, or contradicts another; one line for each fault.
+    """
+    try:
+        records = read_runs(results, row=row)
+        files = _read_files(results, row=row, records=records)
+    except InputError as error:
+        altered = (f"{results}/{fault}" for fault in _altered(results, row=row))
+        raise InputError(*dict.fromkeys([*error.faults, *altered])) from None
+    if not records:
+        return None
+    with _faults_in(results):
+        faults = list(_seal_faults(files, row=row))
+        with gathered(faults):
+            group = _parse(files, row=row, records=records)
+        refuse(faults)
+    return group
+
+
+def _read_files(results: Path, *, row: str, records: Sequence[RunRecord]) -> dict[str, bytes]:
+    """The content of the group's files. InputError: all that are not there, or cannot be read."""
+    faults, files = list[str](), dict[str, bytes]()
+    for name in row_files(row, records=records, found=_has_findings(results, row=row)) if records else ():
+        if not (results / name).exists():
+            expected = f"a file, as {results}/runs/{row}.csv has it"
+            faults.append(mismatch(f"{results}/{name}", expected=expected, found="none"))
+            continue
+        with gathered(faults):
+            files[name] = read_bytes(results / name)
+    refuse(faults)
+    return files
+
+
+def _has_findings(results: Path, *, row: str) -> bool:
+    """Whether the row has a findings file, or its seal says that it should."""
+    name, seal = f"findings/{row}.csv", results / f"sums/{row}.sha256"
+    return (results / name).exists() or (seal.is_file() and f"  {name}\n".encode() in read_bytes(seal))
+
+
+@contextmanager
+def _faults_in(results: Path) -> Iterator[None]:
+    """Begin each fault with the folder that its file lies in."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*(f"{results}/{fault}" for fault in error.faults)) from None
+
+
+def _parse(files: Mapping[str, bytes], *, row: str, records: Sequence[RunRecord]) -> RowResults:
+    predictions, curves, filters, spec = (
+        f"predictions/{row}.npz",
+        f"curves/{row}.csv",
+        f"filters/{row}.npz",
+        f"specs/{row}.yaml",
+    )
+    findings = f"findings/{row}.csv"
+    faults, parts, environments = list[str](), dict[str, Any](), dict[str, Any]()
+    with gathered(faults):
+        parts |= decode_npz(files[predictions], name=predictions, dtypes=_PREDICTION_TYPES)
+    with gathered(faults):
+        parts["curves"] = tuple(decode_csv(files[curves], cls=CurvePoint, name=curves))
+    with gathered(faults):
+        parts["findings"] = tuple(
+            decode_csv(files[findings], cls=FoundPoint, name=findings) if findings in files else ()
+        )
+    with gathered(faults):
+        parts["filters"] = decode_npz(files[filters], name=filters, dtypes={"weights": ("<f2",)})["weights"]
+    with gathered(faults):
+        parts["spec"] = decode_yaml(files[spec], name=spec)
+    for name in (name for name in files if name.startswith("environments/")):
+        with gathered(faults):
+            environments[Path(name).stem] = decode_json(files[name], name=name)
+    refuse(faults)
+    return RowResults(row=row, records=tuple(records), environments=environments, **parts)
+
+
+# ---------------------------------------------------------------- the seal: what no other check reaches
+
+
+def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
+    """The row's files in this folder, or in all, that are there and not as its seal says; or a seal that is none."""
+    seal = f"sums/{row}.sha256"
+    if not (results / seal).exists():
+        return
+    try:
+        content = read_bytes(results / seal)
+    except InputError as error:
+        yield from (fault.removeprefix(f"{results}/") for fault in error.faults)
+        return
+    sealed = _SEALED.findall(content.decode(errors="replace"))
+    sums = {name: sha256 for sha256, name in sealed}
+    found = (results / f"findings/{row}.csv").exists()
+    least = set(row_files(row, records=(), found=found)) - {seal}
+    if not least < sums.keys() or content != seal_of_sums(sums, row=row):  # there is an environment, too
+        yield f"{seal}: not as remeasure writes it"
+    for sha256, name in sealed:
+        path = results / name
+        if name.startswith(folder) and path.is_file() and hashlib.sha256(read_bytes(path)).hexdigest() != sha256:
+            yield f"{name}: differs from the SHA-256 that {seal} gives for it"
+
+
+def _seal_faults(files: Mapping[str, bytes], *, row: str) -> Iterator[str]:
+    """The files that differ from what the seal says, or the seal itself if it is not a seal of these files."""
+    seal = f"sums/{row}.sha256"
+    expected = seal_of_files({name: data for name, data in files.items() if name != seal}, row=row).splitlines(
+        keepends=True
+    )
+    sealed = files[seal].splitlines(keepends=True)
+    altered = [line.split()[1].decode() for line in expected[1:] if line not in sealed]
+    yield from (f"{name}: differs from the SHA-256 that {seal} gives for it" for name in altered)
+    if not altered and sealed != expected:
+        yield f"{seal}: not as remeasure writes it"

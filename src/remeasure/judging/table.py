@@ -1,0 +1,280 @@
+"""The table: what was published beside what was measured, computed from the ledger and results/runs alone.
+
+results/table.csv    one TableRow a line: unrounded judgement, provenance, everything
+results/table.md     the same for a reader, with reasons and every seed
+results/report.html  the same for the eye (judging/report.py)
+README.md            a short form, between `<!-- table:begin` and `<!-- table:end -->`
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from remeasure.judging import ledger
+from remeasure.judging.records import by_finding
+from remeasure.judging.verdict import audit_params, judge, wilson_interval
+from remeasure.spec.base import InputError, Mode
+from remeasure.spec.claim import Evidence, Published, Row, Verdict, VerdictName
+from remeasure.spec.findings import Finding
+from remeasure.spec.record import FoundPoint, RunRecord
+from remeasure.spec.run import TRAINING_VERSION
+from remeasure.system.formats import encode_csv
+
+Records = Mapping[str, Sequence[RunRecord]]
+Findings = Mapping[str, Sequence[FoundPoint]]
+COMMAND = "make reproduce"
+_BLOCK = re.compile(r"<!-- table:begin\b.*?-->.*?<!-- table:end -->", re.DOTALL)
+_NOT_OFFICIAL = {
+    "no": "the data fingerprint is not the official one",
+    "unknown": "the data fingerprint is unknown: neither the official one nor that of a known copy",
+}
+_WITHOUT_RECORD = (
+    *("num_params", "data_sha256", "data_official", "device", "seconds_per_seed", "commit", "measured_on"),
+    *("wilson_low_percent", "wilson_high_percent", "params_audit"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One line of results/table.csv, whose columns are these fields in this order. None: does not apply, or unknown.
+
+    Mean, sd, interval and verdict are the deciding look's. `device`, `commit`, `measured_on` (a UTC date) are those of
+    the judged seed that finished last; the commit ends in `-dirty` if any judged seed ran on uncommitted changes.
+    `data_official` and the other facts about data and net are the same for all seeds.
+    """
+
+    row: str
+    model: str
+    data: str
+    mode: Mode
+    published_percent: float
+    published_params: str
+    num_params: int | None
+    mean_percent: float | None
+    sd_percent: float | None
+    num_seeds: int
+    interval_low_percent: float | None
+    interval_high_percent: float | None
+    margin_pp: float
+    verdict: VerdictName
+    seeds_needed: int | None
+    data_sha256: str | None
+    data_official: Literal["yes", "no", "unknown"] | None
+    device: str | None
+    seconds_per_seed: float | None
+    commit: str | None
+    measured_on: str | None
+    confidence: float
+    looks: str
+    wilson_low_percent: float | None
+    wilson_high_percent: float | None
+    params_audit: str | None
+    stale: Literal["yes", ""]
+    reason: str
+    ledger_sha256: str
+
+
+# ---------------------------------------------------------------- the table itself
+
+
+def build(rows: Mapping[str, Row], *, records: Records) -> tuple[TableRow, ...]:
+    """A line for each row of the ledger, in its order; a row without records is 'not measured'."""
+    return tuple(_table_row(row, records=records.get(name, ())) for name, row in rows.items())
+
+
+def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
+    verdict = _judge(row, records=records)
+    return TableRow(
+        row=row.name,
+        model=row.model,
+        data=row.data,
+        mode=row.mode,
+        published_percent=row.published.accuracy_percent,
+        published_params=row.published.num_params_text,
+        margin_pp=row.rule.margin_pp,
+        confidence=row.rule.confidence,
+        looks=" ".join(map(str, row.rule.looks)),
+        ledger_sha256=ledger.row_sha256(row),
+        mean_percent=verdict.mean_percent,
+        sd_percent=verdict.sd_percent,
+        num_seeds=verdict.num_seeds,
+        interval_low_percent=verdict.interval_low_percent,
+        interval_high_percent=verdict.interval_high_percent,
+        verdict=verdict.verdict,
+        seeds_needed=verdict.seeds_needed,
+        reason=verdict.reason,
+        **_provenance(row, verdict=verdict, records=records),
+    )
+
+
+def _judge(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
+    if not records:
+        return Verdict(verdict="not measured", reason="there is no record of this row yet", num_seeds=0)
+    counts = {record.seed: record.num_correct for record in records}
+    evidence = Evidence(num_correct=counts, num_test=records[0].num_test)
+    return judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule)
+
+
+def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> dict[str, Any]:
+    """What the judged seeds say about themselves; where none could be judged, what all seeds say."""
+    first = row.rule.first_seed
+    judged = [record for record in records if first <= record.seed < first + verdict.num_seeds] or records
+    if not judged:
+        return {**dict.fromkeys(_WITHOUT_RECORD), "stale": ""}
+    last = max(judged, key=lambda record: (record.finished_at, record.seed))
+    low, high = _wilson(row, verdict=verdict, num_test=last.num_test)
+    return {
+        "num_params": last.num_params,
+        "data_sha256": last.data_sha256,
+        "data_official": last.data_official,
+        "device": last.device,
+        "seconds_per_seed": sum(record.wall_seconds for record in judged) / len(judged),
+        "commit": last.commit + "-dirty" * any(record.dirty for record in judged),
+        "measured_on": last.finished_at[:10],
+        "wilson_low_percent": low,
+        "wilson_high_percent": high,
+        "params_audit": _audit(row.published, num_params=last.num_params),
+        "stale": "yes" if last.training_version < TRAINING_VERSION else "",
+    }
+
+
+def _audit(published: Published, *, num_params: int) -> str:
+    """Such as "exact", or "differs: " and why."""
+    audit = audit_params(num_params, published_text=published.num_params_text)
+    return f"{audit}: {published.num_params_note}" if audit == "differs" and published.num_params_note else audit
+
+
+def _wilson(row: Row, *, verdict: Verdict, num_test: int) -> tuple[float | None, float | None]:
+    if verdict.mean_percent is None:
+        return None, None
+    num_correct = min(verdict.mean_percent * num_test / 100, num_test)  # a mean of 100 % may round above num_test
+    return wilson_interval(num_correct, num_test=num_test, confidence=row.rule.confidence)
+
+
+def to_csv(table: Sequence[TableRow]) -> bytes:
+    return encode_csv(table, cls=TableRow)
+
+
+# ---------------------------------------------------------------- for a reader
+
+
+def to_markdown(
+    table: Sequence[TableRow], *, rows: Mapping[str, Row], records: Records, findings: Findings | None = None
+) -> str:
+    """results/table.md: a line for each row; below, for each row, the reason, every seed and what to be wary of."""
+    findings = findings or {}
+    columns = ("row", "published %", "measured %", "data", "interval %", "verdict", "parameters", "device")
+    lines = [
+        f"<!-- Generated by `{COMMAND}` from conf/benchmark.yaml and results/runs; do not edit. -->",
+        "",
+        *_grid(columns, lines=[_cells(line, row=rows[line.row]) for line in table]),
+        "",
+        "Measured: mean ± standard deviation over the n seeds that were judged, last epoch, test split.",
+        "",
+        *(
+            f"- **{line.row}**: "
+            + "; ".join(_notes(line, records=records.get(line.row, ()), findings=findings.get(line.row, ())))
+            for line in table
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def readme_block(table: Sequence[TableRow], *, rows: Mapping[str, Row]) -> str:
+    """The short table between its two markers, both included; no line end after the last."""
+    columns = ("row", "published %", "measured %", "data", "verdict")
+    cells = [_cells(line, row=rows[line.row]) for line in table]
+    grid = _grid(columns, lines=[(*line[:4], line[5]) for line in cells])
+    return "\n".join((f"<!-- table:begin (generated by `{COMMAND}`; do not edit) -->", *grid, "<!-- table:end -->"))
+
+
+def to_text(table: Sequence[TableRow], *, rows: Mapping[str, Row], origins: Mapping[str, str]) -> str:
+    """The table for a terminal, aligned, with the reason under each row that is not simply reproduced.
+
+    `origins`: row to where its number comes from, such as "measured here" or "committed record".
+    """
+    lines = [("row", "published %", "measured %", "verdict", "data", "number")]
+    for entry in table:
+        row, published, measured, data, _, verdict, *_ = _cells(entry, row=rows[entry.row])
+        lines.append((row, published, measured or "-", verdict, data, origins.get(row, "no record")))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    reasons = [f"{entry.row}: {entry.reason}" for entry in table if entry.verdict != "reproduced"]
+    return "\n".join([text[0], rule, *text[1:], rule, *reasons])
+
+
+def update_readme(text: str, *, block: str) -> str:
+    """`text` with its one marked block replaced. InputError: it has no such block, or more than one."""
+    if (found := len(_BLOCK.findall(text))) != 1:
+        raise InputError(
+            "README: expected one line <!-- table:begin -->, later one line <!-- table:end -->, "
+            f"to put the table between; found {found} such pairs"
+        )
+    return _BLOCK.sub(lambda _: block, text)
+
+
+def _grid(columns: Sequence[str], *, lines: Sequence[Sequence[str]]) -> list[str]:
+    """A markdown table."""
+    cells = [columns, ["---"] * len(columns), *lines]
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in cells]
+
+
+def _cells(line: TableRow, *, row: Row) -> tuple[str, ...]:
+    """The cells of a row in table.md, in the order of its columns; a missing value is an empty cell."""
+    official = line.data_official in (None, "yes")
+    low, high = line.interval_low_percent, line.interval_high_percent
+    return (
+        line.row,
+        f"{line.published_percent:.{row.published.num_digits}f}",
+        _measured(line),
+        line.data if official else f"{line.data} (data_official: {line.data_official})",
+        "" if low is None else f"{low:.2f} to {high:.2f}",
+        line.verdict + " (stale)" * bool(line.stale),
+        f"{line.published_params} published"
+        + (
+            ""
+            if line.num_params is None
+            else f", {line.num_params:,} counted: {(line.params_audit or '').partition(':')[0]}"
+        ),
+        line.device or "",
+    )
+
+
+def _measured(line: TableRow) -> str:
+    if line.mean_percent is None:
+        return ""
+    sd = "" if line.sd_percent is None else f" ± {line.sd_percent:.2f}"
+    return f"{line.mean_percent:.2f}{sd} (n = {line.num_seeds})"
+
+
+def _notes(line: TableRow, *, records: Sequence[RunRecord], findings: Sequence[FoundPoint]) -> Iterator[str]:
+    yield f"{line.verdict}, {line.reason}"
+    if line.data_official in _NOT_OFFICIAL:
+        yield f"{_NOT_OFFICIAL[line.data_official]} ({line.data_sha256})"
+    if why := (line.params_audit or "").partition(": ")[2]:
+        yield f"the number of parameters differs: {why}"
+    if line.verdict == "not measured":
+        yield f"`{COMMAND} ROWS={line.row}` measures it, and says which files it wants where they are missing"
+    if line.stale:
+        yield "stale: the training code has changed since, so that it may give other numbers today"
+    for found, points in by_finding(findings):
+        yield _found(found, points=points)
+    if records:
+        seeds = (f"{record.seed}: {_accuracy(record)}" for record in records)
+        yield f"{line.seconds_per_seed:.1f} s a seed, the last on {line.measured_on}"
+        yield f"every seed in percent: {', '.join(seeds)}"
+
+
+def _found(found: Finding, *, points: Sequence[FoundPoint]) -> str:
+    """What the doctor found, in which seeds, on what evidence in the first of them; likely causes, and what to try."""
+    seeds = ", ".join(str(point.seed) for point in points)
+    said = f"the doctor found in seed {seeds}: {found.name} (seed {points[0].seed}: {found.evidence})"
+    if not found.causes:
+        return said
+    return f"{said}, likely {' or '.join(found.causes)}, to try in this order: {', then '.join(found.next_steps)}"
+
+
+def _accuracy(record: RunRecord) -> str:
+    return "diverged" if record.accuracy_percent is None else f"{record.accuracy_percent:.3f}"

@@ -1,0 +1,244 @@
+"""The judgement on a row: is the published accuracy reproduced by the seeds that were measured? Pure functions.
+
+m, s: mean and standard deviation (n-1) of the test accuracy of n independent seeds, in percent; p: the published
+number; δ: the margin; K: the number of planned looks; alpha_K = (1 - confidence)/K.
+
+    s ← max(s, 100/(num_test·√12)): accuracy comes in steps of 100/num_test, and one step, uniform, has this sd
+    h = t(n-1, 1-alpha_K)·s/√n        [L, U] = [m-h, m+h], two-sided of level 100(1-2·alpha_K) %
+
+    reproduced    L ≥ p-δ and U ≤ p+δ    two one-sided tests (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657)
+    exceeds       L > p+δ                one-sided t-test (Student 1908)
+    falls short   U < p-δ                one-sided t-test
+    undecided     anything else
+
+The first look that decides stands. Sharing 1 - confidence over the looks (Bonferroni) keeps the probability of each
+wrong verdict at or below 1 - confidence, however many of the planned looks are taken. Assumed, as in every t-test:
+accuracy is close to normal over seeds. A recipe that collapses on one seed in fifty is not, and may show no sign of it.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Literal
+
+from scipy.special import stdtr, stdtrit
+
+from remeasure.spec.claim import PARAMS_TEXT, Evidence, Rule, Verdict, VerdictName
+
+TOLERANCE_PP = 1e-9  # bounds compare unrounded; this only absorbs floating point, such as 97.7 + 0.25 > 97.95
+
+ParamsAudit = Literal["exact", "rounds to it", "truncates to it", "differs"]
+
+
+def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdict:
+    """The verdict of the first planned look that decides; until one does, 'undecided' and why.
+
+    Look k uses exactly the rule's first looks[k] seeds, in whatever order they finished. A missing or diverged seed
+    ends what can be looked at; one beyond the deciding look changes nothing. Mean, sd and interval are those of the
+    deciding look, else of the last one reached, else (no interval then) of the leading seeds. The sd is the floored
+    one, so that the interval can be worked out again from the table. looks [1] is deterministic: m against p±δ, no sd,
+    no interval.
+
+    `seeds_needed`: the first look that would decide at this mean and sd, for decided rows too (how much was enough);
+    None where that is more than the plan, or where a diverged seed lies in the way, or for fewer than two seeds.
+
+    ValueError: no test images, counts outside 0 … num_test, or looks that begin with a single seed and go on.
+    """
+    _check(evidence, rule=rule)
+    first = rule.first_seed
+    evidence = replace(
+        evidence, num_correct={seed - first: n for seed, n in evidence.num_correct.items() if seed >= first}
+    )
+    if not evidence.num_correct:
+        return Verdict(verdict="not measured", reason="no seed has been measured", num_seeds=0)
+    counts = _leading_counts(evidence.num_correct)
+    verdict = _summary(counts, num_test=evidence.num_test)
+    for look in (look for look in rule.looks if look <= len(counts)):
+        summary = _summary(counts[:look], num_test=evidence.num_test)
+        verdict = _decide(summary, published_percent=published_percent, rule=rule)
+        if verdict.verdict != "undecided":
+            break
+    diverged = sorted(seed for seed, count in evidence.num_correct.items() if count is None and seed < rule.looks[-1])
+    open_looks = [look for look in rule.looks if not diverged or look <= diverged[0]]
+    needed = _seeds_needed(verdict, published_percent=published_percent, rule=rule, looks=open_looks)
+    verdict = replace(verdict, seeds_needed=needed)
+    if verdict.verdict != "undecided":
+        return verdict
+    obstacles = _obstacles(verdict, num_correct=evidence.num_correct, diverged=diverged, rule=rule)
+    return replace(verdict, reason="; ".join(filter(None, (verdict.reason, *obstacles))))
+
+
+def _check(evidence: Evidence, *, rule: Rule) -> None:
+    if evidence.num_test < 1:
+        raise ValueError(f"num_test: expected 1 or more, got {evidence.num_test}")
+    for seed, count in evidence.num_correct.items():
+        if count is not None and not 0 <= count <= evidence.num_test:
+            raise ValueError(f"num_correct: expected 0 to {evidence.num_test}, got {count} for seed {seed}")
+    if rule.looks[0] < 2 and len(rule.looks) > 1:
+        raise ValueError(f"looks: expected [1], or 2 seeds or more at each look, got {list(rule.looks)}")
+
+
+def _leading_counts(num_correct: Mapping[int, int | None]) -> list[int]:
+    """Correct predictions of seeds 0, 1, 2, … up to the first that is missing or diverged."""
+    counts: list[int] = []
+    while (count := num_correct.get(len(counts))) is not None:
+        counts.append(count)
+    return counts
+
+
+def _summary(counts: Sequence[int], *, num_test: int) -> Verdict:
+    """Mean and floored sd of these seeds, not yet judged; no sd below two seeds, no mean without any."""
+    mean = 100 * sum(counts) / (len(counts) * num_test) if counts else None
+    sd = _floored_sd([100 * count / num_test for count in counts], num_test=num_test) if len(counts) > 1 else None
+    return Verdict(verdict="undecided", reason="", num_seeds=len(counts), mean_percent=mean, sd_percent=sd)
+
+
+def _floored_sd(percents: Sequence[float], *, num_test: int) -> float:
+    return max(statistics.stdev(percents), 100 / (num_test * math.sqrt(12)))
+
+
+def _decide(summary: Verdict, *, published_percent: float, rule: Rule) -> Verdict:
+    """The verdict on exactly the seeds of this summary, with its interval and its reason."""
+    low, high = interval = _interval(summary, num_seeds=summary.num_seeds, rule=rule)
+    name = _name(interval, published_percent=published_percent, rule=rule)
+    where = _where(name, interval=interval, published_percent=published_percent, rule=rule)
+    if summary.sd_percent is None:
+        return replace(summary, verdict=name, reason=f"{low:.3f} {where}")
+    reason = f"interval [{low:.3f}, {high:.3f}] {where}"
+    return replace(summary, verdict=name, reason=reason, interval_low_percent=low, interval_high_percent=high)
+
+
+def _interval(summary: Verdict, *, num_seeds: int, rule: Rule) -> tuple[float, float]:
+    """[m-h, m+h] with h = t(n-1, 1-alpha_K)·s/√n if `num_seeds` seeds had this mean and sd; [m, m] without an sd."""
+    mean, sd = summary.mean_percent, summary.sd_percent
+    assert mean is not None  # a look has at least one seed
+    if sd is None:
+        return mean, mean
+    alpha = (1 - rule.confidence) / len(rule.looks)
+    half_width = float(stdtrit(num_seeds - 1, 1 - alpha)) * sd / math.sqrt(num_seeds)
+    return mean - half_width, mean + half_width
+
+
+def _name(interval: tuple[float, float], *, published_percent: float, rule: Rule) -> VerdictName:
+    low, high = (bound - published_percent for bound in interval)
+    margin = rule.margin_pp + TOLERANCE_PP
+    if -margin <= low and high <= margin:
+        return "reproduced"
+    if low > margin:
+        return "exceeds"
+    return "falls short" if high < -margin else "undecided"
+
+
+def _where(name: VerdictName, *, interval: tuple[float, float], published_percent: float, rule: Rule) -> str:
+    """How the interval lies to p-δ and p+δ, in words."""
+    if name == "reproduced":
+        return f"inside {published_percent:.10g} ± {rule.margin_pp:.10g}"
+    bounds = (published_percent - rule.margin_pp, published_percent + rule.margin_pp)
+    if name == "exceeds":
+        return f"above {bounds[1]:.10g}"
+    if name == "falls short":
+        return f"below {bounds[0]:.10g}"
+    return "crosses " + " and ".join(f"{bound:.10g}" for bound in bounds if interval[0] <= bound <= interval[1])
+
+
+def _seeds_needed(verdict: Verdict, *, published_percent: float, rule: Rule, looks: Sequence[int]) -> int | None:
+    """The first of `looks` that decides at this mean and sd.
+
+    h falls as n grows, so this is the smallest n with h < ||m-p|-δ|, raised to the next look.
+    """
+    if verdict.sd_percent is None:
+        return None
+    for look in looks:
+        interval = _interval(verdict, num_seeds=look, rule=rule)
+        if _name(interval, published_percent=published_percent, rule=rule) != "undecided":
+            return look
+    return None
+
+
+def _obstacles(
+    verdict: Verdict, *, num_correct: Mapping[int, int | None], diverged: Sequence[int], rule: Rule
+) -> Iterator[str]:
+    """What stands between an undecided row and its decision."""
+    num_leading = len(_leading_counts(num_correct))
+    if diverged:
+        yield f"{_seeds(diverged, first=rule.first_seed)} diverged, and no seed is replaced"
+        return
+    next_look = next((look for look in rule.looks if look > num_leading), None)
+    if next_look is not None:
+        last = min(next_look, max(num_correct))
+        gaps = [seed for seed in range(num_leading, last) if seed not in num_correct]
+        which = "first" if next_look == rule.looks[0] else "next"
+        progress = f"{num_leading} of {next_look} seeds of the {which} look"
+        yield f"{_seeds(gaps, first=rule.first_seed)} {'is' if len(gaps) == 1 else 'are'} missing" if gaps else progress
+    if verdict.num_seeds > 1 and verdict.seeds_needed is None:
+        yield "seeds needed: more than the plan"
+
+
+def _seeds(seeds: Sequence[int], *, first: int) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(str(first + seed) for seed in seeds)}"
+
+
+def wilson_interval(num_correct: float, *, num_test: int, confidence: float) -> tuple[float, float]:
+    """Low and high, in percent, of the interval for a share of `num_test` test images.
+
+    `num_correct` may be a mean over seeds, and so no integer. With p = num_correct/n and z the normal quantile at
+    (1 + confidence)/2: (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927, J. Am. Stat. Assoc. 22:209).
+    ValueError: num_correct outside 0 … num_test, no test images, or a confidence outside (0, 1).
+    """
+    if not (num_test >= 1 and 0 <= num_correct <= num_test):
+        raise ValueError(f"num_correct: expected 0 to num_test of 1 or more, got {num_correct} of {num_test}")
+    z = statistics.NormalDist().inv_cdf((1 + _fraction(confidence)) / 2)
+    share = num_correct / num_test
+    centre = share + z**2 / (2 * num_test)
+    half_width = z * math.sqrt(share * (1 - share) / num_test + z**2 / (4 * num_test**2))
+    scale = 100 / (1 + z**2 / num_test)
+    return max(0.0, scale * (centre - half_width)), min(100.0, scale * (centre + half_width))
+
+
+def agree(old: Sequence[float], new: Sequence[float], *, num_test: int, confidence: float) -> tuple[float, bool]:
+    """The two-sided p-value of 'both records have one mean', and whether it stays above 1 - confidence.
+
+    `old`, `new`: accuracies in percent of two or more independent seeds each, on the same `num_test` images.
+    With v = s²/n of each record: t = (m_new - m_old)/√(v_old + v_new), degrees of freedom (v_old + v_new)² / Σ v²/(n-1)
+    (Welch 1947, Biometrika 34:28). Each s is floored as in `judge`, so that equal seeds do not divide by zero.
+    ValueError: fewer seeds, or a confidence outside (0, 1).
+    """
+    if min(len(old), len(new)) < 2:
+        raise ValueError(f"seeds: expected 2 or more in each record, got {len(old)} and {len(new)}")
+    level = 1 - _fraction(confidence)
+    variances = [_floored_sd(record, num_test=num_test) ** 2 / len(record) for record in (old, new)]
+    total = sum(variances)
+    t = (statistics.fmean(new) - statistics.fmean(old)) / math.sqrt(total)
+    freedom = total**2 / sum(v**2 / (len(record) - 1) for v, record in zip(variances, (old, new), strict=True))
+    p_value = 2 * float(stdtr(freedom, -abs(t)))
+    return p_value, p_value > level
+
+
+def _fraction(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a fraction in (0, 1), got {confidence}")
+    return confidence
+
+
+_FACTOR = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def audit_params(num_params: int, *, published_text: str) -> ParamsAudit:
+    """How a counted number of parameters relates to the printed one, such as '7,850', '60k' or '11.7M'.
+
+    'exact': the same number. 'rounds to it', else 'truncates to it': the same at the printed digits; rounding takes a
+    half either way. ValueError: a text that is no number with an optional k, M or B.
+    """
+    match = PARAMS_TEXT.fullmatch(published_text.strip())
+    if match is None:
+        raise ValueError(f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {published_text!r}")
+    whole, decimals, suffix = match[1].replace(",", ""), match[2] or "", match[3] or ""
+    unit = Fraction(_FACTOR[suffix], 10 ** len(decimals))  # of the last printed digit
+    excess = num_params / unit - int(whole + decimals)
+    if excess == 0:
+        return "exact"
+    if abs(excess) <= Fraction(1, 2):
+        return "rounds to it"
+    return "truncates to it" if 0 < excess < 1 else "differs"

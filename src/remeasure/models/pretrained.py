@@ -1,0 +1,177 @@
+"""Published weights: found, fingerprinted, and loaded into a net without running anything that stands in the file."""
+
+import hashlib
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.spec.config import Config
+from remeasure.spec.recipe import Evaluation
+from remeasure.spec.run import RunSpec
+from remeasure.system import paths
+from remeasure.system.redaction import masked
+from remeasure.system.validation import did_you_mean
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+HUB_FILE = "model.safetensors"  # of each of timm's repositories on the hub
+HUB_TIMEOUT_SECONDS = 10.0
+FAULTS_SHOWN = 8
+
+# Read as the hub's client is imported, which timm does: what it asks for should not tell who asks.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def fingerprint(config: Config, *, fetch: bool = True) -> str | None:
+    """SHA-256 of the file of weights that an evaluation takes; None for a config that trains.
+
+    Raises InputError, and DataMissingError where published weights can be neither found nor downloaded; `fetch=False`
+    downloads nothing.
+    """
+    path = locate(config, fetch=fetch)
+    if path is None:
+        return None
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def locate(config: Config | RunSpec, *, fetch: bool = True) -> Path | None:
+    """The file: model.weights, else weights/<name> under the data root, else the hub's, downloaded where it must be."""
+    if not isinstance(config.recipe, Evaluation):
+        return None
+    if config.model.weights is not None:
+        path = Path(os.path.expanduser(config.model.weights))  # noqa: PTH111 - Path's raises for an unknown user
+        if not _is_file(path):
+            raise InputError(f"model.weights: there is no file {path}")
+        return path
+    name = config.recipe.weights
+    lying = next((path for path in _places(name) if _is_file(path)), None)
+    return lying or _from_hub(name, config=config, fetch=fetch)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that the system refuses is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _places(name: str) -> list[Path]:
+    return [paths.data_root() / "weights" / f"{name}{suffix}" for suffix in SUFFIXES]
+
+
+def _from_hub(name: str, *, config: Config | RunSpec, fetch: bool) -> Path:
+    """The hub's file of these weights, from the hub's own cache, else downloaded into it with a progress bar."""
+    import timm  # 5 s to import
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    known = timm.list_pretrained()
+    repository = timm.get_pretrained_cfg(name).hf_hub_id if name in known else None
+    if repository is None:
+        raise InputError(f"recipe.weights: timm knows no weights {name!r} on its hub{did_you_mean(name, known)}")
+    cached = try_to_load_from_cache(repository, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    reason = _unreachable() if fetch else "it is not downloaded while the photographs are missing"
+    if not reason:
+        try:
+            return Path(hf_hub_download(repository, HUB_FILE))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = masked(str(error)).splitlines()[0]
+    raise _missing(name, repository=repository, config=config, reason=reason)
+
+
+def _unreachable() -> str:
+    """Why the hub cannot be asked; nothing where it can. Its own client takes half a minute to find out."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so nothing is downloaded"
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:  # it answers
+        return ""
+    except (OSError, http.client.HTTPException) as error:
+        return masked(f"{constants.ENDPOINT} cannot be reached ({error})")
+    return ""
+
+
+def _missing(name: str, *, repository: str, config: Config | RunSpec, reason: str) -> DataMissingError:
+    names = f"model={config.model.name} data={config.data.name} recipe={config.recipe.name}"
+    return DataMissingError(
+        f"weights: {name} is missing; have one of these, and start again:",
+        f"  {HUB_FILE} of {repository} in the hub's cache, by `hf download {repository} {HUB_FILE}`",
+        f"  {_places(name)[0]} (or a torch file, .pth, there)",
+        f"  a file of them anywhere: python src/train.py {names} model.weights=PATH",
+        f"  {reason}",
+    )
+
+
+def load(network: nn.Module, path: Path, *, sha256: str | None = None) -> None:
+    """Put the weights of a .safetensors or torch file into the network.
+
+    Torch files are read with weights_only=True, so that nothing in them is executed; what stands under `model`,
+    `state_dict` or their moving averages is taken, as timm does. Every weight of the net must be there, in its shape,
+    finite, and no other. Raises InputError, with a line for each fault, or where the file's SHA-256 is not `sha256`.
+    """
+    if sha256 is not None and _sha256(path) != sha256:
+        raise InputError(f"{path}: it has changed since the run was planned; start again")
+    weights = _read(path)
+    faults = list(_misfits(weights, own=network.state_dict()))
+    if faults:
+        more = [f"  and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+        raise InputError(f"{path}: not weights of this net:", *(f"  {fault}" for fault in faults[:FAULTS_SHOWN]), *more)
+    network.load_state_dict(weights)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from timm.models import load_state_dict
+
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write: they are refused
+            weights: object = load_state_dict(str(path), weights_only=True)
+    except (SafetensorError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a whole file of weights ({error})") from None
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{path}: not a file of weights, or more than that: nothing in it was run ({reason})"
+        ) from None
+    if not isinstance(weights, Mapping):
+        raise InputError(f"{path}: expected weights by name, got a {type(weights).__name__}")
+    return weights
+
+
+def _misfits(weights: Mapping[str, Any], *, own: Mapping[str, Tensor]) -> Iterator[str]:
+    """One line for each weight that is missing, unknown, of another shape, or not finite."""
+    for name in [name for name in own if name not in weights]:
+        yield f"{name}: missing"
+    for name, value in weights.items():
+        if name not in own:
+            yield f"{name}: the net has no such weight"
+        elif not isinstance(value, Tensor) or value.shape != own[name].shape:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            yield f"{name}: expected shape {list(own[name].shape)}, got {found}"
+        elif not torch.isfinite(value).all():
+            yield f"{name}: holds values that are not finite"

@@ -1,0 +1,106 @@
+"""The models of the table: `build` turns a ModelSpec into a torch module whose initial weights follow from a seed.
+
+A builder gets plain keywords: `image_shape` (C, H, W), `num_classes`, an explicit `generator`, and its own options,
+all of which the config must state. Its module maps images (N, C, H, W) float32, normalised by the recipe, to logits
+(N, num_classes).
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from remeasure.models import lenet5, mlp, resnet, vit
+from remeasure.spec.base import InputError
+from remeasure.spec.run import ModelSpec
+
+Builder = Callable[..., nn.Module]
+
+BUILDERS: dict[str, Builder] = {
+    "logistic_regression": mlp.logistic_regression,
+    "mlp": mlp.mlp,
+    "lenet5": lenet5.lenet5,
+    "resnet18": resnet.resnet18,
+    "timm_net": vit.timm_net,
+}
+_CONTEXT = ("image_shape", "num_classes", "generator")  # what every builder is given beside its options
+
+
+def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: int, generator_seed: int) -> nn.Module:
+    """The model on the CPU in training mode, its weights drawn from a generator seeded with `generator_seed`.
+
+    Global random state is neither read nor moved. InputError, with every fault that was found: an unknown builder, an
+    option that is unknown, missing or out of its range, data that the model cannot take.
+    """
+    if found := tuple(faults(model)):
+        raise InputError(*found)
+    builder = BUILDERS[model.builder]
+    generator = torch.Generator().manual_seed(generator_seed)
+    try:
+        return builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # larger than the memory, or than torch can count
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"model: {model.builder} with options {dict(model.options)} cannot be built for images {image_shape} and "
+            f"{num_classes} classes ({reason})"
+        ) from None
+
+
+@torch.inference_mode()
+def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) -> None:
+    """Raise InputError where the network cannot take images of these sizes, at which a recipe begins."""
+    was_training, network = network.training, network.eval()
+    refused = []
+    for size in pixels:
+        try:
+            network(torch.zeros(1, channels, size, size))
+        except RuntimeError as error:
+            refused.append(f"{size} ({str(error).partition(chr(10))[0]})")
+    network.train(was_training)
+    if refused:
+        raise InputError(
+            f"recipe.resolution: the model cannot take images of these pixels a side: {', '.join(refused)}"
+        )
+
+
+def faults(model: ModelSpec) -> Iterator[str]:
+    """What is wrong with the model, whatever the data: its builder is unknown, or its options are not the builder's."""
+    if model.builder not in BUILDERS:
+        yield f"model.builder: there is no {model.builder!r}; choose from {', '.join(BUILDERS)}"
+    else:
+        yield from _option_faults(BUILDERS[model.builder], model.options)
+
+
+def _option_faults(builder: Builder, options: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each option that the builder's signature does not know, misses, or gives another type or range."""
+    valid = [name for name in inspect.signature(builder).parameters if name not in _CONTEXT]
+    types = typing.get_type_hints(builder, include_extras=True)
+    for name in valid:
+        if name not in options:
+            yield f"model.options.{name}: missing; {builder.__name__} needs {', '.join(valid)}"
+    for name, value in options.items():
+        if name not in valid:
+            yield f"model.options.{name}: unknown; {builder.__name__} takes {', '.join(valid)}"
+            continue
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            for fault in error.errors():
+                where = ".".join(str(part) for part in (name, *fault["loc"]))
+                yield f"model.options.{where}: {fault['msg']}, got {fault['input']!r}"
+
+
+def num_trainable(module: nn.Module) -> int:
+    """The number of parameters that training moves: what tables print as the parameter count."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def first_layer_weights(module: nn.Module) -> Tensor:
+    """A copy of the first weight matrix or convolution kernel, (out, in, ...), on the CPU."""
+    weights = (getattr(layer, "weight", None) for layer in module.modules())
+    first = next(weight for weight in weights if isinstance(weight, nn.Parameter) and weight.ndim > 1)
+    return first.detach().cpu().clone()

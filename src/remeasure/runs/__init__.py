@@ -1,0 +1,1 @@
+"""One run: RunSpec and seed to RunRecord, and its folder under runs/."""

@@ -1,0 +1,168 @@
+"""The folders of runs: which are finished, which go on, and what is in them. No torch: looking must be quick.
+
+`runs/<model>-<data>-<spec>-<device kind>-s<seed>-a<attempt>/`; journal.py says what stands in one. A record names the
+SHA-256 of itself and of the files beside it: what has changed since is found and named.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from remeasure.runs import journal
+from remeasure.spec.base import DeviceKind, InputError, canonical_json
+from remeasure.spec.record import RunRecord
+from remeasure.spec.run import RunSpec
+from remeasure.system import locks
+from remeasure.system.atomic import write_whole
+from remeasure.system.paths import read_file, refuse_no_file
+
+SEALED = (
+    *("config.yaml", "environment.json", "diff.patch", journal.JOURNAL_FILE),
+    *("predictions.npz", "filters.npz", "weights.npz"),
+    *("divergence.json", "divergence.safetensors"),  # training/diagnostics/nonfinite.py
+)
+CAMPAIGNS = ".campaigns"  # in the folder of runs: who works on which row (system/locks.py)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where runs happen: the folder that holds them, the project, the data root, and the device's kind.
+
+    `keep_weights`: all weights of the trained network stay in a run's directory, as weights.npz. `doctor`: trainings
+    are looked at, and what is wrong with them is told (spec/findings.py).
+    """
+
+    runs: Path
+    project: Path
+    data_root: Path
+    device_kind: DeviceKind
+    keep_weights: bool = False
+    doctor: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished run: its record, its directory, and whether it was finished before."""
+
+    record: RunRecord
+    directory: Path
+    reused: bool
+
+
+def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
+    """The newest finished run with this key (spec_sha256, seed, device kind) in this checkout, if any."""
+    for directory in reversed(attempts(spec, seed=seed, place=place)):
+        if (directory / "record.json").is_file():
+            return Outcome(record=read_record(directory), directory=directory, reused=True)
+    return None
+
+
+def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
+    """The newest attempt's directory, to go on with it; a new one where it ended, or there is none, or `fresh`."""
+    earlier = attempts(spec, seed=seed, place=place)
+    if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
+        for path in earlier[-1].iterdir():
+            refuse_no_file(path)
+        return earlier[-1]
+    number = _attempt(earlier[-1]) + 1 if earlier else 1
+    name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
+    (place.runs / name).mkdir(parents=True, exist_ok=True)
+    return place.runs / name
+
+
+def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
+    """The directories of this key, oldest first, whatever has become of them."""
+    return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
+
+
+def is_under_way(spec: RunSpec, *, seed: int, place: Place) -> bool:
+    """Whether some process trains this seed now."""
+    earlier = attempts(spec, seed=seed, place=place)
+    return bool(earlier) and locks.is_held(earlier[-1] / "lock")
+
+
+def participants(runs: Path, *, campaign: str) -> Path:
+    """The file by which those who work on a campaign know of each other (locks.Presence)."""
+    return runs / CAMPAIGNS / campaign.replace("/", "-")
+
+
+def _ended(directory: Path) -> bool:
+    """Whether a tuning run is finished, which leaves no record."""
+    events = journal.read(directory)
+    return bool(events) and events[-1]["event"] == "finished" and not (directory / "record.json").is_file()
+
+
+def _attempt(directory: Path) -> int:
+    return int(directory.name.rpartition("-a")[2])
+
+
+def read_record(directory: Path) -> RunRecord:
+    """The record of a finished run. InputError: it or a file beside it is not what was written."""
+    if damaged := list(_damaged(directory)):
+        raise InputError(
+            *(f"{directory / name}: damaged, it is not what was written when the run finished" for name in damaged),
+            f"remove the folder {directory}, and this seed is measured again",
+        )
+    return _record(json.loads(read_file(directory / "record.json")))
+
+
+def _record(content: dict[str, Any]) -> RunRecord:
+    """Raises TypeError where keys are missing, or too many."""
+    return RunRecord(**{key: value for key, value in content.items() if key not in ("files_sha256", "seal_sha256")})
+
+
+def _damaged(directory: Path) -> Iterator[str]:
+    """The names of the files that have changed since the record was written."""
+    try:
+        written = read_file(directory / "record.json")
+        content = json.loads(written)
+        whole, sealed = _to_json(content) == written, dict(content["files_sha256"])
+        _record(content)
+        if content.pop("seal_sha256") != _sha256(canonical_json(content).encode()) or not whole:
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not the one that was written
+        yield "record.json"
+        return
+    for name, sha256 in sealed.items():
+        try:
+            whole = _sha256(read_file(directory / name)) == sha256
+        except (OSError, InputError):
+            whole = False
+        if not whole:
+            yield name
+
+
+def write_record(directory: Path, record: RunRecord) -> None:
+    """Write record.json whole: from then on the run is finished."""
+    names = [name for name in SEALED if (directory / name).is_file()]
+    content: dict[str, Any] = asdict(record)
+    content["files_sha256"] = {name: _sha256(read_file(directory / name)) for name in names}
+    content["seal_sha256"] = _sha256(canonical_json(content).encode())
+    write_whole(directory / "record.json", _to_json(content))
+
+
+def recorded_run_id(directory: Path) -> str:
+    """The MLflow run of a finished run as its record names it, "" where it was never told; nothing is verified."""
+    try:
+        return str(json.loads(read_file(directory / "record.json"))["mlflow_run_id"])
+    except (ValueError, TypeError, KeyError):
+        return "?"
+
+
+def _to_json(content: object) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def remove_leftovers(directory: Path) -> None:
+    """The checkpoint of a finished run, where its process was killed before it could do that."""
+    left = list(directory.glob("checkpoint.*"))
+    if left and b"engine: batched" not in read_file(directory / "config.yaml"):  # else other seeds may go on from it
+        for path in left:
+            path.unlink(missing_ok=True)

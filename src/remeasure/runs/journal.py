@@ -1,0 +1,105 @@
+"""The journal of a run: one JSON object a line, appended as things happen. MLflow and results/ are projections of it.
+
+A run lives in `runs/<run id>/`:
+
+    journal.jsonl      events, below            config.yaml        the resolved RunSpec, row and seed
+    environment.json   versions and machine     diff.patch         uncommitted changes, if any
+    checkpoint.ckpt    while it is unfinished   predictions.npz    predicted (N,), confidence (N,) float16
+    filters.npz        first-layer weights      record.json        the RunRecord; written last: the completion marker
+
+Events, each with `event` and `time` (ISO 8601, UTC):
+
+    started    run_id, row, seed, model, data, recipe, spec_sha256, device, device_kind, commit, dirty, epochs_total
+    resumed    row, seed, model, data, epochs_total, checkpoint ("used"; "none" or "corrupt": from the first step again)
+    epoch      epoch, step, split ("train", "test" or "validation"), loss, accuracy_percent, lr, seconds
+    finding    name, evidence, causes, next_steps: what the doctor found (spec/findings.py); most runs have none
+    diverged   epoch, step, reason
+    failed     reason                           interrupted   reason
+    finished   record (the RunRecord as a dict)
+
+A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split). Each line ends with the
+CRC-32 of the object that it is without that, in hexadecimal: one that a crash cut short, or that was changed, is
+left out.
+"""
+
+import errno
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from remeasure.spec.record import Event
+from remeasure.system.paths import naming, read_file
+
+JOURNAL_FILE = "journal.jsonl"
+_LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
+
+
+class Journal:
+    """Appends events to `directory`/journal.jsonl; each line is on the disk, whole, before `write` returns."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / JOURNAL_FILE
+        if self.path.exists() and not read_file(self.path).endswith(b"\n"):
+            self._append("\n")  # end a torn line, lest it swallow the next
+
+    def write(self, event: str, /, **values: object) -> Event:
+        """Append one event with the current time and return it."""
+        entry = {"event": event, "time": now(), **values}
+        self._append(encode(entry))
+        return entry
+
+    def _append(self, line: str) -> None:
+        with naming(self.path):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                if os.write(descriptor, line.encode()) < len(line):
+                    raise OSError(errno.ENOSPC, "the disk took only a part of a line")
+                os.fsync(descriptor)  # no checkpoint and no record may outlive the lines before it
+            finally:
+                os.close(descriptor)
+
+
+def encode(entry: Event) -> str:
+    """The line of an event."""
+    text = json.dumps(entry, allow_nan=True)
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def now() -> str:
+    """The current time in UTC, to the second, such as 2026-11-22T14:05:09Z."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read(directory: Path) -> list[Event]:
+    """All whole events of a run, in order; a damaged line is left out. No journal: no events."""
+    path = directory / JOURNAL_FILE
+    return list(_parse(read_file(path))) if path.exists() else []
+
+
+def _parse(content: bytes) -> Iterator[Event]:
+    """The event that a damaged line announced is journaled again on resume."""
+    for line in content.splitlines():
+        found = _LINE.fullmatch(line)
+        if found and zlib.crc32(text := found[1] + b"}") == int(found[2], 16):
+            yield json.loads(text)
+
+
+def curve(events: list[Event]) -> list[Event]:
+    """The `epoch` events, the last one for each (epoch, split), in order of epoch."""
+    points = {(event["epoch"], event["split"]): event for event in events if event["event"] == "epoch"}
+    return [points[key] for key in sorted(points)]
+
+
+def under_way(directory: Path) -> bool:
+    """Whether the journal says that somebody works on the run."""
+    states = [event["event"] for event in read(directory) if event["event"] not in ("epoch", "finding")]
+    return bool(states) and states[-1] in ("started", "resumed")
+
+
+def last(events: list[Event], name: str) -> Event | None:
+    """The last event of that name, if any."""
+    return next((event for event in reversed(events) if event["event"] == name), None)

@@ -1,0 +1,134 @@
+"""Who made a number: commit, uncommitted changes, versions, machine. Nothing here can move a weight."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from remeasure.spec.base import InputError
+
+PACKAGES = (
+    "numpy",
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "hydra-core",
+    "mlflow",
+    "scikit-learn",
+    "scipy",
+)
+WATCHED = ("src", "conf", "pyproject.toml", "requirements.lock")
+UNKNOWN = "unknown"
+# By these git would look at another repository than the project's.
+MISLEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revision:
+    """The checkout's `commit`, whether a file differs from it or is new, and the `diff` as a patch.
+
+    Where git is missing, or the project is no checkout, REMEASURE_COMMIT says it; else `commit` is "unknown" and
+    `dirty` None. Only what can move a number counts: code, configs and versions, not results or texts. New files are
+    not in `diff`.
+    """
+
+    commit: str
+    dirty: bool | None
+    diff: str
+
+    def __str__(self) -> str:
+        return self.commit + ("-dirty" if self.dirty else "")
+
+
+@cache
+def revision(root: Path) -> Revision:
+    """The state of the checkout, read once a process: what is imported is what stood there at the start.
+
+    A repository counts whose top level is the project, not one around it. Raises InputError for REMEASURE_COMMIT.
+    """
+    top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").strip().rpartition("\n")
+    if not top or Path(top).resolve() != root.resolve():
+        return _stated()
+    dirty = bool(_git(root, "status", "--porcelain", "--", *WATCHED))
+    return Revision(commit=commit, dirty=dirty, diff=_git(root, "diff", "--no-color", "HEAD", "--", *WATCHED))
+
+
+def _stated() -> Revision:
+    """What REMEASURE_COMMIT says: a commit of 40 digits, with -dirty behind it where a file differs."""
+    text = os.environ.get("REMEASURE_COMMIT", "")
+    if not text:
+        return Revision(commit=UNKNOWN, dirty=None, diff="")
+    found = re.fullmatch(r"([0-9a-f]{40})(-dirty)?", text)
+    if found is None:
+        raise InputError(
+            f"REMEASURE_COMMIT: expected a commit as git prints it (40 digits, or with -dirty), got {text!r}"
+        )
+    return Revision(commit=found[1], dirty=bool(found[2]), diff="")
+
+
+@cache
+def warn_of_unknown(root: Path) -> None:
+    """Say on the terminal, once, that records made here cannot name their commit. Raises InputError as `revision`."""
+    if revision(root).commit == UNKNOWN:
+        reason = "no git here, or the project is no checkout"
+        print(f"commit unknown ({reason}): records say so; REMEASURE_COMMIT=… states it", file=sys.stderr)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in MISLEADING}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=30,
+            env=environment,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, as kept in results/environments; no host name, no user, no path."""
+    import torch
+
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "device": device,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "packages": versions,
+    }
+
+
+def cpu_name() -> str:
+    """Such as "AMD EPYC"; the kernel's name for the processor, else Python's."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_name(device_kind: str) -> str:
+    """The name of the device that trains: the GPU's, or the processor's."""
+    import torch
+
+    return torch.cuda.get_device_name() if device_kind == "cuda" else cpu_name()

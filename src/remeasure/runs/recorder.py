@@ -1,0 +1,193 @@
+"""One attempt at a run: what is written into its directory, from the announcement to the record."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor, nn
+
+from remeasure.models import registry
+from remeasure.runs import provenance
+from remeasure.runs.folder import Place, read_record, write_record
+from remeasure.runs.journal import Journal, curve, last, now, read
+from remeasure.spec.findings import Finding
+from remeasure.spec.record import Event, RunRecord
+from remeasure.spec.run import RunSpec
+from remeasure.system.atomic import write_whole
+from remeasure.system.digests import environment_sha256, predicted_sha256
+from remeasure.system.formats import encode_npz
+from remeasure.system.redaction import masked
+from remeasure.training.diagnostics.curves import CurveMonitor
+from remeasure.training.diagnostics.leaks import refuse_early_scores
+from remeasure.training.engines.serial import DivergenceError
+from remeasure.training.inference import Predictions
+
+Sink = Callable[[Path, Event], None]  # (run directory, event), called as things happen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a run comes to: the trained network, its predictions, the labels (N,) int64 they are scored by, seconds."""
+
+    network: nn.Module
+    predictions: Predictions
+    labels: Tensor
+    wall_seconds: float
+
+
+class Attempt:
+    """A run's directory while the run is under way; `row`: the ledger row it belongs to, "" for none.
+
+    Of seeds that train together, some may have been finished before the others: nothing of those is written again.
+    """
+
+    def __init__(self, directory: Path, *, spec: RunSpec, seed: int, row: str, place: Place, sink: Sink) -> None:
+        self.directory, self.spec, self.seed, self.row, self.place = directory, spec, seed, row, place
+        self._journal, self._sink, self._facts = Journal(directory), sink, dict[str, Any]()
+        self.finished = (directory / "record.json").is_file()
+        events = read(directory)
+        self._started = last(events, "started")
+        self.chart = CurveMonitor(
+            num_classes=spec.data.num_classes,
+            epochs_total=spec.recipe.epochs_total,
+            report=self._found,
+            known=[event["name"] for event in events if event["event"] == "finding"],
+            points=[point for point in curve(events) if point["split"] == "train"],
+        )
+
+    def report(self, event: str, /, **values: object) -> None:
+        """Journal an event."""
+        if not self.finished:
+            self._sink(self.directory, self._journal.write(event, **values))
+
+    def epoch(self, values: dict[str, Any]) -> None:
+        """Journal an epoch of training, and what its curve shows by now."""
+        self.report("epoch", **values)
+        self.chart.see(values)
+
+    def _found(self, finding: Finding) -> None:
+        if self.place.doctor:
+            self.report("finding", **asdict(finding))
+
+    def watch(self, event: str, /, **values: object) -> None:
+        """What only a person who waits wants to know; it leaves no trace."""
+        self._sink(self.directory, {"event": event, "time": now(), **values})
+
+    def announce(self, *, num_params: int, data_official: str, checkpoint: str) -> None:
+        """Write what the run is into its directory, then journal that it started or goes on."""
+        if self.finished:
+            return
+        if started := self._started:
+            self.row = started["row"] or self.row  # it stays the run of whoever began it
+        self._facts = self._known(num_params=num_params, data_official=data_official)
+        if started:
+            names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
+            self.report("resumed", **names, checkpoint=checkpoint)
+            return
+        spec, facts = self.spec, self._facts
+        config = {"row": self.row, "seed": self.seed, **asdict(spec)}
+        write_whole(self.directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+        environment = provenance.environment(facts["device"])
+        write_whole(self.directory / "environment.json", json.dumps(environment, indent=1, sort_keys=True).encode())
+        if diff := provenance.revision(self.place.project).diff:
+            write_whole(self.directory / "diff.patch", diff.encode())
+        names = {"model": spec.model.name, "data": spec.data.name, "recipe": spec.recipe.name}
+        self.report("started", run_id=self.directory.name, **names, **facts, epochs_total=spec.recipe.epochs_total)
+
+    def fail(self, error: BaseException) -> None:
+        """Journal why the run ended without a result."""
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        with suppress(OSError):  # on a full disk the next start finds it unfinished, and closes it
+            self.report("interrupted" if stopped else "failed", reason=masked(repr(error)))
+
+    def close(self, result: Scored | DivergenceError) -> RunRecord:
+        """Keep what came out; the record is written last, and from then on the run is finished."""
+        if self.finished:
+            return read_record(self.directory)
+        if isinstance(result, DivergenceError):
+            self.chart.note("not finite", str(result))
+            self.report("diverged", epoch=result.epoch, step=result.step, reason=str(result))
+            record = RunRecord(**self._facts, **_no_result(self.spec), wall_seconds=0.0, finished_at=now())
+        else:
+            seconds = round(result.wall_seconds, 1)
+            record = RunRecord(**self._facts, **_result(result), wall_seconds=seconds, finished_at=now())
+            refuse_early_scores(read(self.directory), spec=self.spec)
+            _keep_arrays(self.directory, scored=result)
+            if self.place.keep_weights:
+                _keep_weights(self.directory, network=result.network)
+            point = _last_point(self.spec, record=record)
+            self.report("epoch", **point)
+            self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
+        finished = self._journal.write("finished", record=asdict(record))
+        if self.spec.data.split == "test":  # tuning leaves no record
+            write_record(self.directory, record)
+        self._sink(self.directory, finished)  # not before: a run that is killed here has another time when it goes on
+        return record
+
+    def _known(self, *, num_params: int, data_official: str) -> dict[str, Any]:
+        """What a record says that is known before training."""
+        spec, device = self.spec, provenance.device_name(self.place.device_kind)
+        revision = provenance.revision(self.place.project)
+        return {
+            "row": self.row,
+            "seed": self.seed,
+            "spec_sha256": spec.spec_sha256,
+            "training_version": spec.training_version,
+            "num_params": num_params,
+            "epochs": spec.recipe.epochs_total,
+            "device": device,
+            "device_kind": self.place.device_kind,
+            "data_sha256": spec.data_sha256,
+            "data_official": data_official,
+            "commit": revision.commit,
+            "dirty": revision.dirty,
+            "versions_sha256": environment_sha256(provenance.environment(device)),
+            "mlflow_run_id": "",
+        }
+
+
+def plain(value: object) -> Any:
+    """`asdict` output with lists in place of tuples, as YAML and JSON hold it."""
+    return json.loads(json.dumps(value))
+
+
+def _result(scored: Scored) -> dict[str, Any]:
+    predictions, labels = scored.predictions, scored.labels
+    num_correct = int((predictions.predicted == labels).sum())
+    return {
+        "accuracy_percent": 100 * num_correct / len(labels),
+        "num_correct": num_correct,
+        "num_test": len(labels),
+        "loss": predictions.loss,
+        "predicted_sha256": predicted_sha256(predictions.predicted.numpy()),
+    }
+
+
+def _no_result(spec: RunSpec) -> dict[str, Any]:
+    """What a seed that diverged has to show. It need not have read what it would have been scored on."""
+    num_test = spec.data.num_test if spec.data.split == "test" else spec.data.num_validation
+    return {"accuracy_percent": None, "num_correct": None, "num_test": num_test, "loss": None, "predicted_sha256": None}
+
+
+def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
+    """The evaluation as a point of the curve."""
+    keys = {"split": spec.data.split, "loss": record.loss, "accuracy_percent": record.accuracy_percent}
+    return {"epoch": spec.recipe.epochs_total, "step": None, **keys, "lr": None, "seconds": None}
+
+
+def _keep_arrays(directory: Path, *, scored: Scored) -> None:
+    predicted = scored.predictions.predicted.numpy().astype(np.uint16)
+    confidence = scored.predictions.confidence.numpy().astype(np.float16)
+    write_whole(directory / "predictions.npz", encode_npz({"predicted": predicted, "confidence": confidence}))
+    weights = registry.first_layer_weights(scored.network).numpy().astype(np.float16)
+    write_whole(directory / "filters.npz", encode_npz({"weights": weights}))
+
+
+def _keep_weights(directory: Path, *, network: nn.Module) -> None:
+    arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+    write_whole(directory / "weights.npz", encode_npz(arrays))

@@ -1,0 +1,88 @@
+"""The images of a run: what it is trained on, what it is scored on, and that they are what was planned with."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from remeasure.data import catalog, fingerprint
+from remeasure.runs.folder import Place
+from remeasure.spec.base import InputError
+from remeasure.spec.run import RunSpec
+from remeasure.training import negative_controls
+from remeasure.training.seeding import derive
+
+
+def refuse_changed_files(spec: RunSpec, *, place: Place) -> None:
+    """InputError where what was read is not what was planned with; files that have a checksum were checked as read."""
+    splits = [_load(spec, name, place=place) for name in fingerprint.fingerprinted(spec.data)]
+    if all(split.verified for split in splits):
+        return
+    digest = hashlib.sha256()
+    for split in splits:
+        fingerprint.add_split(digest, images=split.images.numpy(), labels=split.labels.numpy())
+    if digest.hexdigest() != spec.data_sha256:
+        raise _changed(spec)
+
+
+def _changed(spec: RunSpec) -> InputError:
+    return InputError(f"data {spec.data.name}: its files have changed since the run was planned; start again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A whole official split: `images` (N, C, H, W) uint8, `labels` (N,) int64; `verified` as in files.Split."""
+
+    images: Tensor
+    labels: Tensor
+    verified: bool
+
+
+_LOADED: dict[tuple[str, str], Loaded] = {}  # a worker process trains many seeds on the same images
+
+
+def _load(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> Loaded:
+    """The split, read once a process."""
+    key = (spec.data_sha256, split)
+    if key not in _LOADED:
+        read = catalog.load_split(spec.data, split, root=place.data_root)
+        _LOADED[key] = Loaded(
+            images=torch.from_numpy(read.images), labels=torch.from_numpy(read.labels), verified=read.verified
+        )
+    return _LOADED[key]
+
+
+def trained_on(spec: RunSpec, *, seed: int, place: Place) -> tuple[Tensor, Tensor]:
+    """What the seed is trained on: all that is kept for it, or in a negative control what its fault makes of that."""
+    images, labels = kept_to_train(spec, place=place)
+    if spec.control == "none":
+        return images, labels
+    return negative_controls.applied(images, labels, control=spec.control, seed=derive(seed, purpose="control", step=0))
+
+
+def kept_to_train(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
+    """The official training split; when tuning, without its held-back end."""
+    loaded = _load(spec, "train", place=place)
+    num = len(loaded.images) - spec.data.num_validation
+    return loaded.images[:num], loaded.labels[:num]
+
+
+def scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
+    """The official test split; when tuning, the held-back end of the training split, and the test split is not read."""
+    if spec.data.split == "test":
+        loaded = _load(spec, "test", place=place)
+        return loaded.images, loaded.labels
+    loaded = _load(spec, "train", place=place)
+    return loaded.images[-spec.data.num_validation :], loaded.labels[-spec.data.num_validation :]
+
+
+def data_official(spec: RunSpec, *, place: Place) -> str:
+    if catalog.streamed(spec.data):
+        source = fingerprint.fingerprint(spec.data, root=place.data_root, trains=spec.mode == "train")
+        if source.data_sha256 != spec.data_sha256:
+            raise _changed(spec)
+        return source.data_official
+    verified = _load(spec, "train", place=place).verified
+    return fingerprint.official(spec.data, spec.data_sha256, verified=verified).data_official

@@ -1,0 +1,175 @@
+"""What a seed will cost, from a few real steps, and how much of it is left."""
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remeasure.runs import folder as runs_folder
+from remeasure.runs import journal
+from remeasure.runs.folder import Place
+from remeasure.spec.recipe import Evaluation, Recipe, Resolution
+from remeasure.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from remeasure.training.engines.serial import Training
+
+
+TIMED_SECONDS = 3.0  # a row's steps are timed so long; at least two steps of each image size, one where it is slow
+TIMED_SECONDS_CUDA = 0.5
+SLOW_STEP_SECONDS = 10.0  # what the first step does beside its work takes less than a second, unless it compiles
+WARM_STEPS_CUDA = 8  # in which libraries choose their kernels, and a graph is captured
+TIMED_BATCH_SECONDS = 1.0  # a batch that takes so long tells the speed of an evaluation
+
+
+def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
+    """Seconds that a seed of `spec` takes here, from a few of its steps on its data; leaves nothing behind.
+
+    Of seeds that train together, each one's share.
+    Of an evaluation, the network's share; what it decodes is not counted.
+    """
+    from remeasure.runs import execute, hardware  # Lightning: seconds to import
+
+    hardware.keep_freed_memory()
+    with hardware.processor(spec):
+        if isinstance(spec.recipe, Evaluation):
+            return spec.data.num_test * _seconds_per_image(spec, device_kind=place.device_kind)
+        seconds, sizes = 0.0, image_sizes(spec.recipe)
+        for pixels, num_epochs in sizes.items():
+            sized = replace(spec, recipe=at_size(spec.recipe, pixels=pixels))
+            training = execute.build_training(sized, seed=0, place=place)
+            limit = (TIMED_SECONDS_CUDA if place.device_kind == "cuda" else TIMED_SECONDS) / len(sizes)
+            each = _seconds_per_step(training, spec=sized, device_kind=place.device_kind, limit_seconds=limit)
+            seconds += num_epochs * training.steps_per_epoch * each
+        return seconds / spec.engine_width
+
+
+def image_sizes(recipe: Recipe) -> dict[int | None, int]:
+    """Pixels on each side of the training images, None for their own, and how many epochs see them so."""
+    return dict(Counter(_pixels_at(recipe, epoch) for epoch in range(recipe.epochs_total)))
+
+
+def _pixels_at(recipe: Recipe, epoch: int) -> int | None:
+    return recipe.resolution.pixels_at(epoch) if recipe.resolution else None
+
+
+def at_size(recipe: Recipe, *, pixels: int | None) -> Recipe:
+    """The recipe with images of this size from its first epoch."""
+    small = Resolution(pixels=(pixels,), until_epoch=(recipe.epochs_total - 1,)) if pixels else None
+    return replace(recipe, resolution=small)
+
+
+def _seconds_per_step(training: "Training", *, spec: RunSpec, device_kind: str, limit_seconds: float) -> float:
+    """Whole steps are timed, from outside: within a captured one nothing may wait for the device."""
+    from remeasure.training.engines.loop import train
+    from remeasure.training.engines.serial import DivergenceError
+
+    ahead = device_kind == "cuda"  # of the device, which Python gives its work to
+    slow_seconds = math.inf if ahead or spec.compile else SLOW_STEP_SECONDS
+    clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind), ahead=ahead, slow_seconds=slow_seconds)
+    step = training._optimiser_step
+
+    def timed(*given: Any, **named: Any) -> Any:
+        seen = step(*given, **named)
+        clock()
+        return seen
+
+    training._optimiser_step = timed  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder, suppress(EnoughError, DivergenceError):
+        checkpoint = Path(folder) / "checkpoint.ckpt"
+        train(training, spec=spec, device_kind=device_kind, checkpoint=checkpoint, report=lambda _: None)
+    return clock.seconds_per_step()
+
+
+class EnoughError(Exception):
+    """Enough steps were timed."""
+
+
+class StepClock:
+    """Called after each optimiser step. The first warms up; EnoughError once the others have taken `limit_seconds`, or
+    the first alone `slow_seconds`: its warm-up is then a small part of it.
+
+    `ahead`: more warm up, and the time is read after 8, 16, 32, … steps only: to read it is to wait for the device. It
+    is then enough once the next stretch, as long as all before it, would end too late.
+    """
+
+    def __init__(
+        self, *, limit_seconds: float, now: Callable[[], float], ahead: bool = False, slow_seconds: float = math.inf
+    ) -> None:
+        self.limit_seconds, self.now, self.ahead, self.slow_seconds = limit_seconds, now, ahead, slow_seconds
+        self.num_steps, self.marks = 0, [(0, now())]
+
+    def __call__(self) -> None:
+        self.num_steps += 1
+        if self.ahead and (self.num_steps < WARM_STEPS_CUDA or self.num_steps.bit_count() > 1):
+            return
+        self.marks.append((self.num_steps, self.now()))
+        if self.marks[1][1] - self.marks[0][1] >= self.slow_seconds:
+            raise EnoughError
+        seconds = self.marks[-1][1] - self.marks[1][1]
+        if len(self.marks) > 2 and seconds >= self.limit_seconds / (2 if self.ahead else 1):
+            raise EnoughError
+
+    def seconds_per_step(self) -> float:
+        """The mean, without the steps that warmed up where there are others."""
+        if self.marks[-1][0] < self.num_steps:
+            self.marks.append((self.num_steps, self.now()))
+        (first, began), (last, ended) = self.marks[1 if len(self.marks) > 2 else 0], self.marks[-1]
+        return (ended - began) / (last - first)
+
+
+def _clock_of(device_kind: str) -> Callable[[], float]:
+    """Seconds once the device has done all that it was given."""
+    import torch
+
+    def now() -> float:
+        if device_kind != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
+    """Of the network alone, on batches of noise that grow until one takes a while or is as large as the recipe's."""
+    import torch
+
+    from remeasure.models import registry
+    from remeasure.training.inference import forward
+
+    assert isinstance(spec.recipe, Evaluation)
+    shape, num_classes = spec.input_shape, spec.data.num_classes
+    network = registry.build(spec.model, image_shape=shape, num_classes=num_classes, generator_seed=0)
+    run, now = forward(network, spec=spec, device=torch.device(device_kind)), _clock_of(device_kind)
+    num, seconds = 1, 0.0
+    while seconds < TIMED_BATCH_SECONDS and num <= spec.recipe.batch_size:
+        batch = torch.randint(0, 256, (num, *shape), dtype=torch.uint8, device=device_kind)
+        for _ in range(2):  # the first warms up
+            began = now()
+            with torch.inference_mode():
+                run(batch)
+            seconds = now() - began
+        per_image, num = seconds / num, 4 * num
+    return per_image
+
+
+def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
+    """How much of a seed is still to do: 1 for all, less where a checkpoint waits for it to go on."""
+    attempts = runs_folder.attempts(spec, seed=spec.together(seed)[0], place=place)  # whose checkpoint is the group's
+    if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or isinstance(spec.recipe, Evaluation):
+        return 1.0
+    epochs = [event["epoch"] for event in journal.read(attempts[-1]) if event["event"] == "epoch"]
+    return work(spec, first_epoch=max(epochs, default=0)) / work(spec, first_epoch=0)
+
+
+def work(spec: RunSpec, *, first_epoch: int) -> float:
+    """The epochs from `first_epoch` (from 0) on, each weighed by its images' pixels."""
+    assert isinstance(spec.recipe, Recipe)
+    own = spec.data.image_shape[1]
+    epochs = range(first_epoch, spec.recipe.epochs_total)
+    return sum(((_pixels_at(spec.recipe, epoch) or own) / own) ** 2 for epoch in epochs)

@@ -1,0 +1,130 @@
+"""What was claimed, and the judgement: a row of the ledger, its rule, its evidence, its verdict."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from remeasure.spec.base import FIRST_TUNING_SEED, Control, Mode, Strict
+
+PARAMS_TEXT = re.compile(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,15})(?:(?:\.([0-9]{1,6}))? ?([kKMB]))?")  # "11.7M"
+Grade = Literal["primary", "secondary", "unsourced"]
+VerdictName = Literal["reproduced", "exceeds", "falls short", "undecided", "not measured"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Strict):
+    """Who says so: `citation`, `where` in it, what it `says`, and its grade."""
+
+    citation: str
+    where: str
+    says: str
+    grade: Grade
+
+    def _faults(self) -> Iterable[str]:
+        keys = ("citation", "where", "says")
+        return (f"{key}: must not be empty" for key in keys if not getattr(self, key).strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(Strict):
+    """A published accuracy and what is known of how it was measured; null is 'not stated'.
+
+    `num_digits` counts the decimals that were printed: 92.6 has 1, 99.05 has 2. `num_params_note`: why the printed
+    number of parameters is not ours, where it differs.
+    """
+
+    accuracy_percent: float
+    num_digits: int
+    num_params_text: str
+    num_runs: int | None
+    selection: str | None
+    sources: tuple[Source, ...]
+    notes: str
+    num_params_note: str | None = None
+
+    def _faults(self) -> Iterable[str]:
+        if not 0 < self.accuracy_percent <= 100:
+            yield f"accuracy_percent: expected a percentage in (0, 100], got {self.accuracy_percent}"
+        if not 0 <= self.num_digits <= 6 or round(self.accuracy_percent, self.num_digits) != self.accuracy_percent:
+            yield f"num_digits: {self.num_digits} decimals cannot print {self.accuracy_percent}"
+        if not PARAMS_TEXT.fullmatch(self.num_params_text.strip()):
+            yield f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {self.num_params_text!r}"
+        if self.num_runs is not None and self.num_runs < 1:
+            yield f"num_runs: expected 1 or more, or null for not stated, got {self.num_runs}"
+        if not self.sources:
+            yield "sources: a bare number is refused; name at least one source, if only one graded 'unsourced'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Strict):
+    """The rule of decision, written before the first measurement. `looks`: the seed counts at which it is applied.
+
+    `first_seed`: look k uses seeds first_seed … first_seed + looks[k] - 1; a later rule takes seeds never used before.
+    """
+
+    margin_pp: float
+    confidence: float = 0.95
+    looks: tuple[int, ...] = (5, 10, 20)
+    first_seed: int = 0
+
+    def _faults(self) -> Iterable[str]:
+        if not 0 < self.margin_pp < 100:
+            yield f"margin_pp: expected percentage points above 0, got {self.margin_pp}"
+        if not 0.5 < self.confidence < 1:
+            yield f"confidence: expected a fraction in (0.5, 1), got {self.confidence}"
+        if len(self.looks) == 0 or list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 1:
+            yield f"looks: expected rising numbers of seeds, got {list(self.looks)}"
+        elif self.first_seed < 0 or self.first_seed + self.looks[-1] > FIRST_TUNING_SEED:
+            last = self.first_seed + self.looks[-1] - 1
+            yield f"looks: expected seeds from 0 to {FIRST_TUNING_SEED - 1}, got {self.first_seed} to {last}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Strict):
+    """One row of the ledger: what to measure, what was published, and how it is decided.
+
+    `control`: the fault on purpose of a negative control (conf/controls.yaml). `engine`: numpy for the network from
+    scratch.
+    """
+
+    name: str
+    model: str
+    data: str
+    recipe: str
+    mode: Mode
+    published: Published
+    rule: Rule
+    control: Control = "none"
+    engine: Literal["serial", "numpy"] = "serial"
+
+    def _faults(self) -> Iterable[str]:
+        if self.mode == "evaluate" and self.rule.looks != (1,):
+            yield f"rule.looks: mode 'evaluate' is deterministic, so looks is [1], got {list(self.rule.looks)}"
+        if self.mode == "train" and self.rule.looks[0] < 2:
+            yield f"rule.looks: a standard deviation needs 2 seeds or more, got {list(self.rule.looks)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the seeds of one row showed: seed to correct predictions, None for a seed that diverged."""
+
+    num_correct: Mapping[int, int | None]
+    num_test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The judgement on one row. Percent values are unrounded; None is 'does not apply' or 'unknown'.
+
+    `num_seeds` is the number that mean, sd and interval are over: the deciding look's, not what was run beyond it.
+    """
+
+    verdict: VerdictName
+    reason: str
+    num_seeds: int
+    mean_percent: float | None = None
+    sd_percent: float | None = None
+    interval_low_percent: float | None = None
+    interval_high_percent: float | None = None
+    seeds_needed: int | None = None

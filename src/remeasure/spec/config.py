@@ -1,0 +1,117 @@
+"""One composed config, conf/train.yaml with its groups, and the RunSpec that it asks for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from remeasure.spec.base import (
+    CONFIG_NAME,
+    FIRST_TUNING_SEED,
+    MOST_THREADS,
+    MOST_TOGETHER,
+    Control,
+    DeviceKind,
+    Engine,
+    Strict,
+    count_faults,
+)
+from remeasure.spec.recipe import Evaluation, Recipe
+from remeasure.spec.run import TRAINING_VERSION, DataSpec, ModelSpec, RunSpec, input_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debug(Strict):
+    """Help by hand in place of a run (conf/debug). `num_images`: of a batch; null: as many as the recipe says."""
+
+    name: Literal["overfit_batch", "one_step", "profile"]
+    num_images: int | None
+    num_steps: int
+
+    def _faults(self) -> Iterable[str]:
+        counts = {"num_images": self.num_images, "num_steps": self.num_steps}
+        return (f"{key}: expected 1 or more, got {n}" for key, n in counts.items() if n is not None and n < 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Strict):
+    """One composed config: conf/train.yaml with its groups, every interpolation resolved.
+
+    `precision`: auto is bfloat16 where the device computes in it, else float32 (`hardware.with_native_precision`).
+    """
+
+    model: ModelSpec
+    data: DataSpec
+    recipe: Recipe | Evaluation
+    seed: int
+    precision: Literal["auto", "float32", "bfloat16"]
+    engine: Engine
+    engine_width: int
+    compile: bool
+    channels_last: bool
+    steps_per_block: int
+    cpu_threads: int
+    control: Control
+    device: str
+    fresh: bool
+    print_epochs: bool
+    doctor: bool
+    debug: Debug | None
+
+    def _faults(self) -> Iterable[str]:
+        for group in ("model", "data", "recipe"):
+            if not CONFIG_NAME.fullmatch(name := getattr(self, group).name):
+                yield f"{group}.name: expected up to 100 letters, digits, '_', '.' and '-', got {name[:120]!r}"
+        yield from count_faults(self)
+        for key, most in (("engine_width", MOST_TOGETHER), ("cpu_threads", MOST_THREADS)):
+            if getattr(self, key) > most:
+                yield f"{key}: expected at most {most}, got {getattr(self, key)}"
+        if self.device not in ("auto", *get_args(DeviceKind)):
+            yield f"device: expected auto, {', '.join(get_args(DeviceKind))}, got {self.device!r}"
+        tuning = self.data.split == "validation"
+        if self.seed < 0:
+            yield f"seed: expected 0 or more, got {self.seed}"
+        elif tuning and self.seed < FIRST_TUNING_SEED:
+            yield f"seed: tuning on the validation split uses seeds from {FIRST_TUNING_SEED} up, got {self.seed}"
+        if isinstance(self.recipe, Evaluation) and self.seed:
+            yield f"seed: an evaluation draws nothing, so its seed is 0, got {self.seed}"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the model sees: the images' own, or what the evaluation's transform leaves of them."""
+        return input_shape(self.data, recipe=self.recipe)
+
+    def spec(self, *, data_sha256: str, weights_sha256: str | None = None) -> RunSpec:
+        """What is trained or evaluated, on data with that fingerprint, with published weights of that fingerprint.
+
+        A precision that is still auto counts as bfloat16.
+        """
+        return RunSpec(
+            model=self.model,
+            data=self.data,
+            recipe=self.recipe,
+            precision="bfloat16" if self.precision == "auto" else self.precision,
+            engine=self.engine,
+            engine_width=self.engine_width,
+            compile=self.compile,
+            channels_last=self.channels_last,
+            steps_per_block=self.steps_per_block,
+            cpu_threads=self.cpu_threads,
+            data_sha256=data_sha256,
+            weights_sha256=weights_sha256,
+            training_version=TRAINING_VERSION,
+            control=self.control,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """A config that trains."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """A config that evaluates published weights."""
+
+    recipe: Evaluation

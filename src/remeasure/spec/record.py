@@ -1,0 +1,64 @@
+"""What came out of a run: a record, a point of its curve, a finding, an event of its journal."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from remeasure.spec.base import DeviceKind, Strict
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Strict):
+    """One finished seed: one line of results/runs/<row>.csv, whose columns are these fields in this order.
+
+    `commit`: "unknown" where nobody could say which it is; `dirty` is None then.
+
+    A seed that diverged has no accuracy, no num_correct, no loss and no predictions (None), and still its line.
+    """
+
+    row: str
+    seed: int
+    spec_sha256: str
+    training_version: int
+    accuracy_percent: float | None
+    num_correct: int | None
+    num_test: int
+    loss: float | None
+    num_params: int
+    epochs: int
+    wall_seconds: float
+    device: str
+    device_kind: DeviceKind
+    data_sha256: str
+    data_official: Literal["yes", "no", "unknown"]
+    commit: str
+    dirty: bool | None
+    versions_sha256: str
+    predicted_sha256: str | None
+    mlflow_run_id: str
+    finished_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One line of results/curves/<row>.csv, whose columns are these fields in this order. None: not a finite number."""
+
+    row: str
+    seed: int
+    epoch: int
+    split: Literal["train", "test", "validation"]
+    loss: float | None
+    accuracy_percent: float | None
+    lr: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPoint:
+    """One line of results/findings/<row>.csv, whose columns are these fields in this order (findings.Finding)."""
+
+    row: str
+    seed: int
+    finding: str
+    evidence: str
+
+
+Event = dict[str, Any]

@@ -1,0 +1,218 @@
+"""What one run is: model, data and RunSpec, whose hash and seed are the run's identity.
+
+Percent appears only in names that end in `_percent` (or `_pp`, percentage points); every other rate is a fraction.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from remeasure.spec.base import Control, Engine, Mode, Precision, Strict, canonical_json, count_faults
+from remeasure.spec.recipe import Evaluation, Recipe
+
+TRAINING_VERSION = 1  # raised by hand whenever trained numbers change; tests/test_golden.py notices when it must be
+IN_ENGINE = {"batched": ("adam", "adamw", "sgd", "rmsprop"), "numpy": ("adam", "sgd")}  # optimisers; serial has all
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Strict):
+    """A builder of `remeasure.models` and the plain keywords it gets.
+
+    `weights`: a file of published weights, for mode evaluate; null: those that the recipe names, from timm's hub.
+    What is in them is part of a run's identity (RunSpec.weights_sha256), their path is not.
+    `published`: what recipe=published_eval reads: keys of an Evaluation, such as weights and transform.
+    """
+
+    name: str
+    builder: str
+    options: dict[str, Any]
+    weights: str | None = None
+    published: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec(Strict):
+    """A data set, how much of its training split is held back, and the split that the run is scored on.
+
+    `pixel_mean`, `pixel_std`: statistics of the official training pixels in [0, 1], one value a channel.
+    `files_md5`: file name to the MD5 that torchvision checks. `known_copies`: fingerprint to description.
+    """
+
+    name: str
+    source: str
+    title: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    num_train: int
+    num_test: int
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    num_validation: int
+    split: Literal["test", "validation"]
+    files_md5: dict[str, str]
+    official_sha256: str | None
+    known_copies: dict[str, str]
+
+    def _faults(self) -> Iterable[str]:
+        for key, least in (("num_classes", 1), ("num_train", 0), ("num_test", 1)):
+            if getattr(self, key) < least:
+                yield f"{key}: expected {least} or more, got {getattr(self, key)}"
+        if any(size < 1 for size in self.image_shape):
+            yield f"image_shape: expected channels, height and width from 1 up, got {list(self.image_shape)}"
+        for key in ("pixel_mean", "pixel_std"):
+            if (num := len(getattr(self, key))) not in (1, self.image_shape[0]):
+                yield f"{key}: expected 1 value, or one for each of {self.image_shape[0]} channels, got {num}"
+        most = max(self.num_train - 1, 0)  # a set that is only evaluated on has no training images
+        if not 0 <= self.num_validation <= most:
+            yield f"num_validation: expected 0 to {most}, got {self.num_validation}"
+        if self.split == "validation" and self.num_validation == 0:
+            yield "num_validation: split=validation needs some, such as data.num_validation=10000"
+
+
+def input_shape(data: DataSpec, *, recipe: Recipe | Evaluation) -> tuple[int, int, int]:
+    """(C, H, W) of what a model sees: the data's images as they are, or what is cropped from their photographs."""
+    seen = recipe.streaming if isinstance(recipe, Recipe) else recipe
+    return data.image_shape if seen is None else (data.image_shape[0], *(seen.transform.crop_pixels,) * 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(Strict):
+    """All that a run is, but for its seed. `spec_sha256` and the seed are the run's identity."""
+
+    model: ModelSpec
+    data: DataSpec
+    recipe: Recipe | Evaluation
+    precision: Precision
+    engine: Engine
+    engine_width: int
+    compile: bool
+    channels_last: bool
+    steps_per_block: int
+    cpu_threads: int
+    data_sha256: str
+    weights_sha256: str | None
+    training_version: int
+    control: Control = "none"
+
+    def _faults(self) -> Iterable[str]:
+        yield from count_faults(self)
+        if self.engine != "batched" and self.engine_width > 1:
+            yield f"engine_width: the {self.engine} engine trains one seed at a time, got {self.engine_width}"
+        if self.engine == "numpy":
+            yield from (f"engine: the numpy engine {fault}; choose engine=serial" for fault in self._not_in_numpy())
+        if self.engine == "batched":
+            yield from (f"engine: the batched engine {fault}; choose engine=serial" for fault in self._not_batched())
+        num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
+        if num_means not in (1, num_channels):
+            yield f"recipe.normalisation: expected 1 value, or {num_channels} for the channels, got {num_means}"
+        if isinstance(self.recipe, Recipe) and self.recipe.streaming and self.data.num_validation:
+            yield (
+                "data.num_validation: photographs are listed class by class, so that the last ones are no sample; "
+                f"expected 0, got {self.data.num_validation}"
+            )
+        if self.control != "none" and not (isinstance(self.recipe, Recipe) and self.recipe.streaming is None):
+            yield f"control: {self.control} is for training on images in memory; expected none"
+        if self.mode == "evaluate" and self.data.split != "test":
+            yield "data.split: an evaluation reads the test split, got validation"
+
+    @property
+    def can_be_batched(self) -> bool:
+        """Whether the batched engine could train it."""
+        return not any(self._not_batched())
+
+    def _not_batched(self) -> Iterable[str]:
+        """What the batched engine cannot do of this."""
+        if isinstance(self.recipe, Evaluation):
+            yield "trains, and nothing is trained here"
+            return
+        if self.engine == "numpy":
+            yield "is torch's"
+        if (name := self.recipe.optimizer.name) not in IN_ENGINE["batched"]:
+            has = f"has {', '.join(IN_ENGINE['batched'])}, not recipe.optimizer.name={name}"
+            yield has + (": L-BFGS searches a line for each seed" if name == "lbfgs" else "")
+        if self.recipe.averaging:
+            yield "keeps no average of its nets (averaging: null)"
+        if self.recipe.augmentation.flips:
+            yield "draws all its seeds' flips anew (augmentation.flips: null)"
+        if self.recipe.streaming:
+            yield "needs its images in memory"
+        if self.control != "none":
+            yield "trains all its seeds on the same images (control: none)"
+        if self.channels_last:
+            yield "has its own memory format (channels_last: false)"
+        if self.compile:
+            yield "is not compiled (compile: false)"
+
+    def _not_in_numpy(self) -> Iterable[str]:
+        """What the network from scratch cannot do of this (its layers apart, which only the network tells)."""
+        if isinstance(self.recipe, Evaluation):
+            yield "trains, and nothing is trained here"
+            return
+        optimizer, loss = self.recipe.optimizer, self.recipe.loss
+        if optimizer.name not in IN_ENGINE["numpy"]:
+            yield f"has {', '.join(IN_ENGINE['numpy'])}, not recipe.optimizer.name={optimizer.name}"
+        elif optimizer.weight_decay or optimizer.nesterov:
+            yield "has SGD with momentum and Adam, without weight decay"
+        if loss.label_smoothing or loss.l2_penalty:
+            yield "has the cross-entropy alone (label_smoothing: 0, l2_penalty: 0)"
+        if self.recipe.averaging:
+            yield "keeps no average of its net (averaging: null)"
+        if self.recipe.streaming:
+            yield "needs its images in memory"
+        if self.precision != "float32" or self.compile or self.channels_last:
+            yield "knows nothing of precision, compile and channels_last"
+
+    def together(self, seed: int) -> range:
+        """The seeds that are trained together with `seed`: itself alone, or its group in the batched engine."""
+        first = seed - seed % self.engine_width
+        return range(first, first + self.engine_width)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the model sees."""
+        return input_shape(self.data, recipe=self.recipe)
+
+    @property
+    def mode(self) -> Mode:
+        return "train" if isinstance(self.recipe, Recipe) else "evaluate"
+
+    @property
+    def spec_sha256(self) -> str:
+        return spec_sha256(asdict(self))
+
+
+# Keys that came after the first records, and what they meant before: they count only where they say something else.
+_LATER: Mapping[str, Any] = {
+    "channels_last": False,
+    "steps_per_block": 100,
+    "weights_sha256": None,
+    "resolution": None,
+    "streaming": None,
+    "dropout_masks": "bernoulli",
+    "batch_norm": False,
+    "control": "none",
+    **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels", "padding", "flips")),
+    **dict.fromkeys(("sgd_lr_peak", "averaging")),
+}
+
+
+def spec_sha256(spec: Mapping[str, Any]) -> str:
+    """SHA-256 over what can move a weight in `asdict(RunSpec)`: never names, paths, devices, logging or budget."""
+    identity = {
+        "model": _said({key: spec["model"][key] for key in ("builder", "options")}),
+        "data": {key: spec["data"][key] for key in ("num_classes", "num_validation", "split")},
+        "recipe": _said({key: value for key, value in spec["recipe"].items() if key != "name"}),
+        **{key: spec[key] for key in ("precision", "engine", "engine_width", "compile", "cpu_threads")},
+        **{key: spec[key] for key in ("data_sha256", "training_version")},
+        **_said(
+            {key: spec[key] for key in ("channels_last", "steps_per_block", "weights_sha256", "control") if key in spec}
+        ),
+    }
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the later keys that stand at their old meaning, in nested mappings, too."""
+    kept = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
+    return {key: _said(value) if isinstance(value, Mapping) else value for key, value in kept.items()}

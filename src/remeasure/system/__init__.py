@@ -1,0 +1,1 @@
+"""Files, formats, locks and signals; no torch."""

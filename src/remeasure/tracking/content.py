@@ -1,0 +1,263 @@
+"""What an MLflow run should hold: a function of a run's files, of a committed record, of a row's verdict. No mlflow."""
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from remeasure.runs import journal
+from remeasure.spec.claim import Row, Verdict
+from remeasure.spec.record import Event, RunRecord
+from remeasure.system.paths import read_file
+
+Measured = Literal["measured here", "committed record"]
+Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) to (value, time in milliseconds)
+
+CAMPAIGN_TAG = "remeasure.campaign"
+PARENT_TAG = "mlflow.parentRunId"
+MAX_TEXT = 500  # characters of a parameter or tag; MLflow 3 takes 6000 and 8000, but nobody reads them in a table
+MAX_DIGEST = 36  # characters of a data set's digest in MLflow; the whole fingerprint is in the tag data_sha256
+_STATUS = {
+    "started": "RUNNING",
+    "resumed": "RUNNING",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+    "diverged": "FAILED",
+    "finished": "FINISHED",
+}
+_FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
+_FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
+_INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
+_MORE_TAGS = ("data_sha256", "data_official", "dirty", "precision", "engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What one MLflow run should hold. `identity`: the tag, and its value, by which the run is found again."""
+
+    identity: tuple[str, str]
+    name: str
+    status: str
+    started_ms: int
+    ended_ms: int
+    tags: dict[str, str]
+    points: Points
+    params: dict[str, str] = field(default_factory=dict)
+    dataset: tuple[str, str, str] | None = None  # name, digest, source
+    files: tuple[Path, ...] = ()
+
+
+def run_content(directory: Path, *, parent_id: str) -> Content | None:
+    """Of a run directory; None if its journal holds no `started` event (a crash tore it)."""
+    events = journal.read(directory)
+    started = next((event for event in events if event["event"] == "started"), None)
+    if started is None:
+        return None
+    state = next(event for event in reversed(events) if event["event"] in _STATUS)
+    record = state.get("record") or {}
+    end_ms = milliseconds(state["time"])
+    if record and record["accuracy_percent"] is None:
+        state = journal.last(events, "diverged") or {**state, "event": "diverged"}
+    status = _STATUS[state["event"]]
+    config = _config(directory / "config.yaml")
+    info = {**_names(config), **started, **record}
+    names = _FILES_AT_START if status == "RUNNING" else (*_FILES_AT_START, *_FILES_AT_END)
+    return Content(
+        identity=("remeasure.run_id", str(started.get("run_id", directory.name))),
+        name=_run_name(info),
+        status=status,
+        started_ms=milliseconds(started["time"]),
+        ended_ms=end_ms,
+        tags={
+            **_tags(info, measured="measured here", parent_id=parent_id),
+            **_findings({event["name"]: event["evidence"] for event in events if event["event"] == "finding"}),
+            "outcome": _outcome(state),
+        },
+        points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
+        params=_flat(config),
+        dataset=_dataset(info, config=config),
+        files=tuple(path for name in names if (path := directory / name).is_file()),
+    )
+
+
+def record_content(
+    record: RunRecord,
+    *,
+    spec: Mapping[str, Any],
+    curve: Sequence[Mapping[str, Any]],
+    findings: Mapping[str, str],
+    parent_id: str,
+) -> Content:
+    info = {**_names(spec), **asdict(record)}
+    end_ms = milliseconds(record.finished_at)
+    status = "FAILED" if record.accuracy_percent is None else "FINISHED"
+    identity = f"{record.row}/{record.seed}/{record.spec_sha256[:12]}/{record.device_kind}/{record.finished_at}"
+    outcome = {"outcome": "finished" if status == "FINISHED" else "diverged"}
+    return Content(
+        identity=("remeasure.record", identity),
+        name=_run_name(info),
+        status=status,
+        started_ms=end_ms - round(1000 * record.wall_seconds),
+        ended_ms=end_ms,
+        tags={**_tags(info, measured="committed record", parent_id=parent_id), **_findings(findings), **outcome},
+        points={**_final_points(info, config=spec, time_ms=end_ms), **_curve_points(curve, time_ms=end_ms)},
+        params=_flat(spec),
+        dataset=_dataset(info, config=spec),
+    )
+
+
+def row_content(
+    row: Row,
+    *,
+    verdict: Verdict,
+    spec_sha256: str,
+    device_kind: str,
+    measured: Measured,
+    agreement: str,
+    running: bool,
+    time_ms: int,
+) -> Content:
+    """Of a row's campaign: the parent of its seeds' runs. `time_ms`: when it was measured."""
+    tags = {
+        **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
+        **{"verdict": verdict.verdict, "reason": verdict.reason, "agreement": agreement, "measured": measured},
+        **{"spec_sha256": spec_sha256, "device_kind": device_kind},
+    }
+    return Content(
+        identity=(CAMPAIGN_TAG, campaign_name(row.name, spec_sha256=spec_sha256, device_kind=device_kind)),
+        name=row.name,
+        status="RUNNING" if running else "FINISHED",
+        started_ms=time_ms,
+        ended_ms=time_ms,
+        tags={key: _cut(value) for key, value in tags.items()},
+        points=_row_points(verdict, published_percent=row.published.accuracy_percent),
+    )
+
+
+def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
+    """What the parent run of a row's campaign is found by: one spec on one kind of device."""
+    return f"{row}/{spec_sha256[:12]}/{device_kind}"
+
+
+def _row_points(verdict: Verdict, *, published_percent: float) -> Points:
+    """All at step 0, now: MLflow shows what is last at the largest step, and a fresh campaign starts with few seeds."""
+    mean = verdict.mean_percent
+    values = {
+        "mean_percent": mean,
+        "sd_percent": verdict.sd_percent,
+        "interval_low_percent": verdict.interval_low_percent,
+        "interval_high_percent": verdict.interval_high_percent,
+        "published_percent": published_percent,
+        "gap_pp": None if mean is None else mean - published_percent,
+        "num_seeds": verdict.num_seeds,
+    }
+    return _points(values, step=0, time_ms=round(1000 * time.time()))
+
+
+def _names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resolved config says about the run, under the names that tags use."""
+    names = {key: config[key]["name"] for key in ("model", "data", "recipe") if key in config}
+    return names | {key: config[key] for key in ("precision", "engine", "data_sha256") if key in config}
+
+
+def _run_name(info: Mapping[str, Any]) -> str:
+    what = info.get("row") or f"{info['model']}-{info['data']}"
+    return f"{what} seed {info['seed']}"
+
+
+def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dict[str, str]:
+    known = {key: _cut(info[key]) for key in (*_INFO_TAGS, *_MORE_TAGS) if info.get(key) is not None}
+    parent = {PARENT_TAG: parent_id} if parent_id else {}
+    return {**known, **parent, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
+
+
+def _findings(found: Mapping[str, str]) -> dict[str, str]:
+    """What the doctor found, name to evidence: a tag that lists the names, and one for each; none of a healthy run."""
+    each = {f"finding.{re.sub('[^a-z0-9]+', '_', name.lower())}": _cut(evidence) for name, evidence in found.items()}
+    return {"findings": _cut(", ".join(found)), **each} if found else {}
+
+
+def _outcome(state: Event) -> str:
+    """How the run stands: `running`, `finished`, or `<event>: <why>`."""
+    if _STATUS[state["event"]] == "RUNNING":
+        return "running"
+    why = state.get("reason") or state.get("signal")
+    return _cut(f"{state['event']}: {why}") if why else str(state["event"])
+
+
+def _curve_points(curve: Sequence[Mapping[str, Any]], *, time_ms: int = 0) -> Points:
+    """One step an epoch. `time_ms` stands for points without a time of their own."""
+    points: Points = {}
+    for point in curve:
+        split, epoch = point["split"], int(point["epoch"])
+        values = {f"{split}_loss": point["loss"], f"{split}_accuracy_percent": point["accuracy_percent"]}
+        at_ms = milliseconds(point["time"]) if "time" in point else time_ms
+        points |= _points({**values, "lr": point.get("lr")}, step=epoch, time_ms=at_ms)
+    return points
+
+
+def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_ms: int) -> Points:
+    """The record's numbers, named after the split that they were taken on; none while there is no record."""
+    if not record:
+        return {}
+    split = config["data"]["split"] if config else "test"
+    values = {key: record[key] for key in ("num_correct", "num_params", "wall_seconds")}
+    values |= {f"{split}_accuracy_percent": record["accuracy_percent"], f"{split}_loss": record["loss"]}
+    return _points(values, step=record["epochs"], time_ms=time_ms)
+
+
+def _points(values: Mapping[str, Any], *, step: int, time_ms: int) -> Points:
+    """Those that are known; infinity as the largest float, which is what MLflow keeps of it."""
+    largest = sys.float_info.max
+    known = {key: float(value) for key, value in values.items() if value not in (None, "")}
+    return {
+        (key, step): (value if math.isnan(value) else min(max(value, -largest), largest), time_ms)
+        for key, value in known.items()
+    }
+
+
+def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    data, sha256 = config.get("data"), info.get("data_sha256")
+    if not data or not sha256:
+        return None
+    known_copy = data.get("known_copies", {}).get(sha256)
+    title, official = data.get("title"), info.get("data_official")
+    source = {"title": title, "sha256": sha256, "official": official, "known_copy": known_copy}
+    return data["name"], sha256[:MAX_DIGEST], json.dumps(source)
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    return _read_yaml(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=16)
+def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
+    """Read once a version: a live run asks every epoch, and a parse takes longer than the rest of the call."""
+    config = yaml.safe_load(read_file(path))
+    return config if isinstance(config, dict) else {}
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, str]:
+    """Nested keys joined by dots, lists as JSON, in characters and lengths that MLflow accepts."""
+    if not isinstance(value, Mapping):
+        return {prefix: _cut(value)}
+    parts = (_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
+    return {re.sub(r"[^\w.:/ -]", "_", key)[:250]: text for part in parts for key, text in part.items()}
+
+
+def _cut(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def milliseconds(time_utc: str) -> int:
+    return round(1000 * datetime.fromisoformat(time_utc).timestamp())

@@ -1,0 +1,67 @@
+"""`make track`: bring MLflow up to date with every run of this checkout and every committed record."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from remeasure.judging.reader import read_row
+from remeasure.judging.records import from_results
+from remeasure.judging.verdict import judge
+from remeasure.runs import journal
+from remeasure.runs.folder import participants
+from remeasure.spec.base import InputError
+from remeasure.spec.claim import Evidence, Row
+from remeasure.system import locks
+from remeasure.system.locks import held_folder
+from remeasure.system.redaction import masked
+from remeasure.tracking import mlflow_store
+from remeasure.tracking.content import campaign_name
+from remeasure.tracking.observer import Observer
+
+
+def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, say: Callable[[str], None]) -> None:
+    """Idempotent: what the store holds already is not sent again. Raises InputError: no mlflow, or no store."""
+    if not mlflow_store.available():
+        raise InputError("mlflow is not installed here; `make setup` installs it")
+    observer = Observer(project=project)
+    if (tracker := observer.tracker) is None:
+        raise InputError("MLflow's store is locked by another process; try again when that has ended")
+    observer.close_orphans(runs)
+    directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
+    for directory in directories:  # first, so that no committed record is replayed beside its own run
+        tracker.project(directory)
+    parents = {name: replay_row(row, tracker=tracker, results=results, runs=runs) for name, row in rows.items()}
+    for directory in directories:
+        started = journal.last(journal.read(directory), "started") or {}
+        tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
+    uri, num_rows = masked(tracker.uri), sum(map(bool, parents.values()))
+    say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
+
+
+def replay_row(row: Row, *, tracker: "mlflow_store.Tracker", results: Path, runs: Path) -> str:
+    """A row's committed record: a parent run, whose id is returned, and a child for each seed.
+
+    "" without a record, and where a campaign works on the row now: it says itself how the row stands.
+    """
+    with held_folder(results):
+        group = read_row(results, row=row.name)
+    if group is None:
+        return ""
+    sha256, kind = group.records[0].spec_sha256, group.records[0].device_kind
+    campaign = campaign_name(row.name, spec_sha256=sha256, device_kind=kind)
+    if locks.is_shared(participants(runs, campaign=campaign)):
+        return ""
+    counts = {record.seed: record.num_correct for record in group.records}
+    evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)
+    parent_id = tracker.project_row(
+        row,
+        verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
+        spec_sha256=sha256,
+        device_kind=kind,
+        measured="committed record",
+        at=max(record.finished_at for record in group.records),
+    )
+    for part in from_results(group):
+        curve = [vars(point) for point in part.curve]
+        found = {point.finding: point.evidence for point in part.findings}
+        tracker.project_record(part.record, spec=part.spec, curve=curve, findings=found, parent_id=parent_id)
+    return parent_id

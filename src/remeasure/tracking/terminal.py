@@ -1,0 +1,177 @@
+"""What a person watches while runs train: one bar a run on a terminal, plain lines where there is none (stderr)."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from remeasure.spec.record import Event
+
+PLAIN_LINE_SECONDS = 10.0  # a run without a terminal speaks at most this often, and at its end
+DRAW_SECONDS = 0.1  # bars are drawn at most this often
+CLEAR = "\r\x1b[J"  # from the start of this line to the end of the screen
+
+
+class Progress:
+    """Called with each journal event of each run; runs are keyed by their directories.
+
+    The bars stand below all that was said, and the cursor at the start of the first: what another prints there, or
+    the ^C of a terminal, is followed by bars drawn anew. A terminal that is closed, or a pipe that nobody reads any
+    more, ends the display and not the run. `clock` returns seconds. `prints_epochs`: a line for each epoch and for the
+    score after the last one, as a loop by hand prints them.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        prints_epochs: bool = False,
+    ) -> None:
+        self.stream, self.clock, self.prints_epochs = stream or sys.stderr, clock, prints_epochs
+        self.bars = self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.runs: dict[Path, _Run] = {}
+        self.drawn = 0.0
+
+    def __call__(self, directory: Path, event: Event) -> None:
+        if event["event"] in ("started", "resumed"):
+            run = self.runs[directory] = _Run(event, now=self.clock())
+            if not self.bars:
+                epochs = f", {run.total} epochs" if run.total else ""
+                self.say(f"{run.title}: {event['event']}{epochs}")
+        elif event["event"] == "images":
+            if directory in self.runs:
+                self._epoch(self.runs[directory], event=event)
+        elif event["event"] == "epoch":
+            if self.prints_epochs and directory in self.runs:
+                self.say(_as_a_loop_prints(event, epochs_total=self.runs[directory].total))
+            if event["split"] == "train" and directory in self.runs:
+                self._epoch(self.runs[directory], event=event)
+        elif event["event"] == "finding":
+            if directory in self.runs:
+                self.say(f"{self.runs[directory].title}: {_found(event)}")
+        elif directory in self.runs:
+            self.say(f"{self.runs.pop(directory).title}: {_ending(event)}")
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bars."""
+        self._draw(f"{line}\n")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        while self.runs:
+            self.say(f"{self.runs.pop(next(iter(self.runs))).title}: {_ending({'event': 'interrupted'})}")
+
+    def _epoch(self, run: "_Run", *, event: Event) -> None:
+        now = self.clock()
+        run.take(event, now=now)
+        if self.bars and now - self.drawn >= DRAW_SECONDS:
+            self._draw()
+        elif not self.bars and now - run.spoke >= PLAIN_LINE_SECONDS:
+            run.spoke = now
+            self.say(f"{run.title}: {run.state(now)}")
+
+    def _draw(self, above: str = "") -> None:
+        with self._watched():
+            if not self.bars:
+                self.stream.write(above)
+            else:
+                self.drawn = self.clock()
+                columns, rows = _size(self.stream)
+                shown = list(self.runs.values())[: rows - 1]
+                block = "\n".join(run.bar(self.drawn, columns=columns - 1) for run in shown)
+                up = f"\x1b[{len(shown) - 1}A" if len(shown) > 1 else ""
+                self.stream.write(f"{CLEAR}{above}{block}{up}\r")
+            self.stream.flush()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.bars, self.stream = False, Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
+
+
+class _Run:
+    """What is shown of one run: so many of its epochs, or of the photographs that it evaluates, are done."""
+
+    def __init__(self, event: Event, *, now: float) -> None:
+        self.title = f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
+        self.unit, self.total = "epoch", int(event["epochs_total"])
+        self.started = self.spoke = self.taken = now
+        self.done = self.done_before = 0
+        self.seconds_each: float | None = None
+        self.numbers = ""
+
+    def take(self, event: Event, *, now: float) -> None:
+        self.taken = now
+        if event["event"] == "images":
+            self.unit, self.done, self.total = "image", event["done"], event["total"]
+            self.seconds_each = 1 / event["images_per_second"]
+            self.numbers = f", {event['images_per_second']:.1f} images/s"
+            return
+        if not self.done:
+            self.done_before = event["epoch"] - 1  # a resumed run does not begin at 1
+        self.done = event["epoch"]
+        self.seconds_each = (now - self.started) / (self.done - self.done_before)
+        self.numbers = f", loss {event['loss']:.4f}, train {event['accuracy_percent']:.2f} %"
+
+    def state(self, now: float) -> str:
+        """Such as "epoch 3/20, 78 s left, loss 0.0750, train 97.73 %", "image 512/50000, 83 s left, 594.2 images/s"."""
+        if not self.total:
+            return "begins"
+        left = ""
+        if self.seconds_each is not None:
+            seconds = self.seconds_each * (self.total - self.done) - (now - self.taken)
+            left = f", {duration(max(seconds, 0.0))} left"
+        return f"{self.unit} {self.done}/{self.total}{left}{self.numbers}"
+
+    def bar(self, now: float, *, columns: int) -> str:
+        """The same after a bar that fills the line."""
+        state = self.state(now)
+        width = min(columns - len(self.title) - len(state) - 2, 40)
+        if width < 5 or not self.total:
+            return f"{self.title} {state}"[:columns]
+        filled = width * self.done // self.total
+        return f"{self.title} {'█' * filled}{'░' * (width - filled)} {state}"
+
+
+def _as_a_loop_prints(event: Event, *, epochs_total: int) -> str:
+    """Such as "Epoch 3/10, train loss 0.1507, train accuracy 95.38 %"."""
+    split = event["split"]
+    numbers = f"{split} loss {event['loss']:.4f}, {split} accuracy {event['accuracy_percent']:.2f} %"
+    return f"Epoch {event['epoch']}/{epochs_total}, {numbers}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _found(event: Event) -> str:
+    """Two lines: what the doctor found, and what to try first."""
+    return f"{event['name']}: {event['evidence']}\n  try first: {event['next_steps'][0]} (docs/doctor.md)"
+
+
+def _ending(event: Event) -> str:
+    """Such as "97.810 % in 9.8 s", "diverged: …" or "interrupted; …"."""
+    record = event.get("record") or {}
+    if record.get("accuracy_percent") is not None:
+        return f"{record['accuracy_percent']:.3f} % in {record['wall_seconds']:.1f} s"
+    if event["event"] == "interrupted":
+        return "interrupted; start it again and it goes on"
+    return f"{event['event']}: {event['reason']}" if event.get("reason") else str(event["event"])
+
+
+def _size(stream: TextIO) -> tuple[int, int]:
+    """Columns and rows of a terminal; 80 and 24 where it does not say."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except OSError:
+        return 80, 24
+    return size.columns or 80, size.lines or 24

@@ -1,0 +1,175 @@
+"""Lightning's loop: a training from its checkpoint to its last epoch, reported and checkpointed on the way."""
+
+import math
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from remeasure.spec.base import InputError
+from remeasure.spec.run import RunSpec
+from remeasure.system.paths import checkpoint_seconds, naming
+from remeasure.training.checkpoints import keep_checkpoint, unusable
+from remeasure.training.engines.serial import Training
+
+CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
+HARMLESS_WARNINGS = (
+    r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
+    r"The number of training batches",  # few are the point: one holds a block of steps
+    r"You're resuming from a checkpoint that ended before the epoch",  # where a step stands follows from num_steps
+)
+# What restoring a checkpoint, or the first block after it, makes of one that is none of this run.
+MISFITS = (
+    *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
+    *(RuntimeError, MisconfigurationException),
+)
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)  # which are RuntimeErrors, and not its doing
+TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+class CheckpointCallback(Callback):
+    """Reports each epoch, and checkpoints at the end of a block once `CHECKPOINT_SECONDS` have passed.
+
+    `has_trained`: whether a block was trained in this process; `ended`: the last epoch and step that were reported.
+    """
+
+    def __init__(self, checkpoint: Path, *, report: Callable[[dict[str, Any]], None]) -> None:
+        self.checkpoint, self._report = checkpoint, report
+        self.has_trained, self.ended = False, (0, 0)
+        self.wall_seconds_before, self.started = 0.0, time.monotonic()
+        self.saved = self.epoch_started = self.started
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.wall_seconds_before + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.wall_seconds_before = state_dict["wall_seconds"]
+        if not 0 <= self.wall_seconds_before < math.inf:
+            raise ValueError(f"wall_seconds: {self.wall_seconds_before}")
+
+    def report(self, point: dict[str, Any]) -> None:
+        """An epoch has ended."""
+        self.ended = point["epoch"], point["step"]
+        self._report(point)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Raises ValueError: a checkpoint has brought the optimiser what its kernels would read, or write, beyond."""
+        for optimizer in trainer.optimizers:
+            if not isinstance(optimizer, torch.optim.LBFGS):  # no kernel of its own: it raises
+                for parameter, state in optimizer.state.items():
+                    _refuse_misshapen(state, parameter=parameter)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.epoch_started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        assert isinstance(pl_module, Training)
+        self.has_trained = True
+        if pl_module.num_steps % pl_module.steps_per_epoch:  # an epoch's last block is saved after its report
+            self._save_when_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Training)
+        self.report(
+            {
+                "epoch": trainer.current_epoch + 1,
+                "step": pl_module.num_steps,
+                "split": "train",
+                **pl_module.totals(),
+                "lr": pl_module.learning_rate(pl_module.num_steps - 1),
+                "seconds": round(time.monotonic() - self.epoch_started, 3),
+            }
+        )
+        if trainer.current_epoch + 1 < pl_module.recipe.epochs_total:
+            self._save_when_due(trainer)
+
+    def _save_when_due(self, trainer: Trainer) -> None:
+        if time.monotonic() - self.saved < CHECKPOINT_SECONDS or not trainer.lightning_module.is_finite:
+            return
+        partial = self.checkpoint.with_suffix(".partial")
+        with naming(partial):
+            trainer.save_checkpoint(partial)
+        keep_checkpoint(partial, self.checkpoint)
+        self.saved = time.monotonic()
+
+
+def _refuse_misshapen(state: Mapping[str, Any], *, parameter: Tensor) -> None:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        shape, dtype = (torch.Size(), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
+        whole = value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+        if value.shape != shape or value.dtype != dtype or not whole:
+            raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}")
+
+
+def train(
+    training: Training,
+    *,
+    spec: RunSpec,
+    device_kind: str,
+    checkpoint: Path,
+    report: Callable[[dict[str, Any]], None],
+    doctor: Callback | None = None,
+) -> float:
+    """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError."""
+    keeper, blocks = CheckpointCallback(checkpoint, report=report), range(training.blocks_per_epoch)
+    fit(training, spec=spec, device_kind=device_kind, keeper=keeper, doctor=doctor, batches=blocks, devices=1)
+    return keeper.wall_seconds
+
+
+def fit(
+    module: LightningModule,
+    *,
+    spec: RunSpec,
+    device_kind: str,
+    keeper: CheckpointCallback,
+    batches: range | None,
+    doctor: Callback | None = None,
+    harmless: Sequence[str] = HARMLESS_WARNINGS,
+    **machines: Any,
+) -> None:
+    """Lightning's loop to the last epoch, from the keeper's checkpoint where there is one.
+
+    `batches`: what it loops over, where the module has no loader of its own; `machines`: the Trainer's words for them.
+    """
+    with warnings.catch_warnings():
+        for message in harmless:
+            warnings.filterwarnings("ignore", message=message)
+        trainer = Trainer(
+            accelerator=device_kind,
+            **machines,
+            precision=TRAINER_PRECISION[spec.precision],
+            max_epochs=spec.recipe.epochs_total,
+            callbacks=[keeper, doctor] if doctor else [keeper],  # in this order: the epoch is on the chart by then
+            deterministic="warn" if device_kind == "cuda" else None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        checkpoint = keeper.checkpoint if keeper.checkpoint.exists() else None
+        try:
+            trainer.fit(module, train_dataloaders=batches, ckpt_path=checkpoint, weights_only=True)
+        except MISFITS as error:
+            if checkpoint is None or keeper.has_trained or isinstance(error, (InputError, *DEVICE_ERRORS)):
+                raise
+            raise unusable(checkpoint, f"{type(error).__name__}: {error}") from error
+        epochs_total, steps_per_epoch = spec.recipe.epochs_total, module.steps_per_epoch
+        assert isinstance(steps_per_epoch, int)
+        expected = epochs_total, epochs_total * steps_per_epoch
+        if checkpoint and keeper.ended != expected:
+            raise unusable(checkpoint, f"expected to end with epoch and step {expected}, ended with {keeper.ended}")

@@ -1,0 +1,123 @@
+"""A seed trained by the network from scratch (engine=numpy): forward, loss, backward, clipping and optimiser in NumPy.
+
+The net has the initial weights, and sees the images in the order, that it has in the serial engine: without mistakes on
+either side both end at the same weights, but for rounding. Lightning's loop, checkpoints and scores are the same.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from remeasure.models.scratch import losses, optimizers
+from remeasure.models.scratch.activations import ACTIVATIONS, Array
+from remeasure.models.scratch.layers import Activate, Dense, Layer
+from remeasure.models.scratch.network import Network
+from remeasure.spec.base import InputError
+from remeasure.spec.recipe import Optimizer as OptimizerSpec
+from remeasure.training.engines.serial import Training
+
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch's, where a recipe leaves them out
+
+
+class NumpyTraining(Training):
+    """`Training` of a multilayer perceptron or a logistic regression, on the CPU. InputError: another network."""
+
+    def __init__(self, network: nn.Module, **more: Any) -> None:
+        super().__init__(network, **more)
+        layers(network)  # or refuse it
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.device.type != "cpu":
+            raise InputError("engine: the numpy engine computes on the CPU; choose device=cpu")
+        return NumpyOptimizer(self._trained, optimizer=self.recipe.optimizer)
+
+    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, NumpyOptimizer)
+        optimizer.param_groups[0]["lr"] = self.learning_rate(step)
+        images, labels = self.batch(chosen, step=step, generator=generator)
+        network = self._from_scratch()
+        with np.errstate(all="ignore"):  # what is not finite ends the run
+            logits = network.forward(images.flatten(1).numpy())
+            loss, gradient = losses.cross_entropy(logits, labels.numpy())
+            network.backward(gradient)
+            if self.recipe.clip_norm is not None:
+                optimizers.clip(network.gradients, max_norm=self.recipe.clip_norm)
+            for parameter, by_hand in zip(self._trained, network.gradients, strict=True):
+                parameter.grad = torch.from_numpy(by_hand)
+            optimizer.step()
+        return torch.tensor(loss), torch.from_numpy(logits), labels
+
+    def _from_scratch(self) -> Network:
+        return Network(list(layers(self.network).values()))
+
+
+class FromScratch(nn.Module):
+    """A torch network's weights, its forward pass from scratch: (B, C, H, W) float32 to logits (B, num_classes)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(Network(list(layers(self.network).values())).forward(images.flatten(1).numpy()))
+
+
+def layers(network: nn.Module) -> dict[str, Layer]:
+    """The layers of a torch network from scratch, by name, on its own weights: a step of one moves the other.
+
+    Raises InputError for a layer that is none of those.
+    """
+    activations, found = {nn.ReLU: "relu", nn.Tanh: "tanh"}, dict[str, Layer]()
+    for name, layer in network.named_children():
+        match layer:
+            case nn.Flatten():
+                pass
+            case nn.Linear():
+                found[name] = Dense(_array(layer.weight), _array(layer.bias))
+            case nn.ReLU() | nn.Tanh():
+                found[name] = Activate(ACTIVATIONS[activations[type(layer)]])
+            case _:
+                raise InputError(
+                    f"engine: the numpy engine has no {type(layer).__name__}; it trains dense layers with ReLU or tanh"
+                )
+    return found
+
+
+def _array(parameter: Tensor) -> Array:
+    """The parameter's own memory."""
+    array: Array = parameter.detach().numpy()
+    return array
+
+
+class NumpyOptimizer(torch.optim.Optimizer):
+    """SGD or Adam from scratch behind torch's interface, so that its state is kept and resumed like any other's."""
+
+    def __init__(self, parameters: list[nn.Parameter], *, optimizer: OptimizerSpec) -> None:
+        super().__init__(parameters, {"lr": optimizer.lr_peak})
+        arrays = [_array(parameter) for parameter in parameters]
+        self._parameters = parameters
+        self._scratch: optimizers.Adam | optimizers.Sgd
+        if optimizer.name == "adam":
+            self._scratch = optimizers.Adam(arrays, betas=optimizer.betas or BETAS, eps=optimizer.eps or EPS)
+        else:
+            self._scratch = optimizers.Sgd(arrays, momentum=optimizer.momentum or 0.0)
+
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002 - torch's signature
+        gradients = [parameter.grad.numpy() for parameter in self._parameters if parameter.grad is not None]
+        self._scratch.step(gradients, self.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = {
+            name: [torch.from_numpy(array.copy()) for array in arrays] for name, arrays in self._scratch.means.items()
+        }
+        return {**super().state_dict(), "means": kept, "num_steps": self._scratch.num_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self._scratch.num_steps = state_dict["num_steps"]
+        for name, arrays in self._scratch.means.items():
+            for array, kept in zip(arrays, state_dict["means"][name], strict=True):
+                array[...] = kept.numpy()

@@ -1,0 +1,1 @@
+"""Photographs that stay in their files: decoded, augmented, trained on, evaluated."""

@@ -1,0 +1,251 @@
+"""Evaluation of a net on photographs that are decoded as they are needed, in worker processes; nothing is trained.
+
+The workers hand over uint8; the device normalises. At most `PREFETCHED` batches a worker wait, so that memory does not
+grow with the set.
+"""
+
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from remeasure.data import catalog
+from remeasure.data.listing import Listing
+from remeasure.models import registry
+from remeasure.spec.base import InputError
+from remeasure.spec.config import Config
+from remeasure.spec.photographs import Transform
+from remeasure.spec.recipe import Evaluation
+from remeasure.spec.run import RunSpec
+from remeasure.system.formats import Array, decode_npz, encode_npz, refuse
+from remeasure.system.paths import checkpoint_seconds, read_file
+from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, unusable
+from remeasure.training.inference import Forward, Predictions, forward
+from remeasure.training.photographs.decode import Photographs, collate
+
+PREFETCHED = 2  # batches a worker
+QUEUED = 4  # batches that a GPU may have before it
+REPORT_SECONDS = 1.0
+CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
+CHECKPOINT_TYPES = {"predicted": ("<i8",), "confidence": ("<f4",), "loss": ("<f8",), "seconds": ("<f8",)}
+
+
+def stream(
+    listing: Listing, *, transform: Transform, indices: Sequence[int], batch_size: int, pinned: bool
+) -> Iterator[Tensor]:
+    """The photographs at these indices, in this order, as batches (B, 3, H, W) uint8, decoded by all cores.
+
+    Raises InputError, which names each photograph of the first batch that could not be decoded.
+    """
+    # Forked from here, a worker would hang wherever torch has started threads already; a server of its own forks it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Photographs.__module__])
+    loader = DataLoader(
+        Photographs(listing, transform=transform),
+        batch_size=batch_size,
+        sampler=indices,
+        num_workers=min(num_cores(), -(-len(indices) // batch_size)),
+        prefetch_factor=PREFETCHED,
+        collate_fn=collate,
+        multiprocessing_context=context,
+        pin_memory=pinned,
+    )
+    for images, faults in loader:
+        if faults:
+            raise InputError(*faults)
+        yield images
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Tally:
+    """What came out so far, in order. It stays on the device: reading it after each batch would halt a GPU."""
+
+    def __init__(self, *, device: torch.device) -> None:
+        self.predicted, self.confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+        self.loss_total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+    def add(self, logits: Tensor, *, labels: Tensor) -> None:
+        top = logits.softmax(dim=1).max(dim=1)
+        self.predicted.append(top.indices)
+        self.confidence.append(top.values)
+        self.loss_total += functional.cross_entropy(logits, labels, reduction="sum")
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it on the CPU. This waits for the device."""
+        for parts in (self.predicted, self.confidence):
+            parts[:] = [torch.cat([part.cpu() for part in parts])]
+        loss_total = np.array([self.loss_total.item()])
+        return {"predicted": self.predicted[0].numpy(), "confidence": self.confidence[0].numpy(), "loss": loss_total}
+
+    def resume(self, checkpoint: Path, *, total: int, num_classes: int) -> tuple[int, float]:
+        """Go on from the checkpoint, if there is one; returns how many photographs and seconds it has.
+
+        Raises InputError: it holds what no evaluation of `total` photographs in `num_classes` classes comes to.
+        """
+        if not checkpoint.exists():
+            return 0, 0.0
+        try:
+            kept = decode_npz(read_file(checkpoint)[:-DIGEST_BYTES], name="npz", dtypes=CHECKPOINT_TYPES)
+            refuse(_kept_faults(**kept, total=total, num_classes=num_classes))
+        except InputError as error:
+            raise unusable(checkpoint, error) from None
+        self.predicted = [torch.tensor(kept["predicted"])]
+        self.confidence = [torch.tensor(kept["confidence"])]
+        self.loss_total += kept["loss"].item()
+        return len(self.predicted[0]), kept["seconds"].item()
+
+
+def _kept_faults(
+    *, predicted: Array, confidence: Array, loss: Array, seconds: Array, total: int, num_classes: int
+) -> Iterator[str]:
+    """What is wrong with the arrays of a checkpoint."""
+    if predicted.ndim != 1 or len(predicted) > total or confidence.shape != predicted.shape:
+        yield f"expected a class and a confidence for each of at most {total} photographs"
+    if not ((predicted >= 0) & (predicted < num_classes)).all():
+        yield f"predicted: expected classes from 0 to {num_classes - 1}"
+    if not ((confidence >= 0) & (confidence <= 1)).all():  # false for NaN, too
+        yield "confidence: expected finite numbers in [0, 1]"
+    for name, value in (("loss", loss), ("seconds", seconds)):
+        if value.shape != (1,) or not 0 <= value[0] < np.inf:
+            yield f"{name}: expected one finite number from 0 up"
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module,
+    listing: Listing,
+    *,
+    spec: RunSpec,
+    transform: Transform,
+    device: torch.device,
+    checkpoint: Path,
+    report: Callable[[dict[str, Any]], None],
+) -> tuple[float, Predictions]:
+    """Seconds, and what the network says of each photograph of the listing, in its order.
+
+    `report` gets done, total and images_per_second about once a second. An evaluation cut short goes on from its
+    checkpoint at the start of a batch, to the same numbers. Raises InputError: a photograph that cannot be decoded.
+    """
+    run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels).to(device)
+    tally, began = Tally(device=device), time.monotonic()
+    first, seconds_before = tally.resume(checkpoint, total=len(listing), num_classes=spec.data.num_classes)
+    done, reported, saved = first, began, began
+    batches = stream(
+        listing,
+        transform=transform,
+        indices=range(first, len(listing)),
+        batch_size=spec.recipe.batch_size,
+        pinned=device.type == "cuda",
+    )
+    for num in paced(_tallied(batches, run=run, tally=tally, labels=labels, first=first), device=device):
+        done, now = done + num, time.monotonic()
+        if now - reported >= REPORT_SECONDS:
+            reported = now
+            report({"done": done, "total": len(listing), "images_per_second": (done - first) / (now - began)})
+        if now - saved >= CHECKPOINT_SECONDS:
+            kept = tally.arrays() | {"seconds": np.array([seconds_before + now - began])}
+            partial = checkpoint.with_suffix(".partial")
+            partial.write_bytes(encode_npz(kept))
+            keep_checkpoint(partial, checkpoint)
+            saved = time.monotonic()
+    found = tally.arrays()
+    predictions = Predictions(
+        predicted=torch.tensor(found["predicted"]),
+        confidence=torch.tensor(found["confidence"]),
+        loss=found["loss"].item() / len(listing),
+    )
+    return seconds_before + time.monotonic() - began, predictions
+
+
+def _tallied(batches: Iterable[Tensor], *, run: Forward, tally: Tally, labels: Tensor, first: int) -> Iterator[int]:
+    """The size of each batch, once its work is on the way to the device."""
+    for images in batches:
+        tally.add(run(images), labels=labels[first : first + len(images)])
+        first += len(images)
+        yield len(images)
+
+
+def paced(steps: Iterable[int], *, device: torch.device) -> Iterator[int]:
+    """`steps`, each once the device has done it, with the next `QUEUED` on their way; memory then stays bounded."""
+    waiting: deque[tuple[int, torch.cuda.Event]] = deque()
+    for num in steps:
+        if device.type != "cuda":
+            yield num
+            continue
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        waiting.append((num, event))
+        if len(waiting) > QUEUED:
+            yield _done(waiting)
+    while waiting:
+        yield _done(waiting)
+
+
+def _done(waiting: "deque[tuple[int, torch.cuda.Event]]") -> int:
+    num, event = waiting.popleft()
+    event.synchronize()
+    return num
+
+
+@torch.inference_mode()
+def throughput(config: Config, *, device: torch.device, data_root: Path, num_images: int) -> dict[str, float]:
+    """Images a second of a config that evaluates, with random weights: the net alone on uint8 batches that lie on the
+    device; the photographs of its data set alone, decoded by all cores; and both together. Each on `num_images`, the
+    photographs repeated as often as that needs, and without the first batch of each worker, which starts meanwhile.
+    """
+    recipe = config.recipe
+    assert isinstance(recipe, Evaluation)
+    network = registry.build(
+        config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
+    )
+    run = forward(network, spec=config.spec(data_sha256=""), device=device)
+    listing = catalog.load_listing(config.data, "test", root=data_root)
+
+    def photographs() -> Iterator[Tensor]:
+        return stream(
+            listing,
+            transform=recipe.transform,
+            indices=[index % len(listing) for index in range(num_images + num_cores() * recipe.batch_size)],
+            batch_size=recipe.batch_size,
+            pinned=device.type == "cuda",
+        )
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (recipe.batch_size, *config.input_shape)
+    batch = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+    run(batch)  # the first call chooses kernels
+    repeated = (batch for _ in range(-(-num_images // len(batch))))
+    return {
+        "batch": len(batch),
+        "images": num_images,
+        "cores": num_cores(),
+        "net_images_per_second": _rate((run(images) for images in repeated), device=device),
+        "decode_images_per_second": _rate(photographs(), device=torch.device("cpu"), num_first=num_cores()),
+        "files_images_per_second": _rate(
+            (run(images) for images in photographs()), device=device, num_first=num_cores()
+        ),
+    }
+
+
+def _rate(batches: Iterable[Tensor], *, device: torch.device, num_first: int = 0) -> float:
+    """Images a second, from the first wish, or the result of the `num_first`th batch, to the last result."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began, num = time.monotonic(), 0
+    for number, size in enumerate(paced((len(batch) for batch in batches), device=device), start=1):
+        num += size
+        if number == num_first:
+            began, num = time.monotonic(), 0
+    return num / (time.monotonic() - began)

@@ -1,0 +1,405 @@
+"""Workers and signals: whatever ends a command, no process is left behind and everything finished is kept."""
+
+import dataclasses
+import fcntl
+import os
+import pty
+import signal
+import sqlite3
+import struct
+import subprocess
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from tests.support import jobs, trained
+from tests.support.project import Command, Project, copy_project
+from tests.support.terminal import screen
+
+from remeasure.campaign.executors import local
+from remeasure.campaign.executors.local import Task, Workers
+from remeasure.cli import reproduce
+from remeasure.runs import journal
+from remeasure.runs.folder import Place
+
+SECONDS_TO_END = 5.0
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = 90.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.01)
+
+
+# ---------------------------------------------------------------- the pool
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(runs=tmp_path, project=tmp_path, data_root=tmp_path, device_kind="cpu")
+
+
+@pytest.fixture
+def pool(place: Place, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    monkeypatch.setattr(local, "num_workers", lambda _: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return Workers(place)
+
+
+def task(seed: int, *, cpu_threads: int = 1) -> Task:
+    spec: Any = SimpleNamespace(cpu_threads=cpu_threads, mode="train")
+    return Task(row="mlp2-digits", seed=seed, spec=spec, fresh=False)
+
+
+def results(pool: Workers) -> dict[int, Any]:
+    """Wait for all tasks; seed to what came back, a result or an exception."""
+    found: dict[int, Any] = {}
+    while pool.active:
+        found |= {entry.seed: future.exception() or future.result() for entry, future in pool.finished()}
+    return found
+
+
+def test_a_worker_is_kept_has_one_thread_and_reports_its_events_in_order(
+    pool: Workers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_execute", jobs.report)
+    with pool:
+        pids = set()
+        for seed in (5, 6, 7):
+            assert pool.idle == 2
+            pool.submit(task(seed))
+            assert (pool.idle, [entry.seed for entry in pool.active]) == (1, [seed])
+            result = results(pool)[seed]
+            assert (result["seed"], result["threads"]) == (seed, "1")
+            pids.add(result["pid"])
+            events = list(pool.events())
+            assert events == [(place.runs, {"event": "epoch", "epoch": number, "seed": seed}) for number in (1, 2)]
+    assert len(pids) <= 2  # three tasks, and never a third process
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=SECONDS_TO_END)
+
+
+def test_a_task_takes_as_many_cores_as_it_has_threads_and_at_most_all(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_execute", jobs.report)
+    with pool:
+        for seed, cpu_threads, idle in ((0, 1, 1), (1, 2, 0), (2, 8, 0)):
+            pool.submit(task(seed, cpu_threads=cpu_threads))
+            assert pool.idle == idle
+            with pytest.raises(AssertionError):
+                pool.submit(task(9, cpu_threads=2))
+            results(pool)
+            assert pool.idle == 2
+
+
+def test_a_seed_is_timed_beside_as_many_as_will_run_at_once(pool: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two cores; each timing waits until two have begun, and costs its seconds: 1, 2, … in the order of arrival."""
+    monkeypatch.setattr(local, "_time", jobs.wait_for_each_other)
+    with pool:
+        assert pool.seconds_of_seed(timed(pool, cpu_threads=1), num_seeds=5) == 2.0
+        assert pool.seconds_of_seed(timed(pool, cpu_threads=2), num_seeds=5) == 1.0
+        assert pool.seconds_of_seed(timed(pool, cpu_threads=1, together=1), num_seeds=1) == 1.0
+
+
+def test_an_evaluation_takes_every_core_for_its_decoding(pool: Workers) -> None:
+    assert pool.cores(SimpleNamespace(cpu_threads=1, mode="evaluate")) == 2  # type: ignore[arg-type]
+
+
+def timed(pool: Workers, *, cpu_threads: int, together: int | None = None) -> Any:
+    """A spec whose timings wait for each other in a folder of their own."""
+    together = together or pool.num // cpu_threads
+    folder = Path(tempfile.mkdtemp(dir=pool.place.runs))
+    return SimpleNamespace(cpu_threads=cpu_threads, mode="train", folder=folder, together=together)
+
+
+def test_a_pool_without_a_task_starts_no_process(pool: Workers) -> None:
+    with pool:
+        assert [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())] == []
+
+
+def test_leaving_early_ends_every_run_by_an_exception_and_every_process(
+    pool: Workers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_execute", jobs.wait_for_ever)
+    files = [place.runs / "0", place.runs / "1"]
+
+    def leave() -> None:
+        with pool:
+            pool.submit(task(0))
+            pool.submit(task(1))
+            wait_until(lambda: all(path.exists() and path.read_text() for path in files))
+            family.extend(psutil.Process(int(path.read_text())) for path in files)
+            raise SystemExit(130)
+
+    family: list[psutil.Process] = []
+    with pytest.raises(SystemExit):
+        leave()
+    assert psutil.wait_procs(family, timeout=SECONDS_TO_END)[1] == []
+    assert [path.read_text() for path in files] == ["SystemExit(143)"] * 2
+
+
+def test_leaving_early_does_not_wait_for_a_worker_that_is_starting(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "_execute", jobs.wait_for_ever)
+
+    def leave() -> None:
+        with pool:
+            pool.submit(task(0))
+            raise SystemExit(143)
+
+    began = time.monotonic()
+    with pytest.raises(SystemExit):
+        leave()
+    assert time.monotonic() - began < SECONDS_TO_END
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_does_not_hit_a_worker_at_any_moment(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal sends SIGINT to all processes in front; workers leave it to the parent, from their first moment."""
+    monkeypatch.setattr(local, "_execute", jobs.report)
+    with pool:
+        pool.submit(task(0))
+        children = psutil.Process().children()
+        started = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        assert len(started) == 1
+        for _ in range(20):
+            started[0].send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        assert results(pool)[0]["seed"] == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_that_is_killed_fails_its_own_run_and_the_next_ones_go_on(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_execute", jobs.kill_itself_if_seed_0)
+    with pool:
+        pool.submit(task(0))
+        assert "terminated abruptly" in str(results(pool)[0])
+        pool.submit(task(1))
+        assert results(pool)[1]["seed"] == 1
+
+
+def test_a_worker_that_is_killed_when_idle_leaves_nobody_waiting(
+    pool: Workers, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the lock of the queue from which the other one, whose run is then ended, would take its next task."""
+    monkeypatch.setattr(local, "_execute", jobs.wait_for_ever_if_seed_1)
+    waiting = place.runs / "1"
+    with pool:
+        pool.submit(task(1))
+        pool.submit(task(0))
+        wait_until(lambda: waiting.exists() and waiting.read_text())
+        busy = psutil.Process(int(waiting.read_text()))
+        ended: list[Any] = []
+        wait_until(lambda: ended.extend(pool.finished()) or ended)
+        psutil.Process(ended[0][1].result()["pid"]).kill()
+        assert "terminated abruptly" in str(results(pool)[1])
+        assert psutil.wait_procs([busy], timeout=SECONDS_TO_END)[1] == []
+    assert waiting.read_text() == "SystemExit(143)"
+
+
+# ---------------------------------------------------------------- one run, interrupted
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_command_with_128_and_its_number(
+    number: int, status: int, here: Command, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP comes ignored
+    monkeypatch.setattr(reproduce, "main", lambda *_, **__: os.kill(os.getpid(), number))
+    assert here(project, "reproduce.py").status == status
+
+
+def test_nohup_is_respected(here: Command, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(reproduce, "main", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
+    assert here(project, "reproduce.py").status == 0
+
+
+def test_a_run_that_is_interrupted_is_journaled_and_goes_on_later(
+    project: Project, tmp_path: Path, here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("model=mlp2", "data=digits", "recipe.epochs_total=100", "seed=11")
+    process = project.start("train.py", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    wait_until(lambda: any("-s11-" in name and b'"epoch"' in text for name, text in project.journals().items()))
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143, stderr.decode()
+    assert stdout == b""
+    assert stderr.decode().splitlines() == [
+        "mlp2-digits seed 11: started, 100 epochs",
+        "mlp2-digits seed 11: interrupted; start it again and it goes on",
+    ]
+    (directory,) = project.runs.glob("*-s11-*")
+    assert journal.read(directory)[-1]["event"] == "interrupted"
+    assert in_mlflow(project.root) == [("mlp2-digits seed 11", "KILLED")]
+
+    monkeypatch.chdir(tmp_path)
+    done = here(project, "train.py", *arguments)
+    assert done.status == 0, done.stderr
+    events = [event["event"] for event in journal.read(directory)]
+    assert (events[0], events.count("resumed"), events[-1]) == ("started", 1, "finished")
+    assert Path(done.stdout.rpartition("record=")[2].strip()).resolve() == directory / "record.json"
+    assert in_mlflow(project.root) == [("mlp2-digits seed 11", "FINISHED")]
+
+
+def in_mlflow(folder: Path) -> list[tuple[str, str]]:
+    """Name and status of the runs of mlp2 with seed 11."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        found = database.execute("SELECT name, status FROM runs WHERE name LIKE '%seed 11'").fetchall()
+    return [(str(name), str(status)) for name, status in found]
+
+
+# ---------------------------------------------------------------- a campaign, interrupted
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose demo has a row that is quickly decided, and one whose runs never end."""
+    project = copy_project(tmp_path_factory.mktemp("campaign"))
+    path = project.root / "conf/demo.yaml"
+    rows = yaml.safe_load(path.read_text())["rows"]
+    rows = {name: rows[name] for name in ("logreg-digits", "mlp2-digits")}
+    rows["logreg-digits"]["rule"]["looks"] = [2]
+    rows["mlp2-digits"]["recipe"] = "endless"
+    path.write_text(yaml.safe_dump({"rows": rows}, sort_keys=False))
+    recipe = "defaults: [article, _self_]\nname: endless\nepochs_total: 1000000\n"
+    (project.root / "conf/recipe/endless.yaml").write_text(recipe)
+    return project
+
+
+NUM_WORKERS = min(len(os.sched_getaffinity(0)), 5)  # the first look of the endless row has 5 seeds
+ENDLESS = ("--demo", "--budget", "100000h")  # which an endless run fits
+BEGUN = ("started", "resumed")
+
+
+def events(project: Project, model: str) -> list[list[str]]:
+    """The names of the events in each journal of a model in the demo."""
+    directories = sorted((project.runs / "demo").glob(f"{model}-*"))
+    return [[event["event"] for event in journal.read(directory)] for directory in directories]
+
+
+def all_train(project: Project, *, times: int) -> bool:
+    """Whether every worker trains an endless run, for the time so numbered."""
+    found = events(project, "mlp2")
+    begun = [sum(name in BEGUN for name in names) for names in found]
+    return begun == [times] * NUM_WORKERS and all(names[-1] == "epoch" for names in found)
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_no_worker_outlives_a_parent_that_was_killed(campaign: Project) -> None:
+    process = campaign.start("reproduce.py", *ENDLESS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: all_train(campaign, times=1))
+        family = workers_of(process)
+        assert sum("spawn_main" in " ".join(child.cmdline()) for child in family) == NUM_WORKERS
+    finally:
+        process.kill()
+    process.wait()
+    assert psutil.wait_procs(family, timeout=SECONDS_TO_END)[1] == []
+
+
+def test_sigterm_ends_a_campaign_with_143_and_keeps_what_is_finished(campaign: Project) -> None:
+    """The campaign of before, which was killed: its finished seeds are not trained again, the others go on."""
+    process = campaign.start("reproduce.py", *ENDLESS, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: all_train(campaign, times=2))
+    family = workers_of(process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143, stderr.decode()
+    assert psutil.wait_procs(family, timeout=SECONDS_TO_END)[1] == []
+    assert [names[-1] for names in events(campaign, "mlp2")] == ["interrupted"] * NUM_WORKERS
+    assert [(names[0], names.count("started"), names[-1]) for names in events(campaign, "logreg")] == [
+        ("started", 1, "finished")
+    ] * 2
+    assert "Traceback" not in stderr.decode()
+    assert stderr.decode().count(": interrupted; start it again and it goes on\n") == NUM_WORKERS
+    assert (campaign.runs / "demo/results/runs/logreg-digits.csv").read_text().count("\n") == 3
+
+
+def test_after_a_signal_no_run_is_left_running_in_mlflow(campaign: Project) -> None:
+    """Nor is the parent run of the row."""
+    with closing(sqlite3.connect(campaign.runs / "demo/mlflow.db")) as database:
+        found = database.execute("SELECT name, status FROM runs ORDER BY name").fetchall()
+    assert [name for name, status in found if status == "FINISHED" and name.startswith("logreg")] == [
+        "logreg-digits",
+        "logreg-digits seed 0",
+        "logreg-digits seed 1",
+    ]
+    assert [name for name, status in found if status == "KILLED"] == [
+        f"mlp2-digits seed {seed}" for seed in range(NUM_WORKERS)
+    ]
+    assert [name for name, status in found if status == "RUNNING"] == []
+
+
+def test_ctrl_c_ends_a_campaign_with_130_and_leaves_the_terminal_clean(campaign: Project) -> None:
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))  # 30 lines of 100 columns
+    process = campaign.start(
+        "reproduce.py",
+        *ENDLESS,
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # its own terminal, whose ^C it gets
+        env=campaign.environment(TERM="xterm"),
+    )
+    os.close(inside)
+    output = bytearray()
+    reader = threading.Thread(target=read_all, args=(terminal, output))
+    reader.start()
+    wait_until(lambda: all_train(campaign, times=3))
+    wait_until(lambda: output.decode(errors="ignore").count("░ epoch ") > 3 * NUM_WORKERS)
+    family = workers_of(process)
+    os.write(terminal, b"\x03")
+    assert process.wait(timeout=20) == 130
+    reader.join(timeout=5)
+    os.close(terminal)
+    shown = screen(output.decode(), columns=100)
+    assert psutil.wait_procs(family, timeout=SECONDS_TO_END)[1] == []
+    assert sorted(shown[-NUM_WORKERS:]) == [
+        f"mlp2-digits seed {seed}: interrupted; start it again and it goes on" for seed in range(NUM_WORKERS)
+    ]
+    assert not any("░" in line or "█" in line for line in shown), shown
+    assert not any("Traceback" in line for line in shown)
+    assert [names[-1] for names in events(campaign, "mlp2")] == ["interrupted"] * NUM_WORKERS
+
+
+def read_all(descriptor: int, output: bytearray) -> None:
+    """Until the last process has closed the terminal."""
+    while True:
+        try:
+            found = os.read(descriptor, 65536)
+        except OSError:
+            return
+        if not found:
+            return
+        output.extend(found)
+
+
+def test_on_an_accelerator_a_run_is_alone_but_runs_of_lbfgs_are_side_by_side(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    pool = Workers(dataclasses.replace(place, device_kind="cuda"))
+    assert pool.num == local.MOST_ON_DEVICE == 10
+    assert pool.cores(trained.spec()) == 10
+    assert pool.cores(trained.spec("model=logreg", "recipe=lbfgs")) == 1
+    assert Workers(place).num == 16

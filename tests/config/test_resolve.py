@@ -1,0 +1,60 @@
+"""What a run starts from is looked for before anything is trained or fetched."""
+
+from pathlib import Path
+
+import pytest
+
+from remeasure.config import resolve
+from remeasure.config.compose import compose
+from remeasure.data import catalog
+from remeasure.models import pretrained
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.spec.config import Config
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether weights were asked for with leave to download them, call by call; there are none."""
+    seen: list[bool] = []
+
+    def fingerprint(config: Config, *, fetch: bool) -> str:  # noqa: ARG001
+        seen.append(fetch)
+        raise DataMissingError("weights: not here")
+
+    monkeypatch.setattr(pretrained, "fingerprint", fingerprint)
+    return seen
+
+
+def test_weights_are_not_downloaded_for_photographs_that_are_not_there(tmp_path: Path, asked: list[bool]) -> None:
+    missing = resolve.identify(compose(["model=vit_b16"]), data_root=tmp_path)
+    assert asked == [False]
+    assert isinstance(missing, list)
+    assert len(missing) == 2  # both are named at once
+
+
+def test_weights_may_be_downloaded_where_the_photographs_are(
+    asked: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(catalog, "load_listing", lambda *_, **__: None)
+    assert resolve.identify(compose(["model=vit_b16"]), data_root=tmp_path) == [("weights: not here",)]
+    assert asked == [True]
+
+
+GROWING = "recipe.resolution={pixels: [%s], until_epoch: [1]}"
+
+
+def test_small_images_that_the_net_cannot_take_are_refused_before_training() -> None:
+    """LeNet-5's third convolution needs 5 pixels a side after two halvings; a ResNet pools whatever is left."""
+    with pytest.raises(
+        InputError, match=r"recipe\.resolution: the model cannot take images of .*: 8 \(.*\)"
+    ) as refused:
+        resolve.network_of(compose(["model=lenet5", GROWING % 8]))
+    assert len(refused.value.faults) == 1
+    network = resolve.network_of(compose(["model=resnet18", "model.options.stem=cifar", GROWING % 8]))
+    assert network.training
+
+
+@pytest.mark.parametrize("engine", ["batched", "numpy"])
+def test_an_optimiser_that_an_engine_has_not_is_refused_by_its_name(engine: str) -> None:
+    with pytest.raises(InputError, match=r"not recipe\.optimizer\.name=lbfgs.*choose engine=serial"):
+        compose(["model=logreg", "recipe=lbfgs", f"engine={engine}"])

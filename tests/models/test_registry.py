@@ -1,0 +1,179 @@
+"""What every model config promises. A new file under conf/model joins by one line in PUBLISHED_PARAMS."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from remeasure.models.registry import BUILDERS, build, first_layer_weights, num_trainable
+from remeasure.spec.base import InputError
+from remeasure.spec.run import ModelSpec
+
+CONFIGS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))}
+PUBLISHED_PARAMS = {
+    "article_mlp": 242_762,
+    "lenet5": 60_000,
+    "lenet5_remake": 61_706,
+    "logreg": 7_850,
+    "mlp2": 203_530,
+    "mlp4": 669_706,
+    "resnet18": 11_173_962,
+    "vit_b16": 86_567_656,
+}
+HOME_DATA = {  # image shape, classes
+    "mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "imagenet": ((3, 224, 224), 1000),
+}
+EVERY_MODEL = pytest.mark.parametrize("name", CONFIGS)
+
+
+def config(name: str) -> dict[str, Any]:
+    return yaml.safe_load(CONFIGS[name].read_text())
+
+
+def home(name: str) -> tuple[tuple[int, int, int], int]:
+    return HOME_DATA[config(name)["defaults"][0]["override /data"]]
+
+
+def model(name: str, *, seed: int = 0) -> nn.Module:
+    """A net of one's own, in training mode; drawn once a seed, because a ViT takes seconds."""
+    return copy.deepcopy(drawn(name, seed=seed)).train()
+
+
+@functools.cache
+def drawn(name: str, *, seed: int) -> nn.Module:
+    return build_home(name, seed=seed)
+
+
+def build_home(name: str, *, seed: int) -> nn.Module:
+    image_shape, num_classes = home(name)
+    spec = ModelSpec(**config(name)["model"])
+    return build(spec, image_shape=image_shape, num_classes=num_classes, generator_seed=seed)
+
+
+def images(name: str, *, count: int) -> Tensor:
+    return torch.randn(count, *home(name)[0], generator=torch.Generator().manual_seed(11))
+
+
+def net_is_small(net: nn.Module) -> bool:
+    return num_trainable(net) < 10**6
+
+
+def mlp(**options: object) -> nn.Module:
+    spec = ModelSpec(name="mlp", builder="mlp", options=options)
+    return build(spec, image_shape=(1, 28, 28), num_classes=10, generator_seed=0)
+
+
+def test_every_config_is_held_to_this_contract() -> None:
+    assert list(CONFIGS) == sorted(PUBLISHED_PARAMS)
+    assert {config(name)["model"]["builder"] for name in CONFIGS} == set(BUILDERS)
+
+
+@EVERY_MODEL
+def test_a_config_names_itself_its_home_and_its_published_count(name: str) -> None:
+    text = CONFIGS[name].read_text()
+    comments = [line for line in text.partition("defaults:")[0].splitlines() if line.startswith("# ")]
+    assert comments[0] == "# @package _global_"
+    assert f"{PUBLISHED_PARAMS[name]:,}" in " ".join(comments[1:])
+    assert [list(entry) for entry in config(name)["defaults"]] == [["override /data"], ["override /recipe"]]
+    assert config(name)["model"]["name"] == name
+
+
+@EVERY_MODEL
+def test_the_parameter_count_is_the_published_one(name: str) -> None:
+    assert num_trainable(model(name)) == PUBLISHED_PARAMS[name]
+
+
+@EVERY_MODEL
+def test_logits_have_a_row_for_each_image_and_a_column_for_each_class(name: str) -> None:
+    logits = model(name)(images(name, count=3))
+    assert logits.shape == (3, home(name)[1])
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+@EVERY_MODEL
+def test_every_trainable_parameter_gets_a_gradient(name: str) -> None:
+    net = model(name)
+    num = 8 if net_is_small(net) else 2
+    for key, parameter in net.named_parameters():
+        if key.endswith("weight") and not parameter.any():  # a scale that begins at zero lets nothing flow back yet
+            nn.init.ones_(parameter)
+    labels = torch.arange(num) % home(name)[1]
+    nn.functional.cross_entropy(net(images(name, count=num)), labels).backward()
+    for key, parameter in net.named_parameters():
+        assert parameter.requires_grad, key
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+
+
+@EVERY_MODEL
+def test_an_image_alone_scores_as_in_a_batch(name: str) -> None:
+    net = model(name).eval()
+    batch = images(name, count=2)
+    torch.testing.assert_close(net(batch[:1]), net(batch)[:1], rtol=1e-4, atol=1e-5)
+
+
+@EVERY_MODEL
+def test_only_evaluation_is_deterministic_where_there_is_dropout(name: str) -> None:
+    net, batch = model(name), images(name, count=2)
+    assert net.training
+    assert torch.equal(net(batch), net(batch)) != any(
+        isinstance(layer, nn.Dropout) and layer.p > 0 for layer in net.modules()
+    )
+    net.eval()
+    assert torch.equal(net(batch), net(batch))
+
+
+@EVERY_MODEL
+def test_weights_follow_from_the_seed_and_leave_global_randomness_alone(name: str) -> None:
+    first = drawn(name, seed=0).state_dict()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again, other = build_home(name, seed=0), build_home(name, seed=1).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(first[key], value) for key, value in again.state_dict().items())
+    # zero biases, and scales of one, are nobody's draw
+    keys = [key for key, _ in again.named_parameters() if first[key].unique().numel() > 1]
+    assert keys
+    assert not any(torch.equal(first[key], other[key]) for key in keys)
+
+
+@EVERY_MODEL
+def test_first_layer_weights_look_at_the_image(name: str) -> None:
+    net = model(name)
+    weights = first_layer_weights(net)
+    channels, height, width = home(name)[0]
+    assert weights.shape[1] in (channels, channels * height * width)
+    assert sum(torch.equal(weights, parameter) for parameter in net.parameters()) == 1
+    weights.zero_()
+    assert first_layer_weights(net).any()  # a copy
+
+
+def test_an_unknown_builder_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(InputError, match="no 'vgg'; choose from logistic_regression, mlp, lenet5"):
+        build(ModelSpec(name="x", builder="vgg", options={}), image_shape=(1, 8, 8), num_classes=2, generator_seed=0)
+
+
+def test_all_faults_in_the_options_come_together() -> None:
+    with pytest.raises(InputError) as refusal:
+        mlp(hidden_sizes=[256, 0], activation="swish", dropout=[1.0, "0.2"], width=3, generator=4)
+    faults = dict(fault.split(": ", 1) for fault in refusal.value.faults)
+    valid = "hidden_sizes, activation, dropout, dropout_masks, batch_norm, initialisation"
+    assert faults.pop("model.options.dropout_masks") == f"missing; mlp needs {valid}"
+    assert faults.pop("model.options.batch_norm") == f"missing; mlp needs {valid}"
+    assert faults.pop("model.options.initialisation") == f"missing; mlp needs {valid}"
+    assert faults.pop("model.options.width") == f"unknown; mlp takes {valid}"
+    assert faults.pop("model.options.generator") == f"unknown; mlp takes {valid}"
+    assert "'silu' or 'none', got 'swish'" in faults.pop("model.options.activation")
+    assert "greater than 0, got 0" in faults.pop("model.options.hidden_sizes.1")
+    assert "less than 1, got 1.0" in faults.pop("model.options.dropout.0")
+    assert "valid number, got '0.2'" in faults.pop("model.options.dropout.1")
+    assert not faults

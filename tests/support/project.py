@@ -1,0 +1,85 @@
+"""A scratch copy of the project, whose commands tests run as a person does: as processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PARTS = ("conf", "src", "pyproject.toml", "README.md")
+
+
+class Ended(NamedTuple):
+    """A command that was called in the tests' own process."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Ended]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A project at `root`, with no data but the bundled digits, no runs and no results."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        own = {"PYTHONPATH": str(self.root / "src"), "REMEASURE_DATA": str(self.root / "data")}
+        return {**inherited, **own, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **changes}
+
+    def python(self, *arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+        """The finished process of `python <arguments>`, called in `cwd`, with `changes` in its environment."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=self.environment(**changes),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def run(self, script: str, *arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+        """The finished process of `python src/<script> <arguments>`."""
+        return self.python(str(self.root / "src" / script), *arguments, cwd=cwd, **changes)
+
+    def imported_by(self, script: str, *arguments: str, cwd: Path) -> set[str]:
+        """The top-level packages that `python src/<script> <arguments>` imports; it must end with status 0."""
+        done = self.python("-X", "importtime", str(self.root / "src" / script), *arguments, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+        return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+
+    def start(self, script: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """The running process of `python src/<script> <arguments>`, in a session of its own; `options` as for Popen."""
+        options = {"cwd": self.root, "env": self.environment(), "start_new_session": True, **options}
+        return subprocess.Popen([sys.executable, str(self.root / "src" / script), *arguments], **options)
+
+    def journals(self) -> dict[str, bytes]:
+        """The content of each run's journal, by its folder; equal before and after: nothing was trained."""
+        found = sorted(self.runs.rglob("journal.jsonl"))
+        return {str(path.parent.relative_to(self.runs)): path.read_bytes() for path in found}
+
+
+def copy_project(root: Path) -> Project:
+    """Copy what a checkout holds, without git, environment, runs, results and data."""
+    root.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        source = CHECKOUT / part
+        if source.is_dir():
+            shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, root / part)
+    return Project(root=root)

@@ -1,0 +1,85 @@
+"""Locks that tell who is there: taken by one, seen by others, freed by whatever ends a process."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remeasure.system import locks
+from remeasure.system.locks import Presence
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from remeasure.system import locks
+{take}
+print("there", flush=True)
+time.sleep(60)
+"""
+ALONE = HOLD.format(take="held = locks.held(Path(sys.argv[1])); held.__enter__()")
+TOGETHER = HOLD.format(take="present = locks.Presence(Path(sys.argv[1]), note='row/abc/cpu')")
+
+
+def start(code: str, path: Path) -> "subprocess.Popen[str]":
+    """A process that has what it wants, and stays."""
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    return process
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_what_a_process_holds_is_seen_until_it_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not locks.is_held(path)
+    process = start(ALONE, path)
+    assert locks.is_held(path)
+    with locks.held_if_free(path) as free:
+        assert not free
+    kill(process)
+    assert not locks.is_held(path)
+    with locks.held_if_free(path) as free:
+        assert free
+        assert locks.is_held(path)  # by this very process
+    assert not locks.is_held(path)
+
+
+def test_the_last_one_to_leave_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "campaigns" / "row"
+    first, second = Presence(path, note="row/abc/cpu"), Presence(path, note="row/abc/cpu")
+    assert list(locks.orphaned(path)) == []
+    assert not first.leave()
+    assert path.read_text() == "row/abc/cpu"
+    assert second.leave()
+    assert path.read_text() == ""
+    assert list(locks.orphaned(path)) == []
+
+
+def test_what_killed_processes_left_is_found_once(tmp_path: Path) -> None:
+    path = tmp_path / "row"
+    first, second = start(TOGETHER, path), start(TOGETHER, path)
+    kill(first)
+    assert list(locks.orphaned(path)) == []  # the other one is still there
+    kill(second)
+    assert list(locks.orphaned(path)) == ["row/abc/cpu"]
+    assert list(locks.orphaned(path)) == []
+
+
+def test_an_orphan_that_could_not_be_dealt_with_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "row"
+    kill(start(TOGETHER, path))
+
+    def deal() -> None:
+        for note in locks.orphaned(path):
+            raise OSError(note)
+
+    with pytest.raises(OSError, match="row/abc/cpu"):
+        deal()
+    assert list(locks.orphaned(path)) == ["row/abc/cpu"]
