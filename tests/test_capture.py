@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests import graphs, test_batched, test_training, trained
+from tests import graphs, test_batched, trained
 from tests.graphs import Graph
+from tests.test_training import GROWING, any_size
 from tests.trained import STEPS_PER_EPOCH, same, weights
 from torch import nn
 
@@ -86,8 +87,8 @@ def test_each_size_of_images_has_a_graph(
 ) -> None:
     """Epoch 0 at 4 pixels, 1 and 2 at 6, 3 at all 8; 20 whole batches each."""
     monkeypatch.setenv("REMEASURE_CAPTURE", "1")
-    growing = spec(*test_training.GROWING, "recipe.epochs_total=4")
-    make = lambda: test_training.any_size(growing)  # noqa: E731
+    growing = spec(*GROWING, "recipe.epochs_total=4")
+    make = lambda: any_size(growing)  # noqa: E731
     found, _ = end(make, spec=growing, folder=tmp_path, wanted=True)
     assert [graph.num_replays for graph in captured] == [20 - STEPS_BEFORE_CAPTURE, 37, 20 - STEPS_BEFORE_CAPTURE]
     expected, _ = end(make, spec=growing, folder=tmp_path, wanted=False)
