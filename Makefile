@@ -21,7 +21,7 @@ train: setup
 	$(python) src/train.py $(ARGS)
 
 test: setup
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest -n 2 --dist loadfile $(ARGS)
 
 demo: setup
 	$(python) src/reproduce.py --demo --fresh
