@@ -462,7 +462,7 @@ def test_a_committed_record_is_never_reused(tmp_path: Path, workers: type[InProc
     committed(tmp_path, num_seeds=2)
     measure(tmp_path, row())
     assert sorted(seed for _, seed in workers.trained) == [0, 1]
-    assert {record.commit for record in read_runs(tmp_path / "results", row="mlp2-digits")} == {""}
+    assert {record.commit for record in read_runs(tmp_path / "results", row="mlp2-digits")} == {"unknown"}
 
 
 def test_a_committed_record_stands_until_the_first_look_is_reached(tmp_path: Path, workers: type[InProcess]) -> None:
@@ -506,7 +506,7 @@ def test_continue_goes_on_from_committed_seeds(tmp_path: Path, workers: type[InP
     measure(tmp_path, row(), seeds=3, adopt=True)
     assert workers.trained == [("mlp2-digits", 2)]
     records = read_runs(tmp_path / "results", row="mlp2-digits")
-    assert [(record.seed, record.commit) for record in records] == [(0, "e15e"), (1, "e15e"), (2, "")]
+    assert [(record.seed, record.commit) for record in records] == [(0, "e15e"), (1, "e15e"), (2, "unknown")]
 
 
 def test_continue_does_not_adopt_seeds_of_another_spec(tmp_path: Path, workers: type[InProcess]) -> None:
