@@ -1,1 +1,1 @@
-"""What is asked for and what came out: frozen dataclasses, standard library only."""
+"""Specifications of runs and their results: frozen dataclasses, standard library only."""

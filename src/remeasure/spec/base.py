@@ -1,4 +1,4 @@
-"""What all parts of a spec stand on: names, limits, InputError, and dataclasses that tell all their faults."""
+"""Shared by all spec modules: names, limits, InputError, and dataclasses that report all their faults at once."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
-CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a model, data set or recipe: part of folders' names
-LARGEST = 2**63 - 1  # of whole numbers in a config, a ledger or a record: beyond it a float may be infinite
+CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # a model, data set or recipe; becomes part of folder names
+LARGEST = 2**63 - 1  # integer in a config, ledger or record: a larger one may overflow to inf as a float
 MOST_THREADS, MOST_TOGETHER = 1024, 1000
 FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validation split uses seeds from here up
 
@@ -28,7 +28,7 @@ class InputError(ValueError):
 
 @contextmanager
 def gathered(faults: list[str]) -> Iterator[None]:
-    """What is wrong with the input in the block joins the list, so that all of it can be told together."""
+    """Catch an InputError of the block and add its faults to the list, so that all faults are reported together."""
     try:
         yield
     except InputError as error:
@@ -36,8 +36,8 @@ def gathered(faults: list[str]) -> Iterator[None]:
 
 
 class Strict:
-    """Unknown keys are faults wherever a dataclass is read from YAML or JSON (read by pydantic), and so is each line of
-    `_faults`: one ValueError names them all.
+    """Base of the spec dataclasses: pydantic refuses unknown keys when it reads one from YAML or JSON, and the
+    constructor raises one ValueError with all lines of `_faults`.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
@@ -51,24 +51,24 @@ class Strict:
 
 
 def count_faults(run: object) -> Iterable[str]:
-    """What is wrong with the counts that a RunSpec and a Config both have."""
+    """Faults in the counts that RunSpec and Config share."""
     for key in ("engine_width", "steps_per_block", "cpu_threads"):
         if getattr(run, key) < 1:
             yield f"{key}: expected 1 or more, got {getattr(run, key)}"
 
 
 def canonical_json(value: object) -> str:
-    """The one text of a plain value: sorted keys, no spaces, no NaN."""
+    """A plain value as canonical JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class DataMissingError(InputError):
-    """A data set can be neither found nor downloaded here; the faults say which files it wants and where they go."""
+    """Data or weights are missing and cannot be downloaded; the faults name the files and where to put them."""
 
 
 @contextmanager
 def noted(missing: list[tuple[str, ...]]) -> Iterator[None]:
-    """What is missing in the block joins the list, so that all of it can be named together."""
+    """Catch a DataMissingError of the block and append its faults, so that all missing files are named together."""
     try:
         yield
     except DataMissingError as error:

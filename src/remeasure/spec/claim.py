@@ -1,4 +1,4 @@
-"""What was claimed, and the judgement: a row of the ledger, its rule, its evidence, its verdict."""
+"""A published claim and its judgement: ledger row, decision rule, evidence, verdict."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ VerdictName = Literal["reproduced", "exceeds", "falls short", "undecided", "not 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Strict):
-    """Who says so: `citation`, `where` in it, what it `says`, and its grade."""
+    """One source of a published number: `citation`, `where` in it, what it `says`, and its grade."""
 
     citation: str
     where: str
@@ -28,10 +28,10 @@ class Source(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Strict):
-    """A published accuracy and what is known of how it was measured; null is 'not stated'.
+    """A published accuracy and how it was measured; null is 'not stated'.
 
-    `num_digits` counts the decimals that were printed: 92.6 has 1, 99.05 has 2. `num_params_note`: why the printed
-    number of parameters is not ours, where it differs.
+    `num_digits` counts the printed decimals: 92.6 has 1, 99.05 has 2. `num_params_note`: why our number of parameters
+    differs from the printed one, if it does.
     """
 
     accuracy_percent: float
@@ -58,7 +58,7 @@ class Published(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(Strict):
-    """The rule of decision, written before the first measurement. `looks`: the seed counts at which it is applied.
+    """The decision rule, fixed before the first measurement. `looks`: the seed counts at which it is applied.
 
     `first_seed`: look k uses seeds first_seed … first_seed + looks[k] - 1; a later rule takes seeds never used before.
     """
@@ -84,8 +84,8 @@ class Rule(Strict):
 class Row(Strict):
     """One row of the ledger: what to measure, what was published, and how it is decided.
 
-    `control`: the fault on purpose of a negative control (conf/controls.yaml). `engine`: numpy for the network from
-    scratch.
+    `control`: the deliberate fault of a negative control (conf/controls.yaml). `engine`: numpy trains the network in
+    models/scratch.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Row(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the seeds of one row showed: seed to correct predictions, None for a seed that diverged."""
+    """Results of one row: seed to number of correct predictions, None for a seed that diverged."""
 
     num_correct: Mapping[int, int | None]
     num_test: int
@@ -117,7 +117,7 @@ class Evidence:
 class Verdict:
     """The judgement on one row. Percent values are unrounded; None is 'does not apply' or 'unknown'.
 
-    `num_seeds` is the number that mean, sd and interval are over: the deciding look's, not what was run beyond it.
+    `num_seeds`: the number of seeds in mean, sd and interval, that of the deciding look; later seeds are left out.
     """
 
     verdict: VerdictName

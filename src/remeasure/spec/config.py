@@ -1,4 +1,4 @@
-"""One composed config, conf/train.yaml with its groups, and the RunSpec that it asks for."""
+"""One composed config, conf/train.yaml with its groups, and the RunSpec built from it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from remeasure.spec.run import TRAINING_VERSION, DataSpec, ModelSpec, RunSpec, i
 
 @dataclass(frozen=True, kw_only=True)
 class Debug(Strict):
-    """Help by hand in place of a run (conf/debug). `num_images`: of a batch; null: as many as the recipe says."""
+    """A debugging mode in place of a run (conf/debug). `num_images`: batch size; null: the recipe's."""
 
     name: Literal["overfit_batch", "one_step", "profile"]
     num_images: int | None
@@ -77,13 +77,13 @@ class Config(Strict):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the model sees: the images' own, or what the evaluation's transform leaves of them."""
+        """(C, H, W) of the model's input: the images' own shape, or the recipe's crop of a photograph."""
         return input_shape(self.data, recipe=self.recipe)
 
     def spec(self, *, data_sha256: str, weights_sha256: str | None = None) -> RunSpec:
-        """What is trained or evaluated, on data with that fingerprint, with published weights of that fingerprint.
+        """The RunSpec, with the fingerprints of its data and, for an evaluation, of its published weights.
 
-        A precision that is still auto counts as bfloat16.
+        A precision that is still `auto` becomes bfloat16.
         """
         return RunSpec(
             model=self.model,

@@ -1,12 +1,12 @@
-"""What can be wrong with a training, how it shows in its curve, and what to try next. Standard library only.
+"""Faults of a training (findings), their likely causes, and what to try next. Standard library only.
 
-A finding is told once a run, and not where an earlier one explains it: the cause, not each of its symptoms. Thresholds
-were written down before any ledger row was looked at; docs/doctor.md has them all, with their sources.
+Each finding is reported once per run, and not at all if an earlier one explains it: the cause, not each symptom.
+Thresholds were fixed before any ledger row was inspected; docs/doctor.md lists them with their sources.
 """
 
 from dataclasses import dataclass
 
-# The article's order of debugging: what is simple and telling first. Advice is always given in this order.
+# The article's debugging order: simple, informative steps first. Advice is always given in this order.
 CHECKLIST = {
     "simple": "start simple: model=logreg or mlp2 with recipe=article on the same data, then add one thing at a time",
     "one_batch": "overfit one batch: debug=overfit_batch must bring its loss to 0",
@@ -71,7 +71,7 @@ ADVICE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 _NO_PROGRESS = ("accuracy stuck at 1/C", "loss not falling", "plateau")
 _SIGNALS = ("exploding gradients", "dead units", "vanishing gradients", "parameters without gradient")
-# Name → what follows from it, and is not told beside it.
+# Name → the findings that follow from it and are not reported after it.
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "input not normalised": (*_SIGNALS, *_NO_PROGRESS, "overfitting"),
     "labels look shuffled": (*_SIGNALS, *_NO_PROGRESS, "overfitting"),
@@ -86,7 +86,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """`evidence`: the numbers, in words; `causes`: the likely ones; `next_steps`: what to try, in this order."""
+    """One fault. `evidence`: its numbers, in words; `causes`: likely ones; `next_steps`: what to try, in this order."""
 
     name: str
     evidence: str
@@ -105,7 +105,7 @@ def finding(name: str, evidence: str) -> Finding:
 
 
 def recorded(name: str, evidence: str) -> Finding:
-    """One that is read back; that of another version has no advice here."""
+    """A finding read back from a record; a name that this version does not know gets no advice."""
     if name in ADVICE:
         return finding(name, evidence)
     return Finding(name=name, evidence=evidence, causes=(), next_steps=())

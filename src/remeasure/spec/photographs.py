@@ -1,4 +1,4 @@
-"""Recipes for photographs that stay in their files: how the net sees them, how they are trained on."""
+"""Parts of recipes for photographs that are read from their files on demand: the transform, and the training."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from remeasure.spec.base import Strict
 
 @dataclass(frozen=True, kw_only=True)
 class Transform(Strict):
-    """From a photograph to the net's input: the shorter side is resized to crop_pixels / crop_pct (rounded down), the
-    middle crop_pixels x crop_pixels are kept. Names and arithmetic are timm's (`timm.data.create_transform`).
+    """From a photograph to the net's input: resize the shorter side to crop_pixels / crop_pct (rounded down), then keep
+    the central crop_pixels x crop_pixels. Names and arithmetic are timm's (`timm.data.create_transform`).
     """
 
     crop_pixels: int
@@ -26,14 +26,14 @@ class Transform(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming(Strict):
-    """Training on photographs that are decoded as they are needed, by timm's means (Touvron et al. 2021, DeiT).
+    """Training on photographs that are decoded on demand, with timm's augmentation (Touvron et al. 2021, DeiT).
 
-    Each is cropped at random to `transform`'s crop_pixels and mirrored, as timm does by default; the transform as a
-    whole is how the test photographs are seen. `rand_augment`: a policy in timm's notation, null for none.
-    `erase_probability`: a random rectangle becomes noise, pixel by pixel. `mixup_alpha`, `cutmix_alpha`: one of the two
-    for each batch, 0 for never. `num_repeats`: with 3, an epoch shows a third of the images, three times each.
-    `drop_path`: the probability that an image skips the last block's branches, rising from 0 in the first. `ema_decay`:
-    of the moving average of the weights, at each step, null for none. `scored`: the weights that are measured.
+    Training photographs get a random crop of `transform`'s crop_pixels and a random mirror, timm's defaults; test
+    photographs get the whole transform. `rand_augment`: a policy in timm's notation, null for none.
+    `erase_probability`: that a random rectangle is replaced by per-pixel noise. `mixup_alpha`, `cutmix_alpha`: each
+    batch gets one of the two; 0 disables it. `num_repeats`: with 3, an epoch shows a third of the images, three times
+    each. `drop_path`: the probability that an image skips the last block's branches; it rises linearly from 0 in the
+    first block. `ema_decay`: of the weights' moving average, per step; null for none. `scored`: the weights to score.
     """
 
     transform: Transform

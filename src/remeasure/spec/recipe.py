@@ -12,7 +12,7 @@ from remeasure.spec.photographs import Streaming, Transform
 class Optimizer(Strict):
     """Arguments of the optimiser; those that an optimiser does not have must be null.
 
-    `sgd_lr_peak`: with muon, the rate of all parameters that it leaves to SGD; both rates follow the schedule.
+    `sgd_lr_peak`: with muon, the peak rate of the parameters that it updates by SGD; both rates follow the schedule.
     """
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "lbfgs", "muon"]
@@ -36,7 +36,7 @@ class Optimizer(Strict):
     }
 
     def arguments(self) -> dict[str, Any]:
-        """Those that are set, without name and learning rate."""
+        """The arguments that are set, without name and learning rate."""
         return {key: getattr(self, key) for key in self._USES[self.name] if getattr(self, key) is not None}
 
     def _faults(self) -> Iterable[str]:
@@ -123,13 +123,13 @@ class Loss(Strict):
 class Augmentation(Strict):
     """`affine`: random planar affine maps of the training images (LeCun et al. 1998, section III-C).
 
-    `probability`: the share of images that are distorted. Each of the rest is the bound of a uniform u in ±:
+    `probability`: the share of images that are distorted. Every other argument is the bound of a uniform u in ±:
     `translation_pixels` on each axis; `scaling`, both axes by exp(u); `squeezing`, the axes by exp(u) and exp(-u);
     `shear`, horizontal, pixels a row.
 
     `crop`: a random crop of the image's own size after `pad_pixels` of black on each side (He et al. 2016, section
-    4.2); mirrored left to right with `flip_probability`; then a square of `cutout_pixels` at a random place becomes
-    the mean pixel, clipped at the image's border (DeVries and Taylor 2017), 0 for none. `padding`: `reflect` mirrors
+    4.2); a left-right mirror with `flip_probability`; then a square of `cutout_pixels` (0: none) at a random place,
+    clipped at the image's border, is set to the mean pixel (DeVries and Taylor 2017). `padding`: `reflect` mirrors
     the image at its border in place of black. `flips`: `alternating` draws once which images are mirrored, and then
     mirrors each one in every second epoch (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.6).
     """
@@ -170,7 +170,7 @@ class Augmentation(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution(Strict):
-    """Training on smaller images at first: `pixels[i]` on each side until epoch `until_epoch[i]`, then all pixels."""
+    """Smaller images in the first epochs: `pixels[i]` on each side until epoch `until_epoch[i]`, then full size."""
 
     pixels: tuple[int, ...]
     until_epoch: tuple[int, ...]
@@ -184,16 +184,16 @@ class Resolution(Strict):
             yield f"until_epoch: expected rising epochs from 1 up, got {list(self.until_epoch)}"
 
     def pixels_at(self, epoch: int) -> int | None:
-        """Pixels on each side in `epoch` (from 0); None for the images' own."""
+        """Pixels on each side in `epoch` (from 0); None for full size."""
         return next((size for size, end in zip(self.pixels, self.until_epoch, strict=True) if epoch < end), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Averaging(Strict):
-    """The net that is scored is a moving average of the trained one's weights, and of its batch statistics.
+    """Score an exponential moving average of the trained net's weights and batch statistics.
 
-    It begins as the net after the first step of epoch `from_epoch` (from 1); each step moves it by 1 - `decay` towards
-    the net (Polyak and Juditsky 1992; Izmailov et al. 2018 average the last epochs, too).
+    It starts as the net after the first step of epoch `from_epoch` (from 1); each later step moves it by 1 - `decay`
+    towards the net (Polyak and Juditsky 1992; Izmailov et al. 2018 average the last epochs, too).
     """
 
     from_epoch: int
@@ -222,7 +222,7 @@ class Normalisation(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Strict):
-    """How a model is trained, from the first step to the last; nothing else moves a weight but the spec around it."""
+    """How a model is trained. Only the recipe and the RunSpec around it affect a weight."""
 
     name: str
     epochs_total: int
@@ -277,7 +277,7 @@ class Recipe(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Strict):
-    """The recipe of a row of mode `evaluate`: which weights, and how they see each photograph. Nothing is trained.
+    """The recipe of mode `evaluate`: published weights and the transform of each photograph. Nothing is trained.
 
     `weights`: the name of published weights on timm's hub, such as deit_base_patch16_224.fb_in1k.
     """

@@ -1,4 +1,4 @@
-"""What came out of a run: a record, a point of its curve, a finding, an event of its journal."""
+"""Results of a run: its record, the points of its curve, its findings, the events of its journal."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +10,9 @@ from remeasure.spec.base import DeviceKind, Strict
 class RunRecord(Strict):
     """One finished seed: one line of results/runs/<row>.csv, whose columns are these fields in this order.
 
-    `commit`: "unknown" where nobody could say which it is; `dirty` is None then.
+    `commit`: "unknown" if it could not be determined; `dirty` is None then.
 
-    A seed that diverged has no accuracy, no num_correct, no loss and no predictions (None), and still its line.
+    A seed that diverged has a line, too: accuracy_percent, num_correct, loss and predicted_sha256 are None.
     """
 
     row: str

@@ -1,4 +1,4 @@
-"""What one run is: model, data and RunSpec, whose hash and seed are the run's identity.
+"""The specification of one run: ModelSpec, DataSpec and RunSpec. The RunSpec's hash and the seed identify the run.
 
 Percent appears only in names that end in `_percent` (or `_pp`, percentage points); every other rate is a fraction.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from remeasure.spec.base import Control, Engine, Mode, Precision, Strict, canonical_json, count_faults
 from remeasure.spec.recipe import Evaluation, Recipe
 
-TRAINING_VERSION = 1  # raised by hand whenever trained numbers change; tests/test_golden.py notices when it must be
+TRAINING_VERSION = 1  # raise it by hand whenever trained numbers change; tests/test_golden.py detects when
 IN_ENGINE = {"batched": ("adam", "adamw", "sgd", "rmsprop"), "numpy": ("adam", "sgd")}  # optimisers; serial has all
 
 
@@ -20,8 +20,8 @@ class ModelSpec(Strict):
     """A builder of `remeasure.models` and the plain keywords it gets.
 
     `weights`: a file of published weights, for mode evaluate; null: those that the recipe names, from timm's hub.
-    What is in them is part of a run's identity (RunSpec.weights_sha256), their path is not.
-    `published`: what recipe=published_eval reads: keys of an Evaluation, such as weights and transform.
+    Their content is part of the run's identity (RunSpec.weights_sha256), their path is not.
+    `published`: keys of an Evaluation, such as weights and transform, which recipe=published_eval reads.
     """
 
     name: str
@@ -71,14 +71,14 @@ class DataSpec(Strict):
 
 
 def input_shape(data: DataSpec, *, recipe: Recipe | Evaluation) -> tuple[int, int, int]:
-    """(C, H, W) of what a model sees: the data's images as they are, or what is cropped from their photographs."""
+    """(C, H, W) of a model's input: the data set's image shape, or the recipe's crop of a photograph."""
     seen = recipe.streaming if isinstance(recipe, Recipe) else recipe
     return data.image_shape if seen is None else (data.image_shape[0], *(seen.transform.crop_pixels,) * 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Strict):
-    """All that a run is, but for its seed. `spec_sha256` and the seed are the run's identity."""
+    """Everything that specifies a run except its seed. `spec_sha256` and the seed identify the run."""
 
     model: ModelSpec
     data: DataSpec
@@ -118,11 +118,11 @@ class RunSpec(Strict):
 
     @property
     def can_be_batched(self) -> bool:
-        """Whether the batched engine could train it."""
+        """Whether the batched engine could train this spec."""
         return not any(self._not_batched())
 
     def _not_batched(self) -> Iterable[str]:
-        """What the batched engine cannot do of this."""
+        """Each part of this spec that the batched engine does not support."""
         if isinstance(self.recipe, Evaluation):
             yield "trains, and nothing is trained here"
             return
@@ -145,7 +145,7 @@ class RunSpec(Strict):
             yield "is not compiled (compile: false)"
 
     def _not_in_numpy(self) -> Iterable[str]:
-        """What the network from scratch cannot do of this (its layers apart, which only the network tells)."""
+        """Each part of this spec that the numpy engine does not support; layers are checked on the built network."""
         if isinstance(self.recipe, Evaluation):
             yield "trains, and nothing is trained here"
             return
@@ -170,7 +170,7 @@ class RunSpec(Strict):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the model sees."""
+        """(C, H, W) of the model's input."""
         return input_shape(self.data, recipe=self.recipe)
 
     @property
@@ -182,7 +182,8 @@ class RunSpec(Strict):
         return spec_sha256(asdict(self))
 
 
-# Keys that came after the first records, and what they meant before: they count only where they say something else.
+# Keys added after the first records, with the value that equals the earlier behaviour: the hash leaves out a key with
+# this value, so that earlier hashes stay valid.
 _LATER: Mapping[str, Any] = {
     "channels_last": False,
     "steps_per_block": 100,
@@ -198,7 +199,7 @@ _LATER: Mapping[str, Any] = {
 
 
 def spec_sha256(spec: Mapping[str, Any]) -> str:
-    """SHA-256 over what can move a weight in `asdict(RunSpec)`: never names, paths, devices, logging or budget."""
+    """SHA-256 over what in `asdict(RunSpec)` can affect a weight: no names, paths, devices, logging or budget."""
     identity = {
         "model": _said({key: spec["model"][key] for key in ("builder", "options")}),
         "data": {key: spec["data"][key] for key in ("num_classes", "num_validation", "split")},
@@ -213,6 +214,6 @@ def spec_sha256(spec: Mapping[str, Any]) -> str:
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the later keys that stand at their old meaning, in nested mappings, too."""
+    """The mapping without the `_LATER` keys that have their earlier value, nested mappings included."""
     kept = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
     return {key: _said(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
