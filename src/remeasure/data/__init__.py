@@ -1,1 +1,1 @@
-"""Data sets in their official order, verified and fingerprinted. NumPy only: torch comes later."""
+"""Data sets in their official order, verified and fingerprinted. Importing it does not import torch."""

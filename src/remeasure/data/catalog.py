@@ -1,7 +1,7 @@
-"""Which data sets there are, and their official splits. NumPy only: torch comes later.
+"""The data sets and their official splits, without importing torch.
 
-There are two kinds: small images are read whole, as uint8 arrays (`load_split`); photographs stay in their files, and
-are listed (`load_listing`). The data root holds torchvision's own layout. Official test splits are never mixed with
+Two kinds: small images are loaded whole, as uint8 arrays (`load_split`); photographs are listed, and read from their
+files on demand (`load_listing`). The data root has torchvision's layout. Official test splits are never mixed with
 training data.
 """
 
@@ -29,7 +29,7 @@ FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imag
 
 
 def read_config(name: str, *, conf_dir: Path) -> DataSpec:
-    """conf/data/<name>.yaml without Hydra. Raises InputError: no such data set, or a fault in its file."""
+    """conf/data/<name>.yaml, read without Hydra. Raises InputError: no such data set, or a fault in its file."""
     path = refuse_no_file(conf_dir / "data" / f"{name}.yaml")
     if not path.is_file():
         valid = sorted(entry.stem for entry in (conf_dir / "data").glob("*.yaml") if entry.is_file())
@@ -42,22 +42,22 @@ def read_config(name: str, *, conf_dir: Path) -> DataSpec:
 
 
 def streamed(spec: DataSpec) -> bool:
-    """Whether it is of the kind that stays in its files (`load_listing`), and not read whole (`load_split`)."""
+    """Whether the data set is listed photographs (`load_listing`) and not arrays in memory (`load_split`)."""
     check_source(spec.source)
     return spec.source in FINDERS
 
 
 def check_source(source: object) -> None:
-    """Raise InputError where there is no such reader."""
+    """Raise InputError if no reader has this name."""
     if source not in (*READERS, *FINDERS):
         raise InputError(f"data.source: no such reader {source!r}; valid: {', '.join((*READERS, *FINDERS))}")
 
 
 def load_listing(spec: DataSpec, split: SplitName, *, root: Path) -> Listing:
-    """The photographs of one official split, in order, unopened.
+    """The photographs of one official split, in order; no file is opened.
 
-    Raises DataMissingError (what is wanted and where it goes) or InputError (a set that is read whole, files that are
-    not what they should be).
+    Raises DataMissingError (which files are missing and where to put them) or InputError (a data set of arrays, or
+    wrong files).
     """
     if not streamed(spec):
         raise InputError(f"data {spec.name}: has no photographs in files; valid: {', '.join(FINDERS)}")
@@ -71,10 +71,10 @@ def load_listing(spec: DataSpec, split: SplitName, *, root: Path) -> Listing:
 
 
 def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = True) -> Split:
-    """One whole official split; where it is missing, it is downloaded first, unless `fetch` is false.
+    """One official split as arrays; if it is missing, it is downloaded first, unless `fetch` is false.
 
-    Raises DataMissingError (what is wanted and where it goes) or InputError (photographs, which are not read whole, or
-    a file is not what it should be).
+    Raises DataMissingError (which files are missing and where to put them) or InputError (a data set of photographs,
+    or a wrong file).
     """
     if streamed(spec):
         raise InputError(f"data {spec.name}: photographs are not read whole; valid: {', '.join(READERS)}")
@@ -88,7 +88,7 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
 
 
 def test_labels(spec: DataSpec, *, root: Path) -> np.ndarray:
-    """Labels of the official test split, shape (N,) int64. Raises DataMissingError: nothing is downloaded for them."""
+    """Labels of the official test split, shape (N,) int64. Raises DataMissingError; downloads nothing."""
     if streamed(spec):
         return load_listing(spec, "test", root=root).labels
     return load_split(spec, "test", root=root, fetch=False).labels

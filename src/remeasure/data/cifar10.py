@@ -1,8 +1,8 @@
-"""CIFAR-10 (Krizhevsky 2009) from what lies under the data root: the official pickles (cifar-10-batches-py), their
-archive, the official binary files (cifar-10-batches-bin) or theirs, in that order.
+"""CIFAR-10 (Krizhevsky 2009) from the first of these under the data root: the official pickles (cifar-10-batches-py),
+the archive of the pickles, the official binary files (cifar-10-batches-bin), the archive of the binary files.
 
 Pickles and archives are checked against the MD5 that torchvision knows; the binary files have no published checksum,
-so that their fingerprint alone tells whether they are the official ones. Nothing is unpacked onto the disk.
+so that only their fingerprint shows whether they are official. Nothing is unpacked to disk.
 """
 
 import io
@@ -53,14 +53,14 @@ def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str],
 
 
 def _layout(root: Path) -> str:
-    """The first layout that is there, or nothing."""
+    """The first layout that exists under the root, or ""."""
     layouts = (PICKLES, PICKLES_ARCHIVE, BINARIES, BINARIES_ARCHIVE)
     # Path.exists() raises where the folder may not be read
     return next((name for name in layouts if os.access(root / name, os.F_OK)), "")
 
 
 def _contents(place: Path, *, names: tuple[str, ...], files_md5: Mapping[str, str]) -> dict[str, bytes]:
-    """The bytes of the named batches, by where they stand: in the folder or in the archive `place`."""
+    """Location to bytes of the named batches, in the folder or the archive `place`."""
     if place.name == PICKLES:
         return {str(place / name): verified_bytes(place / name, md5=files_md5[name]) for name in names}
     if place.name == BINARIES:
@@ -78,7 +78,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _members(path: Path, members: list[str], *, md5: str) -> dict[str, bytes]:
-    """The named members' bytes, read out of a verified .tar.gz."""
+    """Location to bytes of the named members of a .tar.gz whose MD5 is verified."""
     found, content = {}, verified_bytes(path, md5=md5)
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
@@ -107,7 +107,7 @@ def _unpickle(content: bytes, *, name: str) -> Part:
         return _part(np.asarray(batch[b"data"]), np.asarray(batch[b"labels"]), name=name)
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged pickle makes of itself
+    except Exception as error:  # a damaged pickle can raise any type
         raise InputError(f"{name}: not a batch of CIFAR-10 ({error})") from None
 
 
@@ -122,7 +122,7 @@ def _part(pixels: np.ndarray, labels: np.ndarray, *, name: str) -> Part:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds NumPy arrays of numbers, and nothing else that a pickle may ask for."""
+    """An unpickler that builds NumPy arrays and refuses every other class or function."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) in (

@@ -26,7 +26,7 @@ PARTIAL = ".partial-"
 class Split:
     """`images` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64.
 
-    `verified`: the files they come from have the checksums that torchvision knows for the official ones.
+    `verified`: their files have the checksums that torchvision knows for the official ones.
     """
 
     images: np.ndarray
@@ -35,7 +35,7 @@ class Split:
 
 
 def verified_bytes(path: Path, *, md5: str) -> bytes:
-    """The file's bytes. Raises InputError where it cannot be read or its MD5 is not the official one."""
+    """The file's bytes. Raises InputError if it cannot be read or its MD5 is not the official one."""
     try:
         content = read_file(path)
     except OSError as error:
@@ -50,7 +50,7 @@ def verified_bytes(path: Path, *, md5: str) -> bytes:
 
 
 def missing(wanted: Mapping[Path, str], *, root: Path, reasons: Sequence[str]) -> DataMissingError:
-    """The error that names every wanted file (path to MD5), where it goes, and why it could not be had."""
+    """The error that names every missing file (path to MD5), where to put it, and why it could not be downloaded."""
     return DataMissingError(
         "data: these files are missing; put the files there or connect to the network, and start again:",
         *(f"  {path} (MD5 {md5})" for path, md5 in wanted.items()),
@@ -60,16 +60,16 @@ def missing(wanted: Mapping[Path, str], *, root: Path, reasons: Sequence[str]) -
 
 
 def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path) -> list[str]:
-    """Fetch the file whole, with a progress bar, and move it into place once its MD5 is right.
+    """Download the file with a progress bar, verify its MD5, and rename it into place.
 
-    Returns why it is still missing, a line for each mirror; nothing once it is there.
+    Returns why the file is still missing, a line for each mirror; an empty list once it exists.
     """
     from torchvision.datasets.utils import download_url  # 4 s to import: only where something is missing
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _alone_in(directory), tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as partial, _timeout():
-            if (directory / filename).exists():  # another process was faster; whoever reads it verifies it
+            if (directory / filename).exists():  # another process downloaded it; its reader verifies it
                 return []
             reasons = []
             for url in (f"{mirror}{filename}" for mirror in mirrors):
@@ -88,7 +88,7 @@ def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path
 
 @contextlib.contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """One process at a time downloads into a folder; what a killed one left there is removed."""
+    """Lock the folder against other downloads, and remove partial files of killed processes."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -101,7 +101,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _timeout() -> Iterator[None]:
-    """A silent network ends a download instead of hanging it."""
+    """A socket timeout during the block: a stalled download fails instead of hanging."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:

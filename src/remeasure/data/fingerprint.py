@@ -14,7 +14,7 @@ from remeasure.spec.run import DataSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a data set's fingerprint stands: `data_sha256`, and whether the bytes are the official ones."""
+    """A data set's fingerprint, `data_sha256`, and whether its bytes are the official ones."""
 
     data_sha256: str
     data_official: Literal["yes", "no", "unknown"]
@@ -24,9 +24,9 @@ class Source:
 def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
     """SHA-256 over uint8 pixels NCHW and int64 little-endian labels, train then test, whatever the file layout.
 
-    A tuning run (split=validation) never loads the test split: its fingerprint is over the training split alone.
-    Of photographs it is over the bytes of the test split's files (listing.fingerprint), and where a run trains on
-    them, of both splits'.
+    A tuning run (split=validation) never loads the test split: its fingerprint covers the training split alone.
+    For photographs it covers the bytes of the test split's files (listing.fingerprint) or, if the run `trains` on
+    them, of both splits' files.
     """
     if streamed(spec):
         names: tuple[SplitName, ...] = SPLITS if trains else ("test",)
@@ -43,20 +43,20 @@ def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
 
 
 def fingerprinted(spec: DataSpec) -> tuple[SplitName, ...]:
-    """The splits that a fingerprint is over."""
+    """The splits that a fingerprint of arrays covers."""
     return SPLITS if spec.split == "test" else SPLITS[:1]
 
 
 def add_split(digest: "hashlib._Hash", *, images: np.ndarray, labels: np.ndarray) -> None:
     """Add a split's images (N, C, H, W) uint8 and labels (N,) to a fingerprint."""
-    digest.update(np.ascontiguousarray(images).data)  # as it lies in memory: no second copy
+    digest.update(np.ascontiguousarray(images).data)  # the array's own memory, not a copy
     digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
 
 
 def official(spec: DataSpec, data_sha256: str, *, verified: bool) -> Source:
-    """`yes`: the official bytes; `no`: a known copy, with its description; `unknown`: neither, or not comparable.
+    """The Source: `yes`, official bytes; `no`, a known copy, which it describes; `unknown`, neither or not comparable.
 
-    Official are bytes with the official fingerprint, and where that is not known, files with the official checksums.
+    Bytes are official if their fingerprint is, or, where no official fingerprint is known, their files' checksums.
     """
     if data_sha256 == spec.official_sha256 or (verified and spec.official_sha256 is None):
         return Source(data_sha256=data_sha256, data_official="yes", description=spec.title)

@@ -1,8 +1,8 @@
-"""ImageNet (Russakovsky et al. 2015, ILSVRC 2012) as it lies under the data root: `imagenet/val/<synset>/*.JPEG`, or in
-`imagenet` the official archive of the validation photographs with its devkit. Nothing is unpacked onto the disk.
+"""ImageNet (Russakovsky et al. 2015, ILSVRC 2012) under the data root: `imagenet/val/<synset>/*.JPEG`, or in `imagenet`
+the official archive of the validation photographs and its devkit. Nothing is unpacked to disk.
 
-A class's index is its synset's place among the 1,000 in sorted order. ImageNet is not downloaded: its owners ask for an
-account.
+A class's index is the rank of its synset among the 1,000 in sorted order. ImageNet is not downloaded, since
+image-net.org requires an account.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ ARCHIVE, DEVKIT = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 META = "ILSVRC2012_devkit_t12/data/meta.mat"
 TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 FOLDERS = {"train": "train", "test": "val"}
-SUFFIXES = (".jpeg", ".jpg", ".png")  # those that timm and torchvision take for photographs
+SUFFIXES = (".jpeg", ".jpg", ".png")  # of the files that both timm and torchvision read as photographs
 
 
 def find(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:
@@ -38,7 +38,7 @@ def find(split: Literal["train", "test"], root: Path, files_md5: dict[str, str])
 
 
 def find_sample(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:  # noqa: ARG001
-    """`imagenet-sample/val/<synset>/*.JPEG`."""
+    """The photographs in `imagenet-sample/val/<synset>/*.JPEG`."""
     return _from_folder(root / "imagenet-sample" / FOLDERS[split], root=root, wanted=())
 
 
@@ -68,7 +68,7 @@ def _missing(folder: Path, *, root: Path, wanted: tuple[str, ...]) -> DataMissin
 
 
 def _from_folder(folder: Path, *, root: Path, wanted: tuple[str, ...]) -> Listing:
-    """Raises DataMissingError: no such folder, or an empty one. InputError: a folder in it that is no class."""
+    """The photographs in <folder>/<synset>/. DataMissingError: no folder or photographs. InputError: unknown synset."""
     classes, names = synsets(), list[str]()
     try:
         folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
@@ -91,7 +91,7 @@ def _is_photograph(entry: "os.DirEntry[str]") -> bool:
 
 
 def _from_archive(home: Path, *, files_md5: Mapping[str, str]) -> Listing:
-    """The archive's photographs, named and sorted as if it were unpacked by the devkit's ground truth."""
+    """The archive's photographs, named and sorted as if unpacked into folders by the devkit's ground truth."""
     if unlisted := [name for name in (ARCHIVE, DEVKIT) if name not in files_md5]:
         raise InputError(f"data.files_md5: lacks {', '.join(unlisted)}")
     if not os.access(home / DEVKIT, os.F_OK):
@@ -104,7 +104,7 @@ def _from_archive(home: Path, *, files_md5: Mapping[str, str]) -> Listing:
     try:
         with tarfile.open(home / ARCHIVE, mode="r:") as archive:
             members = sorted((Path(entry.name).name, entry.offset_data, entry.size) for entry in _files(archive))
-    except Exception as error:  # its checksum takes a minute, and comes later: its headers may say anything yet
+    except Exception as error:  # its checksum takes a minute and is verified later: its headers may hold anything
         raise InputError(f"{home / ARCHIVE}: not a whole tar archive ({error}); put the official one there") from None
     if len(members) != len(truth):
         raise InputError(f"{home / ARCHIVE}: expected {len(truth):,} photographs, got {len(members):,}")

@@ -1,4 +1,4 @@
-"""Photographs that stay in their files until they are needed: the list of a split, and its fingerprint."""
+"""Photographs that are read from their files on demand: the list of a split, and its fingerprint."""
 
 import contextlib
 import hashlib
@@ -20,11 +20,11 @@ PROGRESS_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing:
-    """The photographs of a split in their official order: by class, then by file name. None of them is held in memory.
+    """The photographs of a split in their official order: by class, then by file name. None is kept in memory.
 
     `names` (N,): <class>/<file>; `labels` (N,) int64. `place`: the folder they lie in, or an uncompressed tar archive;
-    then `spans` (N, 2) int64 says where in it, as offset and length in bytes.
-    `md5`: the archive's, as far as it has an official one.
+    then `spans` (N, 2) int64 has each photograph's offset and length in bytes.
+    `md5`: the official checksum of the archive, None for a folder.
     """
 
     names: tuple[str, ...]
@@ -37,11 +37,11 @@ class Listing:
         return len(self.names)
 
     def path(self, index: int) -> str:
-        """Where the photograph is, for a person."""
+        """The photograph's location, for messages."""
         return str(self.place / self.names[index]) if self.spans is None else f"{self.place}, {self.names[index]}"
 
     def read(self, index: int) -> bytes:
-        """The photograph's bytes, from any process. Raises InputError where they cannot be read."""
+        """The photograph's bytes, from any process. Raises InputError if they cannot be read."""
         try:
             if self.spans is None:
                 return read_file(self.place / self.names[index])
@@ -55,10 +55,10 @@ class Listing:
 
 def fingerprint(listing: Listing) -> tuple[str, bool]:
     """SHA-256 over label, length (int64, little-endian) and bytes of each photograph, in order; and whether they come
-    from the official archive. The same whatever layout they lie in.
+    from the official archive. Independent of the file layout.
 
-    Taken once and kept in the user's cache folder, until the path, size or time of a file changes. Raises InputError:
-    a file that cannot be read, or an archive that is not the official one.
+    Cached in the user's cache folder until the path, size or time of a file changes. Raises InputError: a file that
+    cannot be read, or an archive that is not the official one.
     """
     state = _state(listing)
     kept = _cache_folder() / f"{state}.json"
@@ -70,7 +70,7 @@ def fingerprint(listing: Listing) -> tuple[str, bool]:
     if listing.md5 is not None:
         _verify(listing.place, md5=listing.md5)
     data_sha256, verified = _digest(listing), listing.md5 is not None
-    with contextlib.suppress(OSError):  # where nothing can be kept, it is taken again
+    with contextlib.suppress(OSError):  # without a writable cache it is computed again next time
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")
         seal = _seal(state, data_sha256=data_sha256, verified=verified)
@@ -80,7 +80,7 @@ def fingerprint(listing: Listing) -> tuple[str, bool]:
 
 
 def _seal(state: str, *, data_sha256: str, verified: bool) -> str:
-    """What tells a fingerprint that was kept from one that was damaged since."""
+    """The checksum of a cache entry, which reveals damage."""
     return hashlib.sha256(f"{state} {data_sha256} {verified}".encode()).hexdigest()
 
 
@@ -89,7 +89,7 @@ def _cache_folder() -> Path:
 
 
 def _state(listing: Listing) -> str:
-    """SHA-256 over what tells, without reading them, that the files are still the same."""
+    """SHA-256 over paths, labels, sizes and times, which reveals changed files without reading them."""
     paths = [listing.place / name for name in listing.names] if listing.spans is None else [listing.place]
     digest = hashlib.sha256(f"{listing.place.resolve()}\n{listing.md5}\n".encode())
     digest.update(np.ascontiguousarray(listing.labels, dtype="<i8").data)
@@ -99,7 +99,7 @@ def _state(listing: Listing) -> str:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        # A byte that was changed leaves another time of change, even where the time of modification was put back.
+        # A changed byte always changes ctime, even if mtime was set back.
         digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -114,7 +114,7 @@ def _digest(listing: Listing) -> str:
 
 
 def _verify(archive: Path, *, md5: str) -> None:
-    """Raises InputError where the archive's MD5 is another one."""
+    """Raises InputError if the archive has another MD5."""
     digest, block = hashlib.md5(usedforsecurity=False), 2**22
     with refuse_no_file(archive).open("rb") as handle:
         for _ in _watched(-(-archive.stat().st_size // block), what=f"checksum of {archive}", unit="blocks of 4 MiB"):
@@ -127,7 +127,7 @@ def _verify(archive: Path, *, md5: str) -> None:
 
 
 def _watched(num: int, *, what: str, unit: str) -> Iterator[int]:
-    """0 … num - 1, with a line on stderr every ten seconds."""
+    """Yields 0 … num - 1, with a progress line on stderr every ten seconds."""
     began = spoke = time.monotonic()
     for index in range(num):
         yield index

@@ -36,7 +36,7 @@ def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str],
 
 
 def _find(directory: Path, stem: str) -> Path | None:
-    """The .gz, else the unpacked file, else nothing."""
+    """The .gz, else the unpacked file, else None."""
     for path in (directory / f"{stem}.gz", directory / stem):
         if os.access(path, os.F_OK):  # Path.exists() raises where the folder may not be read
             return path
@@ -58,7 +58,7 @@ def _fetch(stem: str, *, root: Path, files_md5: dict[str, str], fetch: bool) -> 
 
 
 def unpack(content: bytes) -> bytearray:
-    """What a gzip file of one member holds, by pieces: gzip.decompress holds all of it twice before it returns."""
+    """Decompress a gzip file of one member piece by piece: gzip.decompress holds the content in memory twice."""
     unpacker, whole = zlib.decompressobj(wbits=31), bytearray()
     for start in range(0, len(content), PIECE):
         whole += unpacker.decompress(content[start : start + PIECE])

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with the fault named."""
+"""Atomic file writes, and reads whose errors name the file."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from remeasure.system.paths import naming, read_file, refuse_no_file
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace one file, wholly or not at all; a file that holds these bytes already is left alone. Call it `held`."""
+    """Replace one file atomically, unless it has these bytes already. The caller holds the folder's lock."""
     if path.exists() and read_file(path) == data:
         return
     staged = path.with_name(f".{path.name}.partial")
@@ -42,7 +42,7 @@ def sync_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and onto the disk before it has its name."""
+    """Write a file atomically: to <name>.partial, fsync, rename."""
     partial = path.with_name(path.name + ".partial")
     with naming(partial), refuse_no_file(partial).open("wb") as handle:
         handle.write(content)

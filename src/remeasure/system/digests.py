@@ -19,7 +19,7 @@ def predicted_sha256(predicted: Array) -> str:
 
 
 def environment_sha256(environment: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical JSON of an environment: its `versions_sha256` and its file's name."""
+    """SHA-256 over the canonical JSON of an environment, used as `versions_sha256` and as its file's name."""
     return hashlib.sha256(canonical_json(environment).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Dataclasses, arrays and plain values to bytes and back: CSV, npz, YAML and JSON, as results/ holds them.
 
-Writing is deterministic, on every machine alike: the same values give the same bytes. Reading is strict: whatever is
-not what these encoders write is an InputError that begins with `name`, the file's name for a person.
+Writing is deterministic: the same values give the same bytes on every machine. Reading is strict: anything that these
+encoders would not write raises an InputError that begins with `name`, the file's name for messages.
 """
 
 import csv
@@ -31,7 +31,7 @@ def refuse(faults: Iterable[str]) -> None:
 
 
 def mismatch(what: str, *, expected: object, found: object) -> str:
-    """One fault in the common form; `what` begins with the file."""
+    """The message of one fault, in the common form; `what` begins with the file's name."""
     return f"{what}: expected {expected}, found {found}"
 
 
@@ -56,7 +56,7 @@ def encode_csv(lines: Iterable[object], *, cls: type) -> bytes:
 
 
 def decode_csv(data: bytes, *, cls: type[T], name: str) -> list[T]:
-    """The instances in a file that `encode_csv` wrote; faults name the line and the column, all of them at once."""
+    """The instances in a file that `encode_csv` wrote; one InputError names line and column of every fault."""
     columns = _columns(cls)
     try:
         header, *lines = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
@@ -118,7 +118,7 @@ def _line_faults(cells: Sequence[str], *, columns: Mapping[str, _Column]) -> Ite
 
 
 def _value(cell: str, *, column: _Column) -> Any:
-    """The value of a cell; ValueError if it has none."""
+    """The value of a cell. ValueError: it has no value of the column's type."""
     if not cell and column.optional:
         return None
     if column.choices and cell not in column.choices:
@@ -133,7 +133,7 @@ def _value(cell: str, *, column: _Column) -> Any:
 
 
 def encode_npz(arrays: Mapping[str, Array]) -> bytes:
-    """As `numpy.savez`, but with a fixed time and no compression, whose bytes depend on the zlib at hand."""
+    """As `numpy.savez`, with a fixed time stamp; no compression, since its bytes depend on the zlib version."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for key, array in arrays.items():
@@ -173,7 +173,7 @@ def encode_yaml(value: Mapping[str, Any]) -> bytes:
 
 
 def decode_yaml(data: bytes, *, name: str) -> dict[str, Any]:
-    """The mapping in a YAML file; without anchors, by which a small file can stand for an endless value."""
+    """The mapping in a YAML file. Anchors are refused: with them a small file can expand without bound."""
     try:
         text = data.decode()
         if "&" in text and any(getattr(event, "anchor", None) for event in yaml.parse(text, Loader=yaml.SafeLoader)):

@@ -1,4 +1,4 @@
-"""Which runs and campaigns are under way, told by locks: the kernel frees them with their process, whatever ends it."""
+"""Lock files that show which runs and campaigns are active: the kernel releases a lock whenever its process ends."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from remeasure.system.paths import naming, refuse_no_file
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold what this file stands for, alone; another process that wants it waits."""
+    """Wait for an exclusive lock on this lock file and hold it during the block."""
     with refuse_no_file(path).open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -20,25 +20,26 @@ def held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def held_if_free(path: Path) -> Iterator[bool]:
-    """Hold it alone, or learn at once that another process does (False)."""
+    """Try to take the exclusive lock without waiting; yields whether it was taken, and holds it during the block."""
     with refuse_no_file(path).open("a") as handle:
         yield try_lock(handle, fcntl.LOCK_EX)
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process, this one or another, holds it alone."""
+    """Whether any process, this one included, holds the exclusive lock."""
     return _excludes(path, fcntl.LOCK_SH)
 
 
 def is_shared(path: Path) -> bool:
-    """Whether a process takes part in it (Presence)."""
+    """Whether any process holds a lock on the file, such as the shared lock of a Presence."""
     return _excludes(path, fcntl.LOCK_EX)
 
 
 class Presence:
-    """This process takes part in something, as others may; what it leaves in the file, an orphan is known by.
+    """A shared lock on a file, held by every process that works on the same campaign.
 
-    `note`: one line. The last one to leave empties the file; where nobody did, all who took part were killed.
+    `note`: one line, written to the file. The last process to leave empties the file; a note in a file that nobody
+    locks shows that all its processes were killed.
     """
 
     def __init__(self, path: Path, *, note: str) -> None:
@@ -51,7 +52,7 @@ class Presence:
             self._handle.flush()
 
     def leave(self) -> bool:
-        """Whether nobody else takes part any more."""
+        """Release the lock; returns whether this was the last process that held it."""
         with self._handle:
             last = try_lock(self._handle, fcntl.LOCK_EX)
             if last:
@@ -60,7 +61,7 @@ class Presence:
 
 
 def orphaned(path: Path) -> Iterator[str]:
-    """The note that killed processes left in the file, if they did; it is emptied once the caller has dealt with it."""
+    """Yields the note of a file whose processes were all killed, if any; the file is emptied after the iteration."""
     with refuse_no_file(path).open("r+") as handle:
         if try_lock(handle, fcntl.LOCK_EX) and (note := handle.read()):
             yield note
@@ -68,7 +69,7 @@ def orphaned(path: Path) -> Iterator[str]:
 
 
 def _excludes(path: Path, operation: int) -> bool:
-    """Whether a lock on the file keeps others from taking this one now."""
+    """Whether an existing lock on the file prevents taking this one now."""
     try:
         with refuse_no_file(path).open("rb") as handle:
             return not try_lock(handle, operation)
@@ -77,7 +78,7 @@ def _excludes(path: Path, operation: int) -> bool:
 
 
 def try_lock(handle: IO[str] | IO[bytes], operation: int) -> bool:
-    """Whether the lock (fcntl.LOCK_EX or LOCK_SH) could be had at once."""
+    """Try to take the lock (fcntl.LOCK_EX or LOCK_SH) without waiting; returns whether it was taken."""
     try:
         fcntl.flock(handle, operation | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -87,7 +88,7 @@ def try_lock(handle: IO[str] | IO[bytes], operation: int) -> bool:
 
 @contextmanager
 def held_folder(results: Path) -> Iterator[None]:
-    """Only one process at a time replaces files in this folder, or reads several that must fit together."""
+    """Hold an exclusive lock on this folder, to replace files in it or to read several that must be consistent."""
     results.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(results, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Where things are: the project, its configs, its data, its results. Nothing depends on the working directory."""
+"""Paths of the project, its configs and its data; in a checkout, none depends on the working directory."""
 
 import math
 import os
@@ -29,7 +29,7 @@ def data_root() -> Path:
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made where it is missing. Raises InputError where it cannot be made or written."""
+    """The folder, created if missing. Raises InputError if it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -39,7 +39,7 @@ def writable(folder: Path) -> Path:
 
 
 def refuse_no_file(path: Path) -> Path:
-    """The path. Raises InputError where a folder, a pipe or a device lies: to read or write those may never end."""
+    """The path. Raises InputError if it is a folder, a pipe or a device: reading or writing those may block forever."""
     if path.exists() and not path.is_file():
         found = "a folder" if path.is_dir() else "a pipe or device"
         raise InputError(f"{path}: expected a file, found {found}; remove it, or put the file there")
@@ -47,13 +47,13 @@ def refuse_no_file(path: Path) -> Path:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file. Raises OSError where it cannot be read, InputError where it is no file."""
+    """The content of a file. Raises OSError if it cannot be read, InputError if it is not a regular file."""
     return refuse_no_file(path).read_bytes()
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name this file in an OSError that names none: what a full disk says to a write."""
+    """Add this file's name to an OSError that has none, such as that of a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -63,7 +63,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def checkpoint_seconds(default: float) -> float:
-    """Seconds between checkpoints: REMEASURE_CHECKPOINT_SECONDS, where it is set. InputError: no such number."""
+    """Seconds between checkpoints: REMEASURE_CHECKPOINT_SECONDS, else `default`. InputError: not a number from 0 up."""
     text = os.environ.get("REMEASURE_CHECKPOINT_SECONDS") or str(default)
     try:
         seconds = float(text)

@@ -1,4 +1,4 @@
-"""Texts without the secrets of this machine: whatever is printed or kept of an error goes through here."""
+"""Secrets masked in texts: every error message that is printed or stored passes through `masked`."""
 
 import os
 import re
@@ -7,11 +7,11 @@ from urllib.parse import quote, unquote
 
 SECRET = r"[\w.-]*(?:password|passwd|passphrase|secret|token|(?:api|access|secret)[_-]?key|credential|signature)"
 QUERY = rf"(?i)([?&;](?:{SECRET}|pwd|sig)=)([^&;\s'\"]+)"
-SHORTEST = 6  # characters of what is masked wherever it stands: "true" in TOKEN=true is no secret, and a common word
+SHORTEST = 6  # characters; a shorter value is not masked: "true" in TOKEN=true is no secret, and a common word
 
 
 def masked(text: str) -> str:
-    """The text with `***` for the secrets of the URIs in it, and for each that an environment variable holds.
+    """The text with `***` in place of secrets in URIs and of secrets that environment variables hold.
 
     `scheme://user:secret@host` becomes `scheme://***@host`, `?password=secret` becomes `?password=***`.
     """
@@ -22,16 +22,16 @@ def masked(text: str) -> str:
 
 
 def _secrets() -> Iterator[str]:
-    """As they stand in the environment, and as libraries write them: decoded, and percent-encoded."""
+    """The secrets as the environment has them, and as libraries print them: percent-decoded and percent-encoded."""
     for name, value in os.environ.items():
         for secret in _secrets_of(name, value):
             yield from (form for form in (secret, unquote(secret), quote(secret, safe="")) if len(form) >= SHORTEST)
 
 
 def _secrets_of(name: str, value: str) -> Iterator[str]:
-    """The value of a variable that is called a secret; of a URI what stands before its host, and its query's secrets.
+    """The value, if the variable's name says that it is a secret; from a URI, user, password and secrets in its query.
 
-    A password may hold what no URI may (quotes, spaces, @), and a URI may be one that nothing can parse.
+    By regular expressions, since passwords may contain characters that a URI parser refuses (quotes, spaces, @).
     """
     if re.fullmatch(SECRET, name, re.IGNORECASE):
         yield value

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP end a command by SystemExit, but not in the middle of what it would spoil.
+"""SIGINT, SIGTERM and SIGHUP raise SystemExit, but not inside a block that is `held`.
 
-A call to MLflow's store that is broken off in the middle can keep a transaction open, and the process then locks itself
-out of the store: what it has to say at its end would be lost.
+An interrupted call to MLflow's store can leave a transaction open; the process then locks itself out of the store and
+cannot write its final state.
 """
 
 import signal
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_depth = 0  # of blocks that hold interrupts
-_waiting = 0  # the signal that came meanwhile
+_depth = 0  # nesting depth of `held` blocks
+_waiting = 0  # the deferred signal; 0: none
 
 
 def handle() -> None:
-    """End this process with status 128 + n at signal n from now on; a SIGHUP that nohup ignores stays ignored."""
+    """Install handlers: signal n ends the process with status 128 + n. A SIGHUP that nohup ignores stays ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -22,7 +22,7 @@ def handle() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A signal that comes in this block ends the process after it; a second one at once. For the main thread."""
+    """Defer a signal to the end of this block; a second one ends the process at once. For the main thread."""
     global _depth, _waiting
     _depth += 1
     try:
