@@ -1,1 +1,1 @@
-"""The networks of the table, published weights, and the network from scratch."""
+"""The networks of the table, published weights, and a network in NumPy alone (scratch)."""

@@ -1,8 +1,8 @@
 """LeNet-5: as published (60,000 parameters), and as it is usually remade (61,706).
 
 LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", section II-B. Input is
-one plane of 32x32 pixels with background -0.1 and foreground 1.175, which the recipe's normalisation sees to; images
-of 28x28 are padded with the background here.
+one plane of 32x32 pixels with background -0.1 and foreground 1.175, as the recipe's normalisation makes them; 28x28
+images are padded with the background here.
 
 From the paper: the trainable subsampling of S2 and S4, the connection table of C3 (Table I), 1.7159·tanh(2a/3)
 through F6, Euclidean RBF outputs with fixed codes of ±1, initial values from U(±2.4/F) with F the fan-in.
@@ -27,7 +27,7 @@ from torch.nn import functional
 from remeasure.models.mlp import drawn, linear
 from remeasure.spec.base import InputError
 
-# Table I: the maps of S2 that each map of C3 takes.
+# Table I: the maps of S2 that each map of C3 takes as inputs.
 C3_INPUTS: tuple[tuple[int, ...], ...] = (
     *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
     *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
@@ -60,7 +60,7 @@ def lenet5(
 ) -> nn.Module:
     """LeNet-5; `background` is the normalised pixel value that pads 28x28 images to 32x32.
 
-    InputError: images that are not one plane of 28x28 or 32x32, or another number of classes than the paper's 10 codes.
+    InputError: images that are not one plane of 28x28 or 32x32, or variant=paper with other than its 10 classes.
     """
     faults = tuple(_faults(image_shape, num_classes=num_classes, variant=variant))
     if faults:
@@ -127,9 +127,9 @@ def _remake(pad: nn.Module, *, num_classes: int, generator: Generator) -> nn.Mod
 class Tanh(nn.Module):
     """amplitude·tanh(slope·a), elementwise.
 
-    On the CPU it is computed as amplitude·(2·sigmoid(2·slope·a) - 1), the same to 2e-7·amplitude: torch's sigmoid
-    is seven times as fast there as its tanh, and the whole training step a sixth faster. bfloat16 would lose digits
-    near 0, and GPUs have a fast tanh.
+    On the CPU it is computed as amplitude·(2·sigmoid(2·slope·a) - 1), equal to within 2e-7·amplitude: torch's sigmoid
+    is seven times as fast there as its tanh, which makes the training step a sixth faster. Not in bfloat16, which would
+    lose digits near 0, nor on GPUs, whose tanh is fast.
     """
 
     def __init__(self, *, amplitude: float, slope: float) -> None:
@@ -168,7 +168,7 @@ class Subsampling(nn.Module):
 
 
 class SparseConvolution(nn.Module):
-    """C3: 16 maps, each with a 5x5 kernel on those of the 6 maps of S2 that Table I connects it to, and a bias.
+    """C3: 16 maps, each with a bias and a 5x5 kernel for each of the maps of S2 that Table I connects it to.
 
     `weight` (60, 5, 5) holds only the kernels that exist, map by map in the order of C3_INPUTS; F is 25 times a
     map's number of inputs.

@@ -3,7 +3,7 @@
 On MNIST: 784-10 has 7,850 parameters, 784-256-10 has 203,530, and 784-512-512-10 (the net of Keras's
 examples/mnist_mlp.py) has 669,706, all as published.
 
-Dropout masks come from torch's global generator, as everywhere in torch; whoever trains seeds it.
+Dropout masks come from torch's global generator, as everywhere in torch; the training seeds it.
 """
 
 import math
@@ -54,9 +54,9 @@ def mlp(
 
     `batch_norm`: batch normalisation before each activation (Ioffe and Szegedy 2015, section 3.2). `activation`: none
     makes the whole net one linear map.
-    `dropout`: the fraction of units that is dropped, one for each hidden layer, or [] for none. `dropout_masks`: drawn
-    as torch does, or as UniformDropout does: other numbers, and an eighth off the article's step on a CPU.
-    InputError: another number of fractions than hidden layers.
+    `dropout`: the fraction of units to drop, one for each hidden layer, or [] for none. `dropout_masks`: bernoulli is
+    torch's dropout; uniform is UniformDropout, with other masks, which makes the article's step an eighth faster on a
+    CPU. InputError: not one dropout fraction for each hidden layer.
     """
     if len(dropout) not in (0, len(hidden_sizes)):
         raise InputError(
@@ -77,7 +77,7 @@ def mlp(
 
 
 class UniformDropout(nn.Dropout):
-    """Dropout whose masks are uniform numbers that are compared with p; on a CPU, torch's take four times as long.
+    """Dropout with masks from uniform numbers compared with p; on a CPU, torch's masks take four times as long.
 
     A unit is kept with probability 1 - p, to 2⁻²⁴, and then scaled by 1 / (1 - p) (Srivastava et al. 2014, section 10,
     "inverted").
@@ -107,9 +107,9 @@ def linear(num_in: int, num_out: int, *, initialisation: Initialisation, generat
 
 
 def drawn(layer: Layer, *, bound: float, generator: Generator) -> Layer:
-    """The layer on the CPU, every parameter drawn anew from U(±bound).
+    """The layer on the CPU, every parameter drawn from U(±bound).
 
-    Make it on the meta device: elsewhere torch's layers draw their initial weights from global state.
+    Pass a layer on the meta device: elsewhere torch's layers draw their initial weights from global state.
     """
     layer = layer.to_empty(device="cpu")
     for parameter in layer.parameters():

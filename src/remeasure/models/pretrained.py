@@ -1,4 +1,4 @@
-"""Published weights: found, fingerprinted, and loaded into a net without running anything that stands in the file."""
+"""Published weights: located, fingerprinted, and loaded into a net without executing code from the file."""
 
 import hashlib
 import http.client
@@ -24,18 +24,18 @@ from remeasure.system.redaction import masked
 from remeasure.system.validation import did_you_mean
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-HUB_FILE = "model.safetensors"  # of each of timm's repositories on the hub
+HUB_FILE = "model.safetensors"  # in each of timm's repositories on the hub
 HUB_TIMEOUT_SECONDS = 10.0
 FAULTS_SHOWN = 8
 
-# Read as the hub's client is imported, which timm does: what it asks for should not tell who asks.
+# No telemetry. The hub's client, which timm imports, reads this variable when it is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def fingerprint(config: Config, *, fetch: bool = True) -> str | None:
-    """SHA-256 of the file of weights that an evaluation takes; None for a config that trains.
+    """SHA-256 of the weights file of an evaluation; None for a config that trains.
 
-    Raises InputError, and DataMissingError where published weights can be neither found nor downloaded; `fetch=False`
+    Raises InputError, or DataMissingError if published weights are missing and cannot be downloaded; `fetch=False`
     downloads nothing.
     """
     path = locate(config, fetch=fetch)
@@ -53,7 +53,7 @@ def _sha256(path: Path) -> str:
 
 
 def locate(config: Config | RunSpec, *, fetch: bool = True) -> Path | None:
-    """The file: model.weights, else weights/<name> under the data root, else the hub's, downloaded where it must be."""
+    """The weights file: model.weights, else weights/<name> under the data root, else the hub's, maybe downloaded."""
     if not isinstance(config.recipe, Evaluation):
         return None
     if config.model.weights is not None:
@@ -67,7 +67,7 @@ def locate(config: Config | RunSpec, *, fetch: bool = True) -> Path | None:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that the system refuses is none."""
+    """Whether the file exists; False for a name that the operating system refuses."""
     try:
         return path.is_file()
     except OSError:
@@ -79,7 +79,7 @@ def _places(name: str) -> list[Path]:
 
 
 def _from_hub(name: str, *, config: Config | RunSpec, fetch: bool) -> Path:
-    """The hub's file of these weights, from the hub's own cache, else downloaded into it with a progress bar."""
+    """The hub's file of these weights: from the hub's cache, else downloaded into it with a progress bar."""
     import timm  # 5 s to import
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -100,7 +100,7 @@ def _from_hub(name: str, *, config: Config | RunSpec, fetch: bool) -> Path:
 
 
 def _unreachable() -> str:
-    """Why the hub cannot be asked; nothing where it can. Its own client takes half a minute to find out."""
+    """Why the hub cannot be reached; "" if it can. The hub's own client takes half a minute to find out."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -108,7 +108,7 @@ def _unreachable() -> str:
     try:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
-    except urllib.error.HTTPError:  # it answers
+    except urllib.error.HTTPError:  # an HTTP error is an answer, too
         return ""
     except (OSError, http.client.HTTPException) as error:
         return masked(f"{constants.ENDPOINT} cannot be reached ({error})")
@@ -129,9 +129,9 @@ def _missing(name: str, *, repository: str, config: Config | RunSpec, reason: st
 def load(network: nn.Module, path: Path, *, sha256: str | None = None) -> None:
     """Put the weights of a .safetensors or torch file into the network.
 
-    Torch files are read with weights_only=True, so that nothing in them is executed; what stands under `model`,
-    `state_dict` or their moving averages is taken, as timm does. Every weight of the net must be there, in its shape,
-    finite, and no other. Raises InputError, with a line for each fault, or where the file's SHA-256 is not `sha256`.
+    Torch files are read with weights_only=True, so that nothing in them is executed; like timm, this takes the weights
+    under `model`, `state_dict` or their moving averages. The file must have exactly the net's weights, in their shapes
+    and finite. Raises InputError with a line for each fault, or if the file's SHA-256 is not `sha256`.
     """
     if sha256 is not None and _sha256(path) != sha256:
         raise InputError(f"{path}: it has changed since the run was planned; start again")
@@ -149,11 +149,11 @@ def _read(path: Path) -> Mapping[str, Any]:
 
     logging.getLogger("timm").setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write: they are refused
+        with warnings.catch_warnings(action="ignore"):  # about pickles that torch did not write; those are refused
             weights: object = load_state_dict(str(path), weights_only=True)
     except (SafetensorError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a whole file of weights ({error})") from None
-    except Exception as error:  # whatever a damaged pickle makes of itself
+    except Exception as error:  # a damaged pickle can raise any type
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{path}: not a file of weights, or more than that: nothing in it was run ({reason})"

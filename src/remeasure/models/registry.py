@@ -27,14 +27,14 @@ BUILDERS: dict[str, Builder] = {
     "resnet18": resnet.resnet18,
     "timm_net": vit.timm_net,
 }
-_CONTEXT = ("image_shape", "num_classes", "generator")  # what every builder is given beside its options
+_CONTEXT = ("image_shape", "num_classes", "generator")  # arguments of every builder, besides its options
 
 
 def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: int, generator_seed: int) -> nn.Module:
     """The model on the CPU in training mode, its weights drawn from a generator seeded with `generator_seed`.
 
-    Global random state is neither read nor moved. InputError, with every fault that was found: an unknown builder, an
-    option that is unknown, missing or out of its range, data that the model cannot take.
+    Global random state is neither read nor changed. InputError, with every fault: an unknown builder, an option that is
+    unknown, missing or out of its range, data that the model cannot take.
     """
     if found := tuple(faults(model)):
         raise InputError(*found)
@@ -42,7 +42,7 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
     generator = torch.Generator().manual_seed(generator_seed)
     try:
         return builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
-    except (RuntimeError, MemoryError, OverflowError) as error:  # larger than the memory, or than torch can count
+    except (RuntimeError, MemoryError, OverflowError) as error:  # larger than the memory, or than torch's integers
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
             f"model: {model.builder} with options {dict(model.options)} cannot be built for images {image_shape} and "
@@ -52,7 +52,7 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
 
 @torch.inference_mode()
 def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) -> None:
-    """Raise InputError where the network cannot take images of these sizes, at which a recipe begins."""
+    """Raise InputError if the network cannot take images of these sizes, those of `recipe.resolution`."""
     was_training, network = network.training, network.eval()
     refused = []
     for size in pixels:
@@ -68,7 +68,7 @@ def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) ->
 
 
 def faults(model: ModelSpec) -> Iterator[str]:
-    """What is wrong with the model, whatever the data: its builder is unknown, or its options are not the builder's."""
+    """Faults of the model that do not depend on the data: an unknown builder, or options that do not fit it."""
     if model.builder not in BUILDERS:
         yield f"model.builder: there is no {model.builder!r}; choose from {', '.join(BUILDERS)}"
     else:
@@ -76,7 +76,7 @@ def faults(model: ModelSpec) -> Iterator[str]:
 
 
 def _option_faults(builder: Builder, options: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each option that the builder's signature does not know, misses, or gives another type or range."""
+    """One line for each option that is unknown, missing, or not of the type and range in the builder's signature."""
     valid = [name for name in inspect.signature(builder).parameters if name not in _CONTEXT]
     types = typing.get_type_hints(builder, include_extras=True)
     for name in valid:
@@ -95,7 +95,7 @@ def _option_faults(builder: Builder, options: Mapping[str, Any]) -> Iterator[str
 
 
 def num_trainable(module: nn.Module) -> int:
-    """The number of parameters that training moves: what tables print as the parameter count."""
+    """The number of trainable parameters, which tables print as the parameter count."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 

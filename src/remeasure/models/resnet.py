@@ -22,8 +22,8 @@ def resnet18(
 ) -> nn.Module:
     """Eight residual blocks of 64, 128, 256 and 512 channels, batch normalisation, one linear layer.
 
-    `stem`: `imagenet` is the paper's, 7x7 with stride 2, then pooling; `cifar` is 3x3 with stride 1 and no pooling, as
-    everybody has it for 32x32 images (not in the paper, whose nets for CIFAR-10 are narrower). Weights: He et al.
+    `stem`: `imagenet` is the paper's, 7x7 with stride 2, then pooling; `cifar` is 3x3 with stride 1 and no pooling, the
+    usual change for 32x32 images (not in the paper, whose nets for CIFAR-10 are narrower). Weights: He et al.
     2015, normal, by fan-out, as torchvision draws them; the linear layer as torch draws it. `zero_init_residual`: each
     block begins as the identity (Goyal et al. 2017, section 5.1), which lets a short training take large steps.
     """

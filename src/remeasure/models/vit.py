@@ -1,7 +1,7 @@
-"""ViT-B/16 (Dosovitskiy et al. 2021, "An image is worth 16x16 words", Table 1), and whatever else timm builds.
+"""ViT-B/16 (Dosovitskiy et al. 2021, "An image is worth 16x16 words", Table 1), and any other net of timm.
 
 At 224 pixels and 1,000 classes it has 86,567,656 parameters, which articles print as 86M. DeiT-B (Touvron et al. 2021,
-"Training data-efficient image transformers", Table 1) is the same net, trained otherwise.
+"Training data-efficient image transformers", Table 1) is the same net, trained differently.
 """
 
 import torch
@@ -14,7 +14,7 @@ from remeasure.system.validation import did_you_mean
 def timm_net(
     *, image_shape: tuple[int, int, int], num_classes: int, generator: Generator, architecture: str
 ) -> nn.Module:
-    """timm's net of that name, without published weights: drawn as timm draws them, from the generator's seed."""
+    """timm's net of that name with random weights, drawn as timm draws them, from the generator's seed."""
     import timm  # 5 s to import
 
     name, _, tag = architecture.partition(".")
@@ -32,7 +32,7 @@ def timm_net(
 
 
 def _is_sized(name: str) -> bool:
-    """Whether the net is made for one size of images, as those with an embedding for each position are."""
+    """Whether the net is built for one image size, as nets with position embeddings are."""
     import timm
 
     config = timm.get_pretrained_cfg(name)

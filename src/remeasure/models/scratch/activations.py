@@ -17,9 +17,9 @@ LEAK = 0.01  # Maas, Hannun and Ng 2013, section 2
 
 @dataclass(frozen=True)
 class Activation:
-    """`function` f(z), and `derivative` f'(z); where f has a corner, the derivative from the left, as torch has it.
+    """`function` f(z), and `derivative` f'(z); where f has a corner, the derivative from the left, as in torch.
 
-    `can_die`: whether f' is exactly 0 on a whole half-line, so that a unit there is never moved again.
+    `can_die`: whether f' is exactly 0 on a whole half-line, so that a unit there gets no gradient.
     """
 
     name: str

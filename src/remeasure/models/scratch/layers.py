@@ -1,4 +1,4 @@
-"""Layers of a network: `forward` remembers what `backward` needs of it."""
+"""Layers of a network: `forward` stores what `backward` needs."""
 
 from typing import Protocol
 
@@ -61,7 +61,7 @@ class Activate:
 class Softmax:
     """p = softmax(z) of each row; backward by its Jacobian, ∂pᵢ/∂zⱼ = pᵢ·(δᵢⱼ - pⱼ).
 
-    Beside a cross-entropy neither is needed: `losses.cross_entropy` takes both at once.
+    Not needed before a cross-entropy: `losses.cross_entropy` takes logits and includes the softmax.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Softmax:
 
 
 class Dropout:
-    """Each unit is 0 with probability p, else scaled by 1/(1-p), so that its expectation stays what it was.
+    """Each unit is 0 with probability p, else scaled by 1/(1-p), so that its expectation is unchanged.
 
     Srivastava et al. 2014, section 10 ("inverted"). With `rng` None nothing is dropped, as at inference.
     """

@@ -11,7 +11,7 @@ Labels = npt.NDArray[np.integer]
 def cross_entropy(logits: Array, labels: Labels) -> tuple[float, Array]:
     """-log softmax(z)[label] for logits (B, C), labels (B,): δ = (p - y) / B, where y is the label one-hot.
 
-    The logarithm is of the sum of the shifted powers: no probability that underflows is ever taken the logarithm of.
+    Computed as the log-sum-exp of shifted logits, so that no probability underflows before the logarithm.
     """
     rows = np.arange(len(labels))
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -22,7 +22,7 @@ def cross_entropy(logits: Array, labels: Labels) -> tuple[float, Array]:
 
 
 def binary_cross_entropy(logits: Array, targets: Array) -> tuple[float, Array]:
-    """-(y·log σ(z) + (1-y)·log(1-σ(z))), elementwise: δ = (σ(z) - y) / n. As max(z, 0) - y·z + log(1 + e^-|z|)."""
+    """-(y·log σ(z) + (1-y)·log(1-σ(z))), elementwise: δ = (σ(z) - y) / n; as max(z, 0) - y·z + log(1 + e^-|z|)."""
     losses = np.maximum(logits, 0) - targets * logits + np.log1p(np.exp(-np.abs(logits)))
     gradient: Array = (sigmoid(logits) - targets) / logits.size
     return float(losses.mean()), gradient

@@ -15,7 +15,7 @@ Scale = Literal["he", "xavier"]
 
 
 class Network:
-    """Layers in turn: (B, fan_in) → (B, num_classes)."""
+    """Layers applied in sequence: (B, fan_in) → (B, num_classes)."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = list(layers)
@@ -57,7 +57,7 @@ def dense(
 
 
 def mlp(sizes: Sequence[int], *, activation: str, scale: Scale, rng: np.random.Generator) -> Network:
-    """Dense layers of these sizes, float32, the activation between them; two sizes are a logistic regression."""
+    """Dense layers of these sizes, float32, with the activation between them; two sizes give a logistic regression."""
     layers: list[Layer] = []
     for fan_in, fan_out in pairwise(sizes):
         layers += [Activate(ACTIVATIONS[activation])] if layers else []

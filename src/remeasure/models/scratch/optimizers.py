@@ -1,6 +1,6 @@
-"""Optimisers: `step(gradients, rate)` moves the parameters that it was made with, in place.
+"""Optimisers: `step(gradients, rate)` updates the optimiser's parameters in place.
 
-`means` and `num_steps` are all that an optimiser remembers from one step to the next.
+`means` and `num_steps` are an optimiser's whole state.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Sgd:
 
 
 class Adam:
-    """p ← p - rate·m̂/(√v̂ + ε) (Kingma and Ba 2015, algorithm 1), m̂ and v̂ freed of their start at 0.
+    """p ← p - rate·m̂/(√v̂ + ε) (Kingma and Ba 2015, algorithm 1), m̂ and v̂ corrected for their start at 0.
 
     m ("first") is the moving mean of the gradient g, v ("second") that of g².
     """
@@ -52,7 +52,7 @@ class Adam:
 
 
 def clip(gradients: Sequence[Array], *, max_norm: float) -> float:
-    """Scale all gradients together, in place, to a norm of at most `max_norm`; returns the norm that they had.
+    """Scale all gradients together, in place, to a norm of at most `max_norm`; returns the norm before.
 
     Pascanu, Mikolov and Bengio 2013, algorithm 1.
     """
