@@ -1,1 +1,1 @@
-"""How weights move, on images in memory or in files, with one engine or another."""
+"""Training and inference on images in memory or in files, and the engines."""

@@ -1,4 +1,4 @@
-"""What happens to images in memory on their way to the net: normalised, distorted, resized. No files, no clock."""
+"""Normalisation, augmentation and resizing of images in memory. No files, no clock."""
 
 import functools
 from typing import Any
@@ -19,8 +19,8 @@ def normalise(images: Tensor, *, normalisation: Normalisation) -> Tensor:
 
 @functools.cache
 def _mean_and_scale(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
-    """255·mean and 1 / (255·std), (1, C, 1, 1) each, made once: on a GPU, too, no step waits for them."""
-    with torch.inference_mode(mode=False):  # whoever comes first, training may use them
+    """255·mean and 1 / (255·std), each (1, C, 1, 1), cached, so that no step waits for a copy to the GPU."""
+    with torch.inference_mode(mode=False):  # even if the first caller is in that mode: autograd refuses its tensors
         mean, std = (
             torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (normalisation.mean, normalisation.std)
         )
@@ -37,8 +37,8 @@ def augment(
 ) -> Tensor:
     """Distorted and normalised images: (N, C, H, W) uint8 in 0..255 → float32, as `normalise` makes them.
 
-    What is random is drawn from `generator`; None: from the global one of the images' device, which a CUDA graph can.
-    `mirrored` (N,) bool: which images a crop mirrors left to right, in place of a draw.
+    Random numbers come from `generator`; None: from the global generator of the images' device, which works in a CUDA
+    graph. `mirrored` (N,) bool: which images a crop mirrors left to right, instead of drawing that.
     """
     match augmentation.name:
         case "none":
@@ -64,10 +64,10 @@ def crop_flip_cutout(
     generator: torch.Generator | None,
     mirrored: Tensor | None = None,
 ) -> Tensor:
-    """Cropped out of a frame, some mirrored, a square cut out: (N, C, H, W) uint8 → normalised float32.
+    """Random crop of the padded image, mirror and cutout: (N, C, H, W) uint8 → normalised float32.
 
-    What is cut out becomes 0 after normalisation, the mean pixel. Each image draws its own place, mirror and square;
-    the square's centre is a pixel of the image, so that part of the square may lie outside (DeVries and Taylor 2017).
+    Cut-out pixels are 0 after normalisation, the mean pixel. Crop, mirror and square are drawn for each image; the
+    square's centre is a pixel of the image, so that part of the square may lie outside (DeVries and Taylor 2017).
     """
     num, _, height, width = images.shape
     pad, size = augmentation.pad_pixels or 0, augmentation.cutout_pixels or 0
@@ -76,7 +76,7 @@ def crop_flip_cutout(
     if mirrored is None:
         mirrored = torch.rand(num, **source).to(images.device) < (augmentation.flip_probability or 0.0)
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    from_rows = rows + shift_y  # (N, H), of the frame
+    from_rows = rows + shift_y  # (N, H), in the padded image
     from_columns = torch.where(mirrored.view(-1, 1), width - 1 - columns, columns) + shift_x  # (N, W)
     if augmentation.padding == "reflect":
         framed = images.permute(0, 2, 3, 1)
@@ -103,7 +103,7 @@ def resized(images: Tensor, *, pixels: int | None) -> Tensor:
 
 
 def distort(images: Tensor, *, augmentation: Augmentation, generator: torch.Generator | None) -> Tensor:
-    """Affinely mapped images; the background, 0 before normalisation, fills what comes in.
+    """Images under random affine maps; pixels from outside the image are 0, the background before normalisation.
 
     images: (N, C, H, W) uint8 or float32 in 0..255. Returns float32 in the same range.
     """
@@ -138,5 +138,5 @@ def affine_maps(
 
 
 def _source(generator: torch.Generator | None, device: torch.device) -> dict[str, Any]:
-    """Where random numbers come from: a generator draws on its own device."""
+    """`generator` and `device` arguments of torch's random functions: a generator draws on its own device."""
     return {"generator": generator, "device": generator.device if generator else device}

@@ -1,4 +1,4 @@
-"""Checkpoints that end with their own SHA-256: kept whole, found sound or corrupt, refused by name."""
+"""Checkpoint files that end with the SHA-256 of their content: written atomically, verified before use."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def keep_checkpoint(partial: Path, checkpoint: Path) -> None:
-    """Give a file that was just written a checkpoint's name, once it is sealed and on the disk."""
+    """Append the SHA-256 to a file that was just written, fsync it, and rename it to `checkpoint`."""
     with naming(partial), partial.open("r+b") as handle:
         digest = hashlib.file_digest(handle, "sha256").digest()
         handle.write(digest)
@@ -22,13 +22,13 @@ def keep_checkpoint(partial: Path, checkpoint: Path) -> None:
 
 
 def unusable(checkpoint: Path, reason: object) -> InputError:
-    """What to say of a checkpoint that is whole and yet none that the run can go on from: someone put it there."""
+    """The error for an intact checkpoint that is not of this run: someone put it there."""
     what = f"{checkpoint}: not a checkpoint of this run, and nothing in it was executed"
     return InputError(f"{what}; remove it, and the run begins again ({' '.join(str(reason).split())[:300]})")
 
 
 def sound(checkpoint: Path) -> Literal["used", "none", "corrupt"]:
-    """Whether there is a checkpoint to go on from. One that is not what was written is removed."""
+    """Whether the run can resume from the checkpoint; a corrupt one is removed."""
     if not checkpoint.exists():
         return "none"
     digest, left = hashlib.sha256(), checkpoint.stat().st_size - DIGEST_BYTES

@@ -1,4 +1,4 @@
-"""A network on its device, and what it predicts."""
+"""A network's forward pass on its device, and its predictions."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ def memory_format(spec: RunSpec) -> torch.memory_format:
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """The network on its device, as the spec computes: uint8 batches in, logits (B, num_classes) float32 out."""
+    """The forward pass in the spec's precision: uint8 batches in, logits (B, num_classes) float32 out."""
 
     network: nn.Module
     normalisation: Normalisation
@@ -30,7 +30,7 @@ class Forward:
     device: torch.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """From images (B, C, H, W) uint8 on any device. Does not wait for the device."""
+        """Logits of images (B, C, H, W) uint8 on any device, without waiting for the device."""
         images = images.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
             batch = normalise(images, normalisation=self.normalisation).contiguous(memory_format=self.memory_format)

@@ -1,7 +1,7 @@
-"""Muon: kernels move along their orthogonalised momentum, all other parameters by SGD.
+"""Muon updates kernels by their orthogonalised momentum, and all other parameters by SGD.
 
 Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", with the renormalised kernels of Jordan's
-airbench94_muon. torch's own Muon takes matrices alone, and timm's does not renormalise.
+airbench94_muon. torch's own Muon takes only matrices, and timm's does not renormalise.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,8 +35,8 @@ class Muon(torch.optim.Optimizer):
 
     M ← momentum·M + G;  W ← √out · W / ‖W‖ - lr · orthogonalised(G + momentum·M)
 
-    Kernels are the weights of two or more dimensions but the first and the last one: the stem and the head. They, the
-    biases and the norms take SGD with the same Nesterov momentum, weight decay, and lr · `sgd_lr_peak` / peak of lr.
+    Kernels are the weights of two or more dimensions except the first (stem) and the last (head). Stem, head, biases
+    and norms take SGD with the same Nesterov momentum, weight decay, and the rate lr · `sgd_lr_peak` / peak of lr.
     InputError: a network without such kernels.
     """
 
@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _ahead(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Nesterov's direction: the gradient plus the momentum, which has moved on."""
+        """Nesterov's direction: the gradient plus momentum times the updated momentum buffer."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:

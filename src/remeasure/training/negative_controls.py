@@ -1,6 +1,6 @@
-"""Negative controls: a fault on purpose, under a row's own claim and rule, which must come out as `falls short`.
+"""Negative controls: runs with a deliberate fault, under the row's own claim and rule, must be judged `falls short`.
 
-A suite that still said `reproduced` would be no measurement.
+A suite that judged them `reproduced` would measure nothing.
 """
 
 import torch
@@ -18,7 +18,7 @@ OTHER = {
 
 
 def applied(images: Tensor, labels: Tensor, *, control: Control, seed: int) -> tuple[Tensor, Tensor]:
-    """What is trained on in place of images (N, C, H, W) uint8 and labels (N,) int64; drawn from `seed` alone."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64 with the fault in them; random draws depend on `seed` alone."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     if control == "shuffled_labels":
         return images, labels[order]
@@ -32,7 +32,7 @@ def applied(images: Tensor, labels: Tensor, *, control: Control, seed: int) -> t
 
 
 def evaluated_with(spec: RunSpec) -> Normalisation:
-    """The normalisation of the images that the net is scored on; training keeps the recipe's own."""
+    """The normalisation of the scored images; training always uses the recipe's."""
     if spec.control == "other_normalisation":
         return OTHER[spec.data.image_shape[0]]
     return spec.recipe.normalisation

@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 FUSED = ("adam", "adamw", "sgd")  # one kernel for all parameters, on CPUs, too
-# Those whose step a CUDA graph can capture, and what they must be told for it.
+# Optimisers whose step a CUDA graph can capture, and the arguments that this needs.
 CAPTURABLE: dict[str, dict[str, Any]] = {
     "adam": {"capturable": True},
     "adamw": {"capturable": True},
@@ -53,7 +53,7 @@ def learning_rate(step: int, *, lr_peak: float, schedule: Schedule, steps_per_ep
 
 
 def rate_of(recipe: Recipe, *, step: int, steps_per_epoch: int) -> float:
-    """`learning_rate` as the recipe says."""
+    """`learning_rate` with the recipe's arguments."""
     return learning_rate(
         step,
         lr_peak=recipe.optimizer.lr_peak,
@@ -72,8 +72,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The torch optimiser. L-BFGS makes one iteration a step, with a strong Wolfe line search.
 
-    `captured_rate`: the learning rate () on the device, for steps that a CUDA graph captures. `precision`: what Muon
-    multiplies its matrices in. Raises InputError where the optimiser has nothing to do in such a net.
+    `captured_rate`: the learning rate () on the device, for steps that a CUDA graph captures. `precision`: of Muon's
+    matrix products. Raises InputError for muon if the network has no kernels.
     """
     lbfgs = {"max_iter": 1, "max_eval": 25, "line_search_fn": "strong_wolfe"}
     extra: dict[str, Any] = lbfgs if optimizer.name == "lbfgs" else {"fused": True} if optimizer.name in FUSED else {}

@@ -1,1 +1,1 @@
-"""How optimiser steps are made: one seed, several as one, or NumPy alone; and Lightning's loop around them."""
+"""The engines: one seed in torch, several seeds stacked, one seed in NumPy; and Lightning's loop around them."""

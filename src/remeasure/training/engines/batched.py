@@ -1,9 +1,9 @@
-"""Several seeds of one spec trained as one (engine=batched): their weights stacked, each layer one batched product.
+"""Several seeds of one spec trained together (engine=batched): weights are stacked, each layer is one batched product.
 
-A small net leaves most of a GPU idle: ten seeds then cost little more than one. On a CPU they cost more than one after
-the other (docs/performance.md). Each seed has the initial weights and the order of images that it has in the serial
-engine, so that without dropout and distortions it ends at the same weights, but for rounding; dropout's masks and the
-distortions are drawn for all seeds from one stream.
+A small net leaves most of a GPU idle, so that ten seeds cost little more than one. On a CPU they cost more than one
+after the other (docs/performance.md). Each seed has the initial weights and the image order of the serial engine, so
+that without dropout and distortions it ends at the same weights up to rounding; dropout masks and distortions of all
+seeds are drawn from one generator.
 """
 
 import copy
@@ -24,16 +24,16 @@ from remeasure.training.seeding import permutation
 
 
 class Stacked(nn.Module):
-    """The networks of S seeds, all of one kind, as one: (S, B, C, H, W) to logits (S, B, num_classes).
+    """The networks of S seeds, of one architecture, as one: (S, B, C, H, W) to logits (S, B, num_classes).
 
-    Its parameters are theirs, each stacked to (S, ...). InputError: networks whose buffers training moves.
+    Each parameter is stacked to (S, ...). InputError: batch normalisation, whose buffers change in training.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         if any(isinstance(layer, _BatchNorm) for layer in networks[0].modules()):
             raise InputError("engine: the batched engine trains no batch normalisation; choose engine=serial")
-        # Neither registered nor moved: what is computed with stands in `stacked` and `constants`.
+        # In a tuple: torch must neither register nor move it. Weights are in `stacked`, buffers in constant_0, ….
         self._kind = (copy.deepcopy(networks[0]).to("meta"),)
         self._names = [name for name, _ in networks[0].named_parameters()]
         each = [dict(network.named_parameters()) for network in networks]
@@ -47,7 +47,7 @@ class Stacked(nn.Module):
         return logits
 
     def _one(self, weights: list[Tensor], batch: Tensor) -> Any:
-        """One seed's logits (B, num_classes), as vmap sees it."""
+        """One seed's logits (B, num_classes); vmap calls it for all seeds."""
         constants = {name: getattr(self, f"constant_{index}") for index, name in enumerate(self._constants)}
         return functional_call(self._kind[0], dict(zip(self._names, weights, strict=True)) | constants, (batch,))
 
@@ -56,7 +56,7 @@ class Stacked(nn.Module):
         return dict(zip(self._names, self.stacked, strict=True))
 
     def unstack(self, index: int, *, into: nn.Module) -> None:
-        """Copy the weights of the seed at `index` into a network of the kind."""
+        """Copy the weights of the seed at `index` into a network of the same architecture."""
         with torch.no_grad():
             for parameter, stacked in zip(into.parameters(), self.stacked, strict=True):
                 parameter.copy_(stacked[index])
@@ -88,11 +88,11 @@ class BatchedTraining(Training):
 
     @property
     def is_finite(self) -> bool:
-        """Not asked: seeds that diverged have a place in a checkpoint, and are trained again from the start."""
+        """Always true: checkpoints may hold diverged seeds, since their diagnosis replays from the start."""
         return True
 
     def order(self, epoch: int) -> Tensor:
-        """(N, S) on the device: in column s the order of seed s, as the serial engine has it."""
+        """(N, S) on the device: column s is the serial engine's order for seed s."""
         if self._orders is None or self._orders[0] != epoch:
             num = len(self.images)
             if self.steps_per_epoch == 1:
@@ -103,13 +103,13 @@ class BatchedTraining(Training):
         return self._orders[1]
 
     def generator(self, step: int) -> torch.Generator | None:  # noqa: ARG002
-        """None: distortions are drawn on the device, from the stream of the dropout masks, so that a graph can."""
+        """None: distortions and dropout masks use the device's global generator, which works in a CUDA graph."""
         return None
 
     def _step(
         self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, ...]:
-        """One step of all seeds at images chosen (B, S); nothing in it waits for the device. It counts itself."""
+        """One step of all seeds on images `chosen` (B, S), without waiting for the device; adds to the totals."""
         num = len(chosen)
         with torch.autocast(self.device.type, enabled=False):
             images, labels = self.batch(chosen.t().flatten(), step=step, generator=generator)
@@ -138,10 +138,10 @@ class BatchedTraining(Training):
         return losses
 
     def _count(self, steps: Sequence[tuple[Tensor, ...]]) -> None:
-        """Each step has counted itself: a graph can."""
+        """Nothing: `_step` adds to the totals itself, within the CUDA graph."""
 
     def _check(self, epoch: int) -> None:
-        """A seed that diverges is out; the others go on."""
+        """Record the seeds that diverged; raise DivergenceError only when all have."""
         for index, finite in enumerate(torch.isfinite(self.loss_total).tolist()):
             if not finite and index not in self.diverged:
                 self.diverged[index] = DivergenceError(epoch=epoch, step=self.num_steps - 1)

@@ -1,6 +1,6 @@
-"""Optimiser steps captured as CUDA graphs: a step is one launch, where Python launches hundreds of kernels otherwise.
+"""Optimiser steps captured as CUDA graphs: one launch for each step instead of hundreds of kernel launches.
 
-REMEASURE_CAPTURE=0 trains without that, to the same numbers.
+REMEASURE_CAPTURE=0 trains without graphs, to the same numbers.
 """
 
 import os
@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-Step = Callable[[Tensor], tuple[Tensor, ...]]  # from the indices of the step's images to what it returns
-STEPS_BEFORE_CAPTURE = 3  # on a stream of their own, as torch asks: libraries set themselves up in the first ones
+Step = Callable[[Tensor], tuple[Tensor, ...]]  # from the indices of the step's images to its outputs
+STEPS_BEFORE_CAPTURE = 3  # warm-up on a side stream, as torch requires: libraries initialise in the first steps
 
 
 def possible(device: torch.device) -> bool:
@@ -23,7 +23,7 @@ def wanted() -> bool:
 
 
 class Captured:
-    """One training's steps, a graph for each `key`: all that Python decides within a step, such as the images' size."""
+    """One training's steps, a graph for each `key`: all that Python decides in a step, such as the image size."""
 
     def __init__(self) -> None:
         self.graphs: dict[Hashable, Step] = {}
@@ -43,7 +43,7 @@ class Captured:
 
 
 def _aside(step: Step, chosen: Tensor) -> tuple[Tensor, ...]:
-    """The step on a stream of its own, between what comes before and after it on the current one."""
+    """The step on a side stream, ordered between earlier and later work on the current stream."""
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -53,9 +53,9 @@ def _aside(step: Step, chosen: Tensor) -> tuple[Tensor, ...]:
 
 
 def _captured(step: Step, chosen: Tensor) -> Step:
-    """The step as a graph. It reads its indices, and leaves its outputs, where it did when it was captured."""
+    """The step as a graph, which reads its indices and writes its outputs in the memory of its capture."""
     inputs, graph = chosen.clone(), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # records, and does nothing yet
+    with torch.cuda.graph(graph):  # records the kernels without running them
         outputs = step(inputs)
 
     def replay(chosen: Tensor) -> tuple[Tensor, ...]:

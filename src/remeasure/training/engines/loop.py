@@ -1,4 +1,4 @@
-"""Lightning's loop: a training from its checkpoint to its last epoch, reported and checkpointed on the way."""
+"""Lightning's loop: train from the checkpoint to the last epoch, with reports and checkpoints."""
 
 import math
 import pickle
@@ -22,15 +22,15 @@ from remeasure.training.engines.serial import Training
 CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
 HARMLESS_WARNINGS = (
     r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
-    r"The number of training batches",  # few are the point: one holds a block of steps
-    r"You're resuming from a checkpoint that ended before the epoch",  # where a step stands follows from num_steps
+    r"The number of training batches",  # few are intended: one is a block of steps
+    r"You're resuming from a checkpoint that ended before the epoch",  # the position follows from num_steps
 )
-# What restoring a checkpoint, or the first block after it, makes of one that is none of this run.
+# Errors that a checkpoint of another run can raise when it is restored, or in the first block after that.
 MISFITS = (
     *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
     *(RuntimeError, MisconfigurationException),
 )
-DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)  # which are RuntimeErrors, and not its doing
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)  # RuntimeErrors that the checkpoint did not cause
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
@@ -48,7 +48,7 @@ class CheckpointCallback(Callback):
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds of training, those before an interruption included."""
+        """Seconds of training, including those before an interruption."""
         return self.wall_seconds_before + time.monotonic() - self.started
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,14 +60,14 @@ class CheckpointCallback(Callback):
             raise ValueError(f"wall_seconds: {self.wall_seconds_before}")
 
     def report(self, point: dict[str, Any]) -> None:
-        """An epoch has ended."""
+        """Report an epoch that has ended."""
         self.ended = point["epoch"], point["step"]
         self._report(point)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Raises ValueError: a checkpoint has brought the optimiser what its kernels would read, or write, beyond."""
+        """Raises ValueError if kernels would read or write beyond the tensors of a restored optimiser state."""
         for optimizer in trainer.optimizers:
-            if not isinstance(optimizer, torch.optim.LBFGS):  # no kernel of its own: it raises
+            if not isinstance(optimizer, torch.optim.LBFGS):  # has no kernel of its own and raises
                 for parameter, state in optimizer.state.items():
                     _refuse_misshapen(state, parameter=parameter)
 
@@ -124,7 +124,7 @@ def train(
     report: Callable[[dict[str, Any]], None],
     doctor: Callback | None = None,
 ) -> float:
-    """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError."""
+    """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError."""
     keeper, blocks = CheckpointCallback(checkpoint, report=report), range(training.blocks_per_epoch)
     fit(training, spec=spec, device_kind=device_kind, keeper=keeper, doctor=doctor, batches=blocks, devices=1)
     return keeper.wall_seconds
@@ -141,9 +141,9 @@ def fit(
     harmless: Sequence[str] = HARMLESS_WARNINGS,
     **machines: Any,
 ) -> None:
-    """Lightning's loop to the last epoch, from the keeper's checkpoint where there is one.
+    """Run Lightning's loop to the last epoch, from the keeper's checkpoint if there is one.
 
-    `batches`: what it loops over, where the module has no loader of its own; `machines`: the Trainer's words for them.
+    `batches`: what it iterates over; None: the module's own loader. `machines`: the Trainer's arguments for devices.
     """
     with warnings.catch_warnings():
         for message in harmless:
@@ -153,7 +153,7 @@ def fit(
             **machines,
             precision=TRAINER_PRECISION[spec.precision],
             max_epochs=spec.recipe.epochs_total,
-            callbacks=[keeper, doctor] if doctor else [keeper],  # in this order: the epoch is on the chart by then
+            callbacks=[keeper, doctor] if doctor else [keeper],  # in this order: the keeper first reports the epoch
             deterministic="warn" if device_kind == "cuda" else None,
             logger=False,
             enable_checkpointing=False,

@@ -1,7 +1,7 @@
-"""A seed trained by the network from scratch (engine=numpy): forward, loss, backward, clipping and optimiser in NumPy.
+"""One seed trained in NumPy (engine=numpy): forward pass, loss, backward pass, clipping and optimiser.
 
-The net has the initial weights, and sees the images in the order, that it has in the serial engine: without mistakes on
-either side both end at the same weights, but for rounding. Lightning's loop, checkpoints and scores are the same.
+Initial weights and image order are those of the serial engine: if both engines are correct, they end at the same
+weights up to rounding. Lightning's loop, checkpoints and scores are the same.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.recipe import Optimizer as OptimizerSpec
 from remeasure.training.engines.serial import Training
 
-BETAS, EPS = (0.9, 0.999), 1e-8  # torch's, where a recipe leaves them out
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch's defaults, for a recipe that leaves them out
 
 
 class NumpyTraining(Training):
@@ -26,7 +26,7 @@ class NumpyTraining(Training):
 
     def __init__(self, network: nn.Module, **more: Any) -> None:
         super().__init__(network, **more)
-        layers(network)  # or refuse it
+        layers(network)  # raises InputError for other networks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.device.type != "cpu":
@@ -39,7 +39,7 @@ class NumpyTraining(Training):
         optimizer.param_groups[0]["lr"] = self.learning_rate(step)
         images, labels = self.batch(chosen, step=step, generator=generator)
         network = self._from_scratch()
-        with np.errstate(all="ignore"):  # what is not finite ends the run
+        with np.errstate(all="ignore"):  # a value that is not finite ends the run anyway
             logits = network.forward(images.flatten(1).numpy())
             loss, gradient = losses.cross_entropy(logits, labels.numpy())
             network.backward(gradient)
@@ -55,7 +55,7 @@ class NumpyTraining(Training):
 
 
 class FromScratch(nn.Module):
-    """A torch network's weights, its forward pass from scratch: (B, C, H, W) float32 to logits (B, num_classes)."""
+    """The NumPy forward pass with a torch network's weights: (B, C, H, W) float32 to logits (B, num_classes)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class FromScratch(nn.Module):
 
 
 def layers(network: nn.Module) -> dict[str, Layer]:
-    """The layers of a torch network from scratch, by name, on its own weights: a step of one moves the other.
+    """NumPy layers for those of a torch network, by name; both share the weights' memory, so an update changes both.
 
-    Raises InputError for a layer that is none of those.
+    Raises InputError for a layer that has no counterpart.
     """
     activations, found = {nn.ReLU: "relu", nn.Tanh: "tanh"}, dict[str, Layer]()
     for name, layer in network.named_children():
@@ -87,13 +87,13 @@ def layers(network: nn.Module) -> dict[str, Layer]:
 
 
 def _array(parameter: Tensor) -> Array:
-    """The parameter's own memory."""
+    """An array that shares the parameter's memory."""
     array: Array = parameter.detach().numpy()
     return array
 
 
 class NumpyOptimizer(torch.optim.Optimizer):
-    """SGD or Adam from scratch behind torch's interface, so that its state is kept and resumed like any other's."""
+    """SGD or Adam in NumPy behind torch's interface, so that checkpoints save and restore its state as any other's."""
 
     def __init__(self, parameters: list[nn.Parameter], *, optimizer: OptimizerSpec) -> None:
         super().__init__(parameters, {"lr": optimizer.lr_peak})

@@ -1,8 +1,8 @@
 """The training of one seed: the Lightning module, whose step is a block of optimiser steps.
 
-The images live on the device as uint8. One Lightning training step covers a block of optimiser steps of torch's own,
-so that the framework's cost for each step vanishes: Lightning counts blocks, `Training.num_steps` the steps. All
-randomness is a function of (seed, purpose, step), so that a resumed run repeats an unbroken one.
+The images stay on the device as uint8. One Lightning training step runs a block of torch's optimiser steps, so that
+Lightning's overhead per step is small: Lightning counts blocks, `Training.num_steps` the steps. All randomness is a
+function of (seed, purpose, step), so that a resumed run gives the same numbers as an uninterrupted one.
 """
 
 import functools
@@ -34,7 +34,7 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
 class DivergenceError(ArithmeticError):
-    """The loss is no longer finite. `epoch` and `step` (from 0) are where it was noticed, or by `reason` arose."""
+    """The loss is no longer finite. `epoch` and `step` (from 0): where it was noticed or, with `reason`, arose."""
 
     def __init__(self, *, epoch: int, step: int, reason: str = "") -> None:
         super().__init__(reason or f"the loss is not finite after step {step} (epoch {epoch + 1})")
@@ -43,7 +43,7 @@ class DivergenceError(ArithmeticError):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What the batch of everything came to: the weights as one vector, their gradients, the loss (), the logits."""
+    """One evaluation of the full batch: the weights as one vector, their gradients, the loss (), the logits."""
 
     weights: Tensor
     gradients: list[Tensor | None]
@@ -65,7 +65,7 @@ class Training(LightningModule):
         self.automatic_optimization = False
         self.memory_format = memory_format(spec)
         self.network: nn.Module = network.to(memory_format=self.memory_format)
-        self._trained = list(network.parameters())  # to walk through the modules at each step takes a while
+        self._trained = list(network.parameters())  # a list: walking through the modules at each step is slow
         self.recipe, self.seed, self.steps_per_block = spec.recipe, seed, spec.steps_per_block
         self.precision_name = spec.precision
         self.average = AveragedModel(network, **_averaging(spec.recipe)) if spec.recipe.averaging else None
@@ -79,7 +79,7 @@ class Training(LightningModule):
         self._evaluated: Evaluated | None = None
         self._draws = any(isinstance(layer, nn.Dropout) for layer in network.modules())
         self._captured, self._compiled = capture.Captured(), spec.compile
-        self._rate: Tensor | None = None  # the learning rate () where a graph reads it
+        self._rate: Tensor | None = None  # the learning rate () that CUDA graphs read
         self.steps_per_epoch = math.ceil(len(images) / self.recipe.batch_size)
         self.blocks_per_epoch = math.ceil(self.steps_per_epoch / self.steps_per_block)
 
@@ -102,12 +102,12 @@ class Training(LightningModule):
             raise ValueError(f"num_steps: {self.num_steps!r}")
 
     def on_train_epoch_start(self) -> None:
-        """Begin the totals anew; Lightning does not call this after a resume in mid-epoch."""
+        """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
         self.loss_total.zero_()
         self.num_correct.zero_()
 
     def training_step(self, batch: int, batch_idx: int) -> None:  # noqa: ARG002 - a resumed loader restarts at 0
-        """One block of optimiser steps; where it stands follows from `num_steps` alone. Its draws restart with it."""
+        """One block of optimiser steps; its position and its random seeds follow from `num_steps` alone."""
         first = self.num_steps
         epoch, start = divmod(first, self.steps_per_epoch)
         torch.manual_seed(seeding.derive(self.seed, purpose="dropout", step=first))
@@ -124,28 +124,28 @@ class Training(LightningModule):
     def order(self, epoch: int) -> Tensor:
         """The epoch's permutation of the training images, (N,) int64, a function of (seed, epoch).
 
-        One batch of everything keeps their own order: sums then round alike in every epoch and after every resume.
+        A full batch keeps the images' own order, so that sums round alike in every epoch and after every resume.
         """
         if self.steps_per_epoch == 1:
             return torch.arange(len(self.images))
         return permutation(len(self.images), seed=self.seed, epoch=epoch)
 
     def generator(self, step: int) -> torch.Generator | None:
-        """What distortions are drawn from in the block that begins with optimiser step `step`; None: as on CUDA, from
-        the device's own stream, which the block has seeded and a graph can draw from.
+        """The generator of distortions for the block that begins with optimiser step `step`. None on CUDA: the device's
+        global generator, which the block has seeded and which works in a CUDA graph.
         """
         if self.device.type == "cuda":
             return None
         return torch.Generator().manual_seed(seeding.derive(self.seed, purpose="augmentation", step=step))
 
     def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        """One step at its rate, captured where that is possible; returns what `_step` does."""
+        """One step at its learning rate, as a CUDA graph where possible; returns what `_step` returns."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        rate = self.learning_rate(step)  # a checkpoint may have brought another tensor than the one that graphs read
+        rate = self.learning_rate(step)  # set it anew: a checkpoint may have restored another tensor than graphs read
         optimizer.param_groups[0]["lr"] = rate if self._rate is None else self._rate.fill_(rate)
         take = functools.partial(self._step, step=step, generator=generator, optimizer=optimizer)
-        hooked = bool(optimizer._optimizer_step_post_hooks)  # the doctor looks at this step, which no replay calls
+        hooked = bool(optimizer._optimizer_step_post_hooks)  # by the doctor; a graph's replay calls no hooks
         if self._captures and len(chosen) == self.recipe.batch_size and not hooked:
             done = self._captured(take, chosen, key=self._graph_key(step))
         else:
@@ -169,7 +169,7 @@ class Training(LightningModule):
         return self._rate is not None and capture.wanted() and not self._compiled
 
     def _graph_key(self, step: int) -> Hashable:
-        """All of step `step` that Python decides: its images' size, and which of them are mirrored."""
+        """All that Python decides in step `step`: the image size, and for alternating flips the epoch's parity."""
         resolution, epoch = self.recipe.resolution, step // self.steps_per_epoch
         odd = epoch % 2 if self.recipe.augmentation.flips else 0
         return resolution and resolution.pixels_at(epoch), odd
@@ -180,7 +180,7 @@ class Training(LightningModule):
         return torch.rand(num, generator=generator) < (self.recipe.augmentation.flip_probability or 0.0)
 
     def _mirrored(self, chosen: Tensor, *, epoch: int) -> Tensor | None:
-        """Which of the images at these indices are mirrored in this epoch, (B,) bool; None: that is drawn anew."""
+        """Which of the images at these indices are mirrored in this epoch, (B,) bool; None: drawn anew in each step."""
         if self._mirrored_first is None:
             return None
         self._mirrored_first = self._mirrored_first.to(self.device)
@@ -189,7 +189,7 @@ class Training(LightningModule):
     def _step(
         self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, ...]:
-        """Returns the loss (), before the step, the logits (B, num_classes) and the labels (B,)."""
+        """One optimiser step; returns loss () and logits (B, num_classes) from before the step, and labels (B,)."""
         recipe = self.recipe
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
             images, labels = self.batch(chosen, step=step, generator=generator)
@@ -213,14 +213,14 @@ class Training(LightningModule):
         return *seen[0], labels  # L-BFGS evaluates more than once a step
 
     def _remember(self, loss: Tensor, logits: Tensor) -> None:
-        """L-BFGS ends a step by evaluating where it goes, and begins the next one by evaluating there again."""
+        """Keep a full-batch evaluation: L-BFGS ends a step with one and begins the next step by repeating it."""
         if self.recipe.optimizer.name == "lbfgs" and self._whole is not None and not self._draws:
             weights = parameters_to_vector(self._trained).detach()
             gradients = [parameter.grad for parameter in self._trained]
             self._evaluated = Evaluated(weights=weights, gradients=gradients, loss=loss, logits=logits)
 
     def _evaluated_here(self) -> "Evaluated | None":
-        """The last evaluation, its gradients back in place, if it was with these very weights on this very batch."""
+        """The kept evaluation, its gradients restored, if the weights are still the same; else None."""
         last = self._evaluated
         if last is None or not torch.equal(parameters_to_vector(self._trained), last.weights):
             return None
@@ -236,13 +236,13 @@ class Training(LightningModule):
         self.num_correct += (torch.cat(logits).argmax(dim=1) == torch.cat(labels)).sum()
 
     def _check(self, epoch: int) -> None:
-        """Is the loss finite still? The block's one synchronisation."""
+        """Raise DivergenceError if the loss is not finite. The block's only synchronisation."""
         if not torch.isfinite(self.loss_total):
             raise DivergenceError(epoch=epoch, step=self.num_steps - 1)
 
     @property
     def mean_loss(self) -> Tensor:
-        """Of this epoch's images so far, ()."""
+        """The mean loss over this epoch's images so far, ()."""
         num_batches = (self.num_steps - 1) % self.steps_per_epoch + 1
         return self.loss_total / min(num_batches * self.recipe.batch_size, len(self.images))
 
@@ -254,7 +254,7 @@ class Training(LightningModule):
     def batch(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Images as the network gets them in optimiser step `step`, and labels, at these indices.
 
-        A batch of everything is made once.
+        A full batch without augmentation or resizing is made once.
         """
         if self._whole is not None:
             return self._whole
@@ -277,7 +277,7 @@ class Training(LightningModule):
 
     @property
     def is_finite(self) -> bool:
-        """Whether the weights are: from a checkpoint of others, the step that made them so could not be found."""
+        """Whether the weights are finite. Others are not checkpointed: a replay from them could not find the fault."""
         return all_finite(self._trained)
 
     def learning_rate(self, step: int) -> float:
@@ -287,7 +287,7 @@ class Training(LightningModule):
 def _averaging(recipe: Recipe) -> dict[str, Any]:
     assert recipe.averaging is not None
     average = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]
-    return {"multi_avg_fn": average, "use_buffers": True}  # of batch normalisation
+    return {"multi_avg_fn": average, "use_buffers": True}  # those of batch normalisation
 
 
 def all_finite(weights: Iterable[Tensor]) -> bool:
