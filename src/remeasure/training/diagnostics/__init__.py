@@ -1,1 +1,1 @@
-"""What is wrong with a training, and where it began."""
+"""Checks that find what is wrong with a training and where it began."""

@@ -1,4 +1,4 @@
-"""What one seed's curve shows to be wrong (spec/findings.py says what each finding means)."""
+"""Findings from one seed's training curve (spec/findings.py explains each finding)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,27 +8,27 @@ from remeasure.spec.findings import EXPLAINS, Finding, finding
 
 Point = Mapping[str, Any]  # an epoch of the curve, as journaled: epoch, step, loss, accuracy_percent
 
-# ln C is the cross-entropy of whoever guesses among C classes. A loss below half of it has learned most of its task.
+# ln C is the cross-entropy of guessing among C classes. A net with a loss below half of it has learned most.
 HIGH_LOSS = 0.5
 # A loss that falls by less than 1 % of itself over several epochs has stood still: noise between epochs is as large.
 STANDSTILL = 0.01
-# Nothing is said of a start before so many epochs and optimiser steps: rates are warmed up, moments are gathered.
+# No finding before so many epochs and optimiser steps: the rate warms up, the optimiser's moments build up.
 START_EPOCHS, START_STEPS = 3, 50
 # A plateau is as long as a quarter of the epochs planned, and no shorter than the start.
 PLATEAU_SHARE = 0.25
-# Accuracy below one and a half times 1/C is a guess: the commonest class may hold a little more than its share.
+# Accuracy below one and a half times 1/C is guessing: the commonest class may have a little more than its share.
 GUESS = 1.5
-# A net that gives one class 99 answers in a hundred gives the same answer whatever it sees.
+# A net that predicts one class for 99 images in a hundred predicts the same whatever its input.
 SAME_ANSWER = 0.99
-# Between train and held-out images. 10 points are 3 standard errors of an accuracy of 80 % on 150 images.
+# Gaps between train and held-out images. 10 points are 3 standard errors of an accuracy of 80 % on 150 images.
 GAP_POINTS, GAP_LOSSES = 10.0, 2.0
 
 
 class CurveMonitor:
-    """What is known of one seed's training. `report` gets each finding, once.
+    """Examines one seed's training curve. `report` gets each finding, once.
 
-    `known`: the names of those that were told before an interruption; `points`: the epochs that were journaled.
-    `same_answer`: the largest share of one class among the last answers that were looked at; 0: nobody looked.
+    `known`: names of findings reported before an interruption; `points`: the epochs that were journaled.
+    `same_answer`: the largest share of one class among the predictions last examined; 0: none were.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CurveMonitor:
         self.same_answer = 0.0
 
     def note(self, name: str, evidence: str) -> None:
-        """Tell it, unless that was done, or what was told explains it."""
+        """Report a finding, unless it was reported before or a reported finding explains it."""
         if name not in self.names and not any(name in EXPLAINS.get(cause, ()) for cause in self.names):
             self.names.append(name)
             self._report(finding(name, evidence))
@@ -56,7 +56,7 @@ class CurveMonitor:
         return math.log(self.num_classes)
 
     def see(self, point: Point) -> None:
-        """An epoch has ended. One that is trained again, after a resume, is followed by none of before."""
+        """Add an epoch that has ended; for one trained again after a resume, drop the later ones from before."""
         kept = {epoch: earlier for epoch, earlier in self._points.items() if epoch < point["epoch"]}
         self._points = {**kept, point["epoch"]: point}
         points = [self._points[epoch] for epoch in sorted(self._points)]
@@ -97,7 +97,7 @@ class CurveMonitor:
             )
 
     def scored(self, *, split: str, loss: float, accuracy_percent: float) -> None:
-        """The run is over, and was scored on images that it was not trained on."""
+        """Compare the score, on images that the run was not trained on, with the last epoch."""
         if not self._points:  # published weights: nothing was trained
             return
         last = self._points[max(self._points)]

@@ -1,9 +1,9 @@
-"""The checklist as a doctor: a callback that looks into a training and tells what is wrong with it.
+"""The debugging checklist as a callback: it examines a training and reports what is wrong with it.
 
-It looks at `LOOK_STEPS` optimiser steps at the start, and again after 20, 40, 80 and so on: its cost is that of a few
-steps however long the run is, and a run that was cut short is looked at where an unbroken one is. It reads what these
-steps compute anyway, draws nothing, changes nothing, and fetches its answers where the block has waited for the
-device. Curves are curves.CurveMonitor's.
+It examines `LOOK_STEPS` optimiser steps at the start, and again after 20, 40, 80, … steps: the cost is that of a few
+steps however long the run is, and a resumed run is examined at the same steps as an uninterrupted one. It reads values
+that these steps compute anyway, draws no random numbers, changes nothing, and fetches its results after the block has
+waited for the device. curves.CurveMonitor examines the curves.
 """
 
 import math
@@ -19,37 +19,38 @@ from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.engines.serial import Training
 
 LOOK_STEPS = 10  # 640 images in the article's batches
-# Inputs have mean 0 and deviation 1 (LeCun, Bottou, Orr and Müller 1998, "Efficient backprop", section 4.3), and are
-# called far from it half a power of ten beyond: at 0 ± 3 and 3. Pixels in [0, 1] are not, at MNIST's 0.13 ± 0.31.
+# Inputs need mean 0 and deviation 1 (LeCun, Bottou, Orr and Müller 1998, "Efficient backprop", section 4.3). Half
+# a power of ten away is too far: a mean beyond ±3, a deviation above 3. Pixels in [0, 1] pass: MNIST's, 0.13 ± 0.31.
 FAR_MEAN, FAR_DEVIATION, LEAST_DEVIATION = 3.0, 3.0, 0.1
 # "As much as 40 % of your network can be dead" where the rate is too high: Stanford's CS231n, on activations.
 DEAD_SHARE = 0.4
-# Backward through a sound layer keeps the gradient's size within a small factor (Glorot and Bengio 2010, eq. 6; He et
-# al. 2015, eq. 14). A factor of 3 lost in each of 6 layers, or a stack of sigmoids, passes 10⁻³.
+# The backward pass through a sound layer keeps the gradient's size to a small factor (Glorot and Bengio 2010, eq. 6; He
+# et al. 2015, eq. 14). A factor of 3 lost in each of 6 layers, or a stack of sigmoids, gives about 10⁻³.
 VANISHED, EXPLODED = 1e-3, 1e3
-# Training may mend that: a LeNet-5 as published begins at 10⁻³ and is at 0.1 after 200 steps. Two looks must see it.
+# Training may cure these: a LeNet-5 as published begins at 10⁻³ and is at 0.1 after 200 steps. So two looks in a row
+# must find them.
 PASSING = {"vanishing gradients", "exploding gradients"}
-# Far below any gradient that moves float32 weights; where the largest is, the net has nothing left to learn.
+# Far below any gradient that changes float32 weights; if the largest is lower, the net has nothing left to learn.
 NO_GRADIENT = 1e-6
-# Is the loss at 90 % of ln C in the first epochs, or when something is found, the labels are looked at: the nearest
-# other image, by pixels, has the same one more often than by chance (CIFAR-10: 20 of 100 among a thousand; MNIST: 85).
-# 3 standard errors.
+# Labels are checked in the first epochs and after a finding, if the loss is above 90 % of ln C. With correct labels the
+# nearest other image, by pixels, has the same label more often than by chance (CIFAR-10: 20 of 100 among a thousand;
+# MNIST: 85), by more than 3 standard errors.
 SUSPICIOUS_LOSS, SUSPICIOUS_EPOCHS = 0.9, 2
 NUM_NEIGHBOURS, LEAST_NEIGHBOURS, STANDARD_ERRORS = 1000, 200, 3.0
 
 
 class Doctor(Callback):
-    """Examines one seed's training and notes findings in its chart. `inside`: whether the net may be hooked into;
-    torch.compile would compile it anew.
+    """Examines one seed's training and notes findings in its chart. `inside`: whether to hook into the net; hooks make
+    torch.compile recompile it.
     """
 
     def __init__(self, chart: CurveMonitor, *, inside: bool = True) -> None:
         self.chart, self.inside = chart, inside
         self._look: Look | None = None
-        self._doubtful: set[str] = set()  # what the last look saw, and the next one may not
+        self._doubtful: set[str] = set()  # transient findings of the last look, to be confirmed by the next
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        num_steps, batch_steps = trainer.global_step, 1  # of photographs, a batch is one step
+        num_steps, batch_steps = trainer.global_step, 1  # for photographs, a batch is one step
         if isinstance(pl_module, Training):
             num_steps, batch_steps = pl_module.num_steps, pl_module.steps_per_block
         if self._look is None and is_due(num_steps, batch_steps=batch_steps):
@@ -68,7 +69,7 @@ class Doctor(Callback):
 
     def on_train_end(self, *_: object) -> None:
         if self._look:
-            self._look.end()  # it has seen too little
+            self._look.end()  # too few steps to conclude from
 
     def _conclude(self, look: "Look", pl_module: LightningModule) -> None:
         self._look = None
@@ -77,16 +78,16 @@ class Doctor(Callback):
         for name, evidence in look.findings():
             found.setdefault(name, evidence)
         doubtful = found.keys() & PASSING
-        if doubtful - self._doubtful:  # and all that may follow from it
+        if doubtful - self._doubtful:  # defer it, and all that may follow from it
             found = {name: evidence for name, evidence in found.items() if name == "input not normalised"}
         self._doubtful = doubtful
         if found:
-            self._look_at_labels(pl_module)  # which nobody can learn: units die and gradients vanish
+            self._look_at_labels(pl_module)  # wrong labels cannot be learned: units die, gradients vanish
         for name, evidence in found.items():
             self.chart.note(name, evidence)
 
     def _look_at_labels(self, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, Training):  # photographs stay in their files
+        if isinstance(pl_module, Training):  # photographs are not in memory
             loss = pl_module.mean_loss.item()
             check_labels(self.chart, images=pl_module.images, labels=pl_module.labels, loss=loss)
 
@@ -98,19 +99,17 @@ def is_due(num_steps: int, *, batch_steps: int) -> bool:
 
 
 class Look:
-    """What some steps of `optimizer` show of `network`, from now on until `LOOK_STEPS` are done."""
+    """Observes `network` during the next `LOOK_STEPS` steps of `optimizer`."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, *, inside: bool) -> None:
         self.num_steps, self.num_images = 0, 0
         self._parameters = dict(network.named_parameters())
-        self._calls: Counter[str] = Counter()  # of each layer in this forward pass
+        self._calls: Counter[str] = Counter()  # calls of each layer in this forward pass
         self._input: Tensor | None = None  # mean and deviation of each channel, (2, C)
         self._answers: list[Tensor] = []
-        self._alive: dict[str, Tensor] = {}  # of each ReLU's units, whether any image made it more than 0
-        self._signals: dict[
-            str, Tensor
-        ] = {}  # norm of the loss's gradient by each layer's output, the last layer first
-        self._gradients: Tensor | None = None  # the largest norm of each parameter's
+        self._alive: dict[str, Tensor] = {}  # for each ReLU's units, whether any image made them more than 0
+        self._signals: dict[str, Tensor] = {}  # norm of ∂loss/∂output of each layer, last layer first
+        self._gradients: Tensor | None = None  # the largest gradient norm of each parameter
         self._hooks: list[Any] = [optimizer.register_step_post_hook(lambda *_: self._stepped())]
         if inside:
             self._watch(network)
@@ -166,7 +165,7 @@ class Look:
 
     @torch.no_grad()
     def _stepped(self) -> None:
-        """A step was taken, and its gradients are still there."""
+        """After a step, while its gradients still exist: record their norms."""
         zero = torch.zeros((), device=next(iter(self._parameters.values())).device)
         norms = torch.stack(
             [zero if parameter.grad is None else parameter.grad.norm() for parameter in self._parameters.values()]
@@ -179,19 +178,19 @@ class Look:
     # ------------------------------------------------ once they are done
 
     def same_answer(self) -> float:
-        """The largest share of one class among the answers."""
+        """The largest share of one class among the predictions."""
         if not self._answers:
             return 0.0
         answers = torch.cat(self._answers)
         return int(answers.bincount().max()) / len(answers)
 
     def findings(self) -> Iterator[tuple[str, str]]:
-        """Names and evidence, causes before what follows from them."""
+        """Yields names and evidence, causes before their consequences."""
         yield from self._of_input()
         signals = {name: float(norm) for name, norm in reversed(self._signals.items())}
         yield from _of_signals(signals, name="exploding gradients", wrong=lambda ratio: ratio > EXPLODED)
         yield from _of_signals(signals, name="vanishing gradients", wrong=lambda ratio: 0 < ratio < VANISHED)
-        yield from self._of_units()  # where small weights leave each unit to its bias, half of them are 0, too
+        yield from self._of_units()  # with tiny weights the biases decide, and half of the units are 0, too
         yield from _of_signals(signals, name="vanishing gradients", wrong=lambda ratio: ratio == 0)
         yield from self._of_gradients()
 
@@ -223,7 +222,7 @@ class Look:
 
 
 def _of_signals(signals: dict[str, float], *, name: str, wrong: Callable[[float], bool]) -> Iterator[tuple[str, str]]:
-    """`signals`: the norm of the loss's gradient by each layer's output, in the order of layers."""
+    """`signals`: the norm of the gradient of the loss with respect to each layer's output, first layer first."""
     norms = list(signals.values())
     if len(norms) > 1 and norms[-1] > 0 and math.isfinite(ratio := norms[0] / norms[-1]) and wrong(ratio):
         layers = ", ".join(f"{layer} {norm:.2g}" for layer, norm in signals.items())
@@ -231,7 +230,7 @@ def _of_signals(signals: dict[str, float], *, name: str, wrong: Callable[[float]
 
 
 def check_labels(chart: CurveMonitor, *, images: Tensor, labels: Tensor, loss: float) -> None:
-    """Where this train loss says that nothing is learned: do the labels (N,) belong to images (N, C, H, W) uint8?"""
+    """If `loss` shows that nothing is learned, check that labels (N,) belong to images (N, C, H, W) uint8."""
     if loss <= SUSPICIOUS_LOSS * chart.chance_loss:
         return
     num = min(len(images), NUM_NEIGHBOURS)
@@ -250,7 +249,7 @@ def check_labels(chart: CurveMonitor, *, images: Tensor, labels: Tensor, loss: f
 
 @torch.no_grad()
 def neighbours_agree(images: Tensor, *, labels: Tensor) -> tuple[float, float]:
-    """Of images (N, C, H, W): the share whose nearest other one has the same label, and that expected by chance."""
+    """Share of images (N, C, H, W) whose nearest other image has the same label, and the share expected by chance."""
     pixels = images.flatten(1).float()
     distances = torch.cdist(pixels, pixels)
     distances.fill_diagonal_(math.inf)

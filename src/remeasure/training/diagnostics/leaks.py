@@ -1,4 +1,4 @@
-"""The leak linter: a run whose score could have seen what it was trained or chosen on fails, and leaves no record."""
+"""Leak checks: a run fails, without a record, if it trained on the scored images or read them before its last epoch."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,19 @@ from torch import Tensor
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 
-MOST_SHARED = 0.01  # of the scored images may be among the training images, byte for byte; official sets share a few
+MOST_SHARED = 0.01  # of the scored images may equal training images, byte for byte; official sets share a few
 
-_SHARED: dict[tuple[str, int, int], int] = {}  # by data and sizes: a worker trains many seeds on the same images
+_SHARED: dict[tuple[str, int, int], int] = {}  # cached by data and sizes: a worker trains many seeds on the same images
 
 
 class LeakError(ValueError):
-    """What the run was scored on was not kept apart."""
+    """The scored images were not kept apart from the training."""
 
 
 def refuse_shared_images(trained: Tensor, scored: Tensor, *, spec: RunSpec) -> None:
-    """LeakError where more than `MOST_SHARED` of the scored images (M, C, H, W) uint8 are in the trained (N, C, H, W).
+    """LeakError if more than `MOST_SHARED` of the scored images (M, C, H, W) uint8 are in the trained (N, C, H, W).
 
-    By their pixels: indices cannot tell that a set was put together from copies.
+    Compares pixels: indices would not reveal copies in a data set.
     """
     key = (spec.data_sha256, len(trained), len(scored))
     if key not in _SHARED:
@@ -34,9 +34,9 @@ def refuse_shared_images(trained: Tensor, scored: Tensor, *, spec: RunSpec) -> N
 
 
 def refuse_early_scores(events: Sequence[Event], *, spec: RunSpec) -> None:
-    """LeakError where the journal shows that the scored split was read before the last epoch was trained.
+    """LeakError if the journal shows that the scored split was read before the last epoch was trained.
 
-    Then an epoch could have been selected by it. `events`: up to the score, which is read once, after the last epoch.
+    An epoch could have been selected by it. `events`: those up to the score, which is taken once, after the last epoch.
     """
     early = [event["epoch"] for event in events if event["event"] == "epoch" and event["split"] != "train"]
     if any(epoch < spec.recipe.epochs_total for epoch in early):

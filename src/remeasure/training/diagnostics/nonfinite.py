@@ -1,8 +1,8 @@
-"""Where a run ceased to be finite: the step, the layer and the batch, kept so that anyone can take that step again.
+"""Finds where a run became non-finite: step, layer and batch, saved so that anyone can repeat that step.
 
-Training looks at its loss once a block, which costs nothing. When that is not finite, it is trained again, bit for bit,
-with a look at every layer: a seed by itself from its last checkpoint, seeds that train together from the start, as a
-checkpoint of theirs may hold weights that are not finite. `train.WatchedStreamTraining` does so on photographs.
+Training checks its loss once a block, which costs nothing. If it is not finite, the training is replayed bit for bit
+with a check of every layer: a single seed from its last checkpoint; seeds that train together from the start, since
+their checkpoint may hold weights that are not finite. `train.WatchedStreamTraining` does so on photographs.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from remeasure.training.engines.serial import DivergenceError, Training
 
 FAULT_FILE, WEIGHTS_FILE = "divergence.json", "divergence.safetensors"
 What = Literal["output", "loss", "gradient", "weight"]
-ORDER: tuple[What, ...] = ("output", "loss", "gradient", "weight")  # in which the values of a step come about
+ORDER: tuple[What, ...] = ("output", "loss", "gradient", "weight")  # in which a step computes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +54,18 @@ class Fault:
 
 
 class FaultFoundError(Exception):
-    """Ends the training that looks for it. `weights`: the network's, before the step."""
+    """Raised by a watched training at the first fault. `weights`: the network's, before the step."""
 
     def __init__(self, fault: Fault, weights: Mapping[str, Tensor]) -> None:
         super().__init__(str(fault))
         self.fault, self.weights = fault, weights
 
 
-# ---------------------------------------------------------------- looking
+# ---------------------------------------------------------------- checking values
 
 
 class Looks:
-    """Which values of a step are finite, for each of the seeds that train together; parameters are (seeds, ...)."""
+    """Records which values of a step are finite, for each seed of a group; parameters are (seeds, ...)."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, num_seeds: int) -> None:
         self._parameters, self._num_seeds = parameters, num_seeds
@@ -78,15 +78,15 @@ class Looks:
         self._seen.clear()
 
     def finite(self, values: Tensor) -> Tensor:
-        """From values (seeds, ...) to (seeds,)."""
+        """Whether all values of each seed are finite: from (seeds, ...) to (seeds,)."""
         return values.detach().isfinite().reshape(self._num_seeds, -1).all(dim=1)
 
     def add(self, what: What, layer: str, finite: Tensor) -> None:
-        """`finite`: (seeds,)."""
+        """Record one check; `finite`: (seeds,)."""
         self._seen.append((what, layer, finite.reshape(self._num_seeds)))
 
     def faults(self) -> dict[int, tuple[What, str]]:
-        """At a step's end: by seed, what first was not finite, and its layer."""
+        """At the end of a step: seed to the first value that was not finite, and its layer."""
         for name, parameter in self._parameters.items():
             self.add("weight", name, self.finite(parameter))
         if torch.stack([finite for _, _, finite in self._seen]).all():  # the step's one wait for the device
@@ -99,7 +99,7 @@ class Looks:
 
 
 def look_at_outputs(network: nn.Module, look: Callable[[str, Tensor], None]) -> None:
-    """Have each layer without layers in it call `look` with its name and whether its output is finite, ()."""
+    """Hook each leaf layer to call `look` with its name and whether its output is finite, ()."""
 
     def watch(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
@@ -114,7 +114,7 @@ def look_at_outputs(network: nn.Module, look: Callable[[str, Tensor], None]) -> 
 
 
 class Watch:
-    """Looks at one network in each step that begins and ends with a call here, up to step `until`."""
+    """Checks one network in each step, between `begin` and `end`, up to step `until`."""
 
     def __init__(self, network: nn.Module, *, until: int) -> None:
         self._network, self.looks, self._until = network, Looks(dict(network.named_parameters()), num_seeds=1), until
@@ -126,9 +126,9 @@ class Watch:
         self.looks.begin()
 
     def end(self, loss: Tensor, *, step: int, steps_per_epoch: int, batch: Callable[[], Sequence[int]]) -> None:
-        """Raises FaultFoundError where something is not finite; DivergenceError in the last step, where nothing was.
+        """Raises FaultFoundError if a value is not finite; else, from step `until` on, DivergenceError.
 
-        `batch`: gives the indices of the step's images.
+        `batch`: returns the indices of the step's images.
         """
         epoch = step // steps_per_epoch
         self.looks.add("loss", "", self.looks.finite(loss))
@@ -140,7 +140,7 @@ class Watch:
 
 
 class WatchedTraining(Training):
-    """The same training to the bit up to step `until`, with a look at every layer's output, gradient and weight."""
+    """Training, bit-identical up to step `until`, with a check of every layer's output, gradient and weight."""
 
     def __init__(self, network: nn.Module, *, until: int, **more: Any) -> None:
         super().__init__(network, **more)
@@ -158,7 +158,7 @@ class WatchedTraining(Training):
 
 
 class WatchedLayer:
-    """A layer from scratch that tells whether its outputs and gradients are finite."""
+    """A NumPy layer that passes its outputs and gradients to `look`."""
 
     def __init__(self, layer: Layer, look: Callable[[What, str, Array], None], *, name: str) -> None:
         self._layer, self._look, self._name, self.parameters = layer, look, name, layer.parameters
@@ -180,7 +180,7 @@ class WatchedLayer:
 
 
 class WatchedNumpyTraining(WatchedTraining, NumpyTraining):
-    """So for the network from scratch."""
+    """WatchedTraining for the numpy engine."""
 
     def _from_scratch(self) -> Network:
         def look(what: What, name: str, values: Array) -> None:
@@ -193,11 +193,11 @@ class WatchedNumpyTraining(WatchedTraining, NumpyTraining):
 
 
 class WatchedStacked(Stacked):
-    """Says whether each layer's outputs are finite. Nobody can look into vmap: the answers come out with the logits."""
+    """Records whether each layer's outputs are finite. Inside vmap they cannot be read: flags leave with the logits."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__(networks)
-        self.outputs: list[tuple[str, Tensor]] = []  # of the last forward pass: each layer, and (S,)
+        self.outputs: list[tuple[str, Tensor]] = []  # of the last forward pass: layer name, and flags (S,)
         look_at_outputs(self._kind[0], lambda name, finite: self.outputs.append((name, finite)))
 
     def _one(self, weights: list[Tensor], batch: Tensor) -> Any:
@@ -212,9 +212,9 @@ class WatchedStacked(Stacked):
 
 
 class WatchedBatchedTraining(BatchedTraining):
-    """The same training to the bit, without a captured graph, until each seed `wanted` has a fault in `found`.
+    """Bit-identical training, without CUDA graphs, until each seed in `wanted` has a fault in `found`.
 
-    Both go by the seeds' places in the group. It ends after step `until` in any case.
+    Both hold seeds by their position in the group. Training ends after step `until` in any case.
     """
 
     network: WatchedStacked
@@ -252,11 +252,11 @@ class WatchedBatchedTraining(BatchedTraining):
         return losses
 
 
-# ---------------------------------------------------------------- training again
+# ---------------------------------------------------------------- replaying
 
 
 class Replay(CheckpointCallback):
-    """From the start, and without checkpoints: the run's own one is of a training that is further."""
+    """Callback of a replay from the start: reads no checkpoint, since the run's is of a later step, and writes none."""
 
     def __init__(self) -> None:
         super().__init__(Path(os.devnull) / "none", report=lambda _: None)
@@ -266,9 +266,9 @@ class Replay(CheckpointCallback):
 
 
 def diagnosed(error: DivergenceError, *, replay: Callable[[], object], folder: Path) -> DivergenceError:
-    """The error with what a watched training finds; the error as it was where all was finite.
+    """The error with the fault that `replay`, a watched training, finds; the unchanged error if all was finite.
 
-    The folder keeps the fault (`divergence.json`) and the weights before its step (`divergence.safetensors`).
+    The fault is saved in the folder (`divergence.json`), with the weights before its step (`divergence.safetensors`).
     """
     try:
         replay()
@@ -282,7 +282,7 @@ def diagnosed(error: DivergenceError, *, replay: Callable[[], object], folder: P
 def diagnosed_together(
     watched: WatchedBatchedTraining, *, spec: RunSpec, device_kind: str, folders: Mapping[int, Path]
 ) -> dict[int, DivergenceError]:
-    """`diagnosed` for those seeds of a group that have a folder here, by their places in it; only what was found."""
+    """`diagnosed` for the seeds of a group in `folders`, by position in the group; only those with a fault."""
     watched.wanted, blocks = set(folders), range(watched.blocks_per_epoch)
     with contextlib.suppress(DivergenceError):
         fit(watched, spec=spec, device_kind=device_kind, keeper=Replay(), batches=blocks, devices=1)

@@ -1,1 +1,1 @@
-"""Photographs that stay in their files: decoded, augmented, trained on, evaluated."""
+"""Photographs read from their files on demand: decoding, augmentation, training, evaluation."""

@@ -1,4 +1,4 @@
-"""Photographs as a training sees them: in which order, and augmented how. All follows from a seed, by timm's parts."""
+"""Order and augmentation of training photographs, as functions of a seed, with timm's transforms."""
 
 import os
 import random
@@ -22,9 +22,9 @@ from remeasure.training.seeding import derive
 
 
 class Photographs(Dataset[tuple[Tensor, int]]):
-    """Item (index, draw) is image `index`, augmented as (seed, draw) says: (3, H, W) float32, and its label.
+    """Item (index, draw) is image `index`, augmented by a function of (seed, draw): (3, H, W) float32, and its label.
 
-    files: (N,) bytes, a path each; labels: (N,). Loader processes get a copy: 0.1 GB of ImageNet, a tenth of a list's.
+    files: (N,) bytes, a path each; labels: (N,). Loader processes get a copy: 0.1 GB for ImageNet, a tenth of a list.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Photographs(Dataset[tuple[Tensor, int]]):
         path = os.fsdecode(self.files[index])
         try:
             image = decode(Path(path).read_bytes())
-        except Exception as error:  # Pillow's decoders raise whatever comes to them
+        except Exception as error:  # Pillow's decoders raise many types
             raise InputError(f"{path}: cannot be decoded ({error})") from None
         seed_everything(derive(self.seed, purpose="augmentation", step=draw))
         return self.transform(image), int(self.labels[index])
@@ -51,20 +51,20 @@ class Photographs(Dataset[tuple[Tensor, int]]):
 def epoch_order(epoch: int, *, num_images: int, num_repeats: int, seed: int, world_size: int, rank: int) -> list[int]:
     """Indices of the images that device `rank` of `world_size` sees in `epoch`, a function of (seed, epoch).
 
-    Repeated augmentation as DeiT and timm have it: of a random order with each image `num_repeats` times in a row the
-    devices take one in turn, until all together have seen `num_images` (rounded up to whole rounds).
+    Repeated augmentation as in DeiT and timm: each image of a random permutation is repeated `num_repeats` times in a
+    row; the devices take one item in turn, until together they have `num_images` (rounded up to equal numbers).
     """
     sampler = RepeatAugSampler(
         range(num_images), num_replicas=world_size, rank=rank, num_repeats=num_repeats, selected_round=0
     )
-    sampler.set_epoch(derive(seed, purpose="order", step=epoch))  # a plain epoch would be shuffled alike for every seed
+    sampler.set_epoch(derive(seed, purpose="order", step=epoch))  # timm's only seed: `epoch` would ignore ours
     return list(sampler)
 
 
 def augmentation(streaming: Streaming, *, normalisation: Normalisation) -> Callable[[Image.Image], Tensor]:
     """timm's transform for training: a photograph → (3, crop_pixels, crop_pixels) float32, normalised.
 
-    Its colour jitter is off: with RandAugment timm leaves it out, as it did for DeiT, whatever `color_jitter` says.
+    Colour jitter is off: with RandAugment timm leaves it out whatever `color_jitter` says, as it did for DeiT.
     """
     transform = create_transform(
         streaming.transform.crop_pixels,
@@ -85,7 +85,7 @@ def augmentation(streaming: Streaming, *, normalisation: Normalisation) -> Calla
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
-    """RandAugment keeps no bit at all at its full magnitude, a black image; Pillow 13 refuses that."""
+    """At full magnitude RandAugment keeps 0 bits, a black image; Pillow 13 refuses 0 bits."""
     return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
 
 
@@ -94,7 +94,7 @@ def _per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def seed_everything(seed: int) -> None:
-    """timm draws from all three global states."""
+    """Seed Python's, NumPy's and torch's global generators: timm draws from all three."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,7 +1,7 @@
-"""From a photograph's bytes to the pixels that a net sees: what the worker processes of an evaluation do.
+"""From a photograph's bytes to the pixels of the net's input, in the worker processes of an evaluation.
 
-Decoding, resizing and cropping are what timm does (`timm.data.ImageDataset`, `timm.data.create_transform`), whose own
-transforms are torchvision's. Nothing heavier than torchvision is imported here, for each worker needs it.
+Decoding, resizing and cropping are timm's (`timm.data.ImageDataset`, `timm.data.create_transform`), whose transforms
+are torchvision's. Nothing heavier than torchvision is imported here, since every worker imports this module.
 """
 
 import io
@@ -40,18 +40,18 @@ class Photographs(Dataset[Tensor | str]):
             return self.transform(image)
         except InputError as error:
             return str(error)
-        except Exception as error:  # Pillow's decoders raise whatever comes to them
+        except Exception as error:  # Pillow's decoders raise many types
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
             return f"{self.listing.path(index)}: cannot be decoded ({reason or type(error).__name__})"
 
 
 def decode(content: bytes) -> Image.Image:
-    """RGB, as timm's data sets make it: no rotation by EXIF, no colour profile, a palette looked up.
+    """The photograph as RGB, as in timm's data sets: no EXIF rotation, no colour profile, palettes looked up.
 
-    Raises what Pillow raises for a file that is no image, or not a whole one.
+    Raises what Pillow raises for a file that is truncated or not an image.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd EXIF entries and palettes, which official files have, too
+        warnings.simplefilter("ignore")  # about odd EXIF entries and palettes, which official files have, too
         return Image.open(io.BytesIO(content)).convert("RGB")
 
 
@@ -61,7 +61,7 @@ def shorter_side(transform: Transform) -> int:
 
 
 def resized_pixels(size: tuple[int, int], *, transform: Transform) -> int:
-    """How many pixels a photograph of this size has once it is resized; of a sliver, more than the memory holds."""
+    """Pixels of a photograph of this size after resizing; for a very narrow one, more than the memory holds."""
     return shorter_side(transform) ** 2 * max(size) // min(size)
 
 
@@ -81,7 +81,7 @@ def compose(transform: Transform) -> Callable[[Image.Image], Tensor]:
 
 
 def collate(items: Sequence[Tensor | str]) -> Decoded:
-    """One batch; no image where some could not be decoded, for then none is used."""
+    """One batch; without images if any could not be decoded."""
     faults = [item for item in items if isinstance(item, str)]
     images = [item for item in items if not isinstance(item, str)]
     return torch.empty(0, dtype=torch.uint8) if faults else torch.stack(images), faults

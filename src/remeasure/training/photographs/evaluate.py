@@ -1,7 +1,7 @@
-"""Evaluation of a net on photographs that are decoded as they are needed, in worker processes; nothing is trained.
+"""Evaluation of a net on photographs that worker processes decode on demand; nothing is trained.
 
-The workers hand over uint8; the device normalises. At most `PREFETCHED` batches a worker wait, so that memory does not
-grow with the set.
+The workers return uint8; the device normalises. At most `PREFETCHED` batches per worker are queued, so that memory does
+not grow with the data set.
 """
 
 import multiprocessing
@@ -33,7 +33,7 @@ from remeasure.training.inference import Forward, Predictions, forward
 from remeasure.training.photographs.decode import Photographs, collate
 
 PREFETCHED = 2  # batches a worker
-QUEUED = 4  # batches that a GPU may have before it
+QUEUED = 4  # batches that may wait on a GPU
 REPORT_SECONDS = 1.0
 CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
 CHECKPOINT_TYPES = {"predicted": ("<i8",), "confidence": ("<f4",), "loss": ("<f8",), "seconds": ("<f8",)}
@@ -42,11 +42,11 @@ CHECKPOINT_TYPES = {"predicted": ("<i8",), "confidence": ("<f4",), "loss": ("<f8
 def stream(
     listing: Listing, *, transform: Transform, indices: Sequence[int], batch_size: int, pinned: bool
 ) -> Iterator[Tensor]:
-    """The photographs at these indices, in this order, as batches (B, 3, H, W) uint8, decoded by all cores.
+    """The photographs at these indices, in this order, as batches (B, 3, H, W) uint8, decoded on all cores.
 
     Raises InputError, which names each photograph of the first batch that could not be decoded.
     """
-    # Forked from here, a worker would hang wherever torch has started threads already; a server of its own forks it.
+    # A worker forked from this process would hang if torch has started threads; so a fork server starts the workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([Photographs.__module__])
     loader = DataLoader(
@@ -70,7 +70,7 @@ def num_cores() -> int:
 
 
 class Tally:
-    """What came out so far, in order. It stays on the device: reading it after each batch would halt a GPU."""
+    """The predictions and loss so far, in order, on the device: reading them after each batch would stall a GPU."""
 
     def __init__(self, *, device: torch.device) -> None:
         self.predicted, self.confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
@@ -83,16 +83,16 @@ class Tally:
         self.loss_total += functional.cross_entropy(logits, labels, reduction="sum")
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it on the CPU. This waits for the device."""
+        """The tally as CPU arrays. Waits for the device."""
         for parts in (self.predicted, self.confidence):
             parts[:] = [torch.cat([part.cpu() for part in parts])]
         loss_total = np.array([self.loss_total.item()])
         return {"predicted": self.predicted[0].numpy(), "confidence": self.confidence[0].numpy(), "loss": loss_total}
 
     def resume(self, checkpoint: Path, *, total: int, num_classes: int) -> tuple[int, float]:
-        """Go on from the checkpoint, if there is one; returns how many photographs and seconds it has.
+        """Resume from the checkpoint, if there is one; returns its number of photographs and its seconds.
 
-        Raises InputError: it holds what no evaluation of `total` photographs in `num_classes` classes comes to.
+        Raises InputError if it cannot be of an evaluation of `total` photographs in `num_classes` classes.
         """
         if not checkpoint.exists():
             return 0, 0.0
@@ -110,7 +110,7 @@ class Tally:
 def _kept_faults(
     *, predicted: Array, confidence: Array, loss: Array, seconds: Array, total: int, num_classes: int
 ) -> Iterator[str]:
-    """What is wrong with the arrays of a checkpoint."""
+    """Faults in the arrays of a checkpoint."""
     if predicted.ndim != 1 or len(predicted) > total or confidence.shape != predicted.shape:
         yield f"expected a class and a confidence for each of at most {total} photographs"
     if not ((predicted >= 0) & (predicted < num_classes)).all():
@@ -133,9 +133,9 @@ def evaluate(
     checkpoint: Path,
     report: Callable[[dict[str, Any]], None],
 ) -> tuple[float, Predictions]:
-    """Seconds, and what the network says of each photograph of the listing, in its order.
+    """Seconds, and the network's predictions for the photographs of the listing, in its order.
 
-    `report` gets done, total and images_per_second about once a second. An evaluation cut short goes on from its
+    `report` gets done, total and images_per_second about once a second. An interrupted evaluation resumes from its
     checkpoint at the start of a batch, to the same numbers. Raises InputError: a photograph that cannot be decoded.
     """
     run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels).to(device)
@@ -170,7 +170,7 @@ def evaluate(
 
 
 def _tallied(batches: Iterable[Tensor], *, run: Forward, tally: Tally, labels: Tensor, first: int) -> Iterator[int]:
-    """The size of each batch, once its work is on the way to the device."""
+    """Yields the size of each batch, once its work is queued on the device."""
     for images in batches:
         tally.add(run(images), labels=labels[first : first + len(images)])
         first += len(images)
@@ -178,7 +178,7 @@ def _tallied(batches: Iterable[Tensor], *, run: Forward, tally: Tally, labels: T
 
 
 def paced(steps: Iterable[int], *, device: torch.device) -> Iterator[int]:
-    """`steps`, each once the device has done it, with the next `QUEUED` on their way; memory then stays bounded."""
+    """Yields each step once the device has finished it; at most `QUEUED` later ones are queued, to bound memory."""
     waiting: deque[tuple[int, torch.cuda.Event]] = deque()
     for num in steps:
         if device.type != "cuda":
@@ -201,9 +201,9 @@ def _done(waiting: "deque[tuple[int, torch.cuda.Event]]") -> int:
 
 @torch.inference_mode()
 def throughput(config: Config, *, device: torch.device, data_root: Path, num_images: int) -> dict[str, float]:
-    """Images a second of a config that evaluates, with random weights: the net alone on uint8 batches that lie on the
-    device; the photographs of its data set alone, decoded by all cores; and both together. Each on `num_images`, the
-    photographs repeated as often as that needs, and without the first batch of each worker, which starts meanwhile.
+    """Images per second of an evaluation config, with random weights: the net alone on uint8 batches on the device;
+    decoding the photographs of its data set alone, on all cores; and both together. Each is timed on `num_images`
+    (photographs are repeated as needed), without the first batch of each worker, during which the workers start.
     """
     recipe = config.recipe
     assert isinstance(recipe, Evaluation)
@@ -240,7 +240,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
 
 
 def _rate(batches: Iterable[Tensor], *, device: torch.device, num_first: int = 0) -> float:
-    """Images a second, from the first wish, or the result of the `num_first`th batch, to the last result."""
+    """Images per second, timed from the first request, or the result of batch `num_first`, to the last result."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began, num = time.monotonic(), 0

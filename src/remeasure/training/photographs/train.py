@@ -1,8 +1,8 @@
-"""Training on photographs that are decoded as they are needed: DeiT's recipe, its parts timm's, on one device or many.
+"""Training on photographs that are decoded on demand: DeiT's recipe, from timm's parts, on one device or many.
 
 Touvron, Cord, Douze, Massa, Sablayrolles and Jégou 2021, "Training data-efficient image transformers & distillation
 through attention", Table 9; where that is silent, their code (github.com/facebookresearch/deit, main.py). Every draw
-is a function of (seed, purpose, step, device's rank), so that a resumed run repeats an unbroken one.
+is a function of (seed, purpose, step, device's rank), so that a resumed run repeats an uninterrupted one.
 """
 
 import multiprocessing
@@ -40,17 +40,17 @@ from remeasure.training.photographs.augment import Photographs, augmentation, ep
 from remeasure.training.recipe import build_optimizer, rate_of, training_loss
 from remeasure.training.seeding import derive
 
-CHECKPOINT_SECONDS = checkpoint_seconds(600.0)  # one of DeiT-B's is 1.4 GB
+CHECKPOINT_SECONDS = checkpoint_seconds(600.0)  # a checkpoint of DeiT-B is 1.4 GB
 HARMLESS_WARNINGS = (
     *loop.HARMLESS_WARNINGS,
     r"The 'train_dataloader' does not have many workers",  # the caller's choice
 )
-Batch = list[Tensor]  # images (B, 3, H, W) float32, normalised, and labels (B,) int64, of one device
+Batch = list[Tensor]  # images (B, 3, H, W) float32, normalised, and labels (B,) int64, on one device
 
 
 class Draws(Sampler[tuple[int, int]]):
-    """The items of an epoch, from the next step on. Lightning counts a resumed epoch's batches from where it stopped,
-    so the length is the whole epoch's.
+    """The items of an epoch, from the next step on. The length is the whole epoch's, since Lightning counts the batches
+    of a resumed epoch from where it stopped.
     """
 
     def __init__(self, training: "StreamTraining") -> None:
@@ -67,7 +67,7 @@ class Draws(Sampler[tuple[int, int]]):
 def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
     """Stochastic depth for a timm transformer: from 0 in its first block to `drop_path` in its last, as timm builds it.
 
-    It has no weights, and an evaluation leaves it out. Raises InputError for a network without such blocks.
+    It has no weights and is off in evaluations. Raises InputError for a network without such blocks.
     """
     blocks = getattr(network, "blocks", None)
     if not isinstance(blocks, nn.Sequential) or not all(hasattr(block, "drop_path1") for block in blocks):
@@ -80,7 +80,7 @@ def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
 
 
 def parameter_groups(network: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """timm's: no decay of biases, norms and what the network names (positions and class token), the rest decays."""
+    """timm's groups: no decay for biases, norms and network.no_weight_decay (positions, class token), else decay."""
     spared: set[str] = getattr(network, "no_weight_decay", set)()
     groups: list[dict[str, Any]] = param_groups_weight_decay(network, weight_decay, no_weight_decay_list=spared)
     return groups
@@ -89,8 +89,8 @@ def parameter_groups(network: nn.Module, *, weight_decay: float) -> list[dict[st
 class StreamTraining(LightningModule):
     """One seed's training of `network` on files with labels (N,) in 0..C-1, as `spec.recipe.streaming` says.
 
-    `recipe.batch_size` counts the images of all devices together. A step sees the same images on however many devices;
-    mixup, cutmix and drop path are drawn on each device for itself, as in DeiT.
+    `recipe.batch_size` counts the images of all devices together. A step uses the same images on any number of devices;
+    each device draws its own mixup, cutmix and drop path, as in DeiT.
     """
 
     ema: ModelEmaV3 | None
@@ -115,7 +115,7 @@ class StreamTraining(LightningModule):
         self.loss = replace(self.recipe.loss, label_smoothing=0.0)  # the targets are smoothed instead
         self.num_classes, self.num_workers = spec.data.num_classes, num_workers
         self.files, self.labels = np.array([os.fsencode(path) for path in paths]), labels
-        self.steps_per_epoch = len(paths) // self.recipe.batch_size  # the rest wait for an epoch that draws them
+        self.steps_per_epoch = len(paths) // self.recipe.batch_size  # an epoch leaves out the rest of its order
         if not self.steps_per_epoch:
             raise InputError(
                 f"recipe.batch_size: expected at most the {len(paths)} images, got {self.recipe.batch_size}"
@@ -137,7 +137,7 @@ class StreamTraining(LightningModule):
 
     @property
     def images_per_device(self) -> int:
-        """In each step. Raises InputError where a batch cannot be shared out."""
+        """Images of each device per step. Raises InputError if a batch cannot be split evenly."""
         num, rest = divmod(self.recipe.batch_size, self.trainer.world_size)
         if rest or (num % 2 and self.mixes):
             raise InputError(
@@ -147,7 +147,7 @@ class StreamTraining(LightningModule):
         return num
 
     def items(self, epoch: int, *, steps: range) -> Iterator[tuple[int, int]]:
-        """What this device sees in these steps of an epoch: the index of a photograph, and its draw's number."""
+        """Yields (index of the photograph, number of its draw) for this device in these steps of an epoch."""
         world_size, rank, num = self.trainer.world_size, self.global_rank, self.images_per_device
         order = epoch_order(
             epoch,
@@ -162,7 +162,7 @@ class StreamTraining(LightningModule):
         return ((order[place], world_size * (first + place) + rank) for place in places)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        # Forked from here, a worker could hang where torch has started threads; a server of its own forks it.
+        # A worker forked from this process could hang if torch has started threads; so a fork server starts it.
         context = multiprocessing.get_context("forkserver") if self.num_workers else None
         if context:
             context.set_forkserver_preload([__name__])
@@ -183,11 +183,11 @@ class StreamTraining(LightningModule):
         return build_optimizer(groups, optimizer=self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
-        """Begin the totals anew; Lightning does not call this after a resume in mid-epoch."""
+        """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
         self.loss_total.zero_()
         self.num_correct.zero_()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - global_step says where it stands
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - global_step gives the position
         seed_everything(derive(self.seed, purpose=f"step on device {self.global_rank}", step=self.global_step))
         images, targets = self.mixed(*batch)
         logits = self.network(images.contiguous(memory_format=self.memory_format))
@@ -197,7 +197,7 @@ class StreamTraining(LightningModule):
         return loss
 
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and targets (B, num_classes) float32, smoothed, each sum 1; mixed where the recipe says so."""
+        """Images and targets (B, num_classes) float32, smoothed, each sum 1; mixed if the recipe says so."""
         smoothing = self.recipe.loss.label_smoothing
         if not self.mixes:
             return images, mixup_target(labels, self.num_classes, smoothing=smoothing)
@@ -212,12 +212,12 @@ class StreamTraining(LightningModule):
         return images, targets
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
-        """Clip here: Lightning refuses to beside bfloat16 and a fused optimiser."""
+        """Clip the gradients; Lightning itself refuses that with bfloat16 and a fused optimiser."""
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
-        """One step at its rate, the moving average after it."""
+        """One step at its learning rate, then the update of the moving average."""
         step = self.global_step
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -229,11 +229,11 @@ class StreamTraining(LightningModule):
         self._check(step)
 
     def ends_block(self, num_steps: int) -> bool:
-        """Whether a block of steps ends after so many; the last one of an epoch may be shorter."""
+        """Whether a block of steps ends after `num_steps`; the last one of an epoch may be shorter."""
         return num_steps % self.steps_per_epoch % self.steps_per_block == 0
 
     def _check(self, step: int) -> None:
-        """At the end of a block all devices find the loss finite, or all stop: the block's one synchronisation."""
+        """Raise DivergenceError on all devices if the loss is not finite: once a block, its only synchronisation."""
         if not self.ends_block(step + 1):
             return
         total = self.trainer.strategy.reduce(self.loss_total.clone(), reduce_op="sum")
@@ -249,7 +249,7 @@ class StreamTraining(LightningModule):
 
 
 class WatchedStreamTraining(StreamTraining):
-    """The same training to the bit up to step `until`, on one device, with a look as WatchedTraining has it."""
+    """StreamTraining, bit-identical up to step `until`, on one device, with the checks of WatchedTraining."""
 
     def __init__(self, network: nn.Module, *, until: int, **more: Any) -> None:
         super().__init__(network, **more)
@@ -271,10 +271,10 @@ class WatchedStreamTraining(StreamTraining):
 
 
 class StreamCheckpointCallback(CheckpointCallback):
-    """Reports each epoch, and checkpoints at the end of a block once it is time, on all devices together.
+    """Reports each epoch, and checkpoints at the end of a block when due, on all devices together.
 
-    Loss and accuracy of an epoch are over the mixed images of the first device; of two mixed images, the label with
-    the greater share counts.
+    Loss and accuracy of an epoch are over the mixed images of the first device; of a mixed image, the label with the
+    greater share counts.
     """
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
@@ -302,7 +302,7 @@ class StreamCheckpointCallback(CheckpointCallback):
             self._save_when_due(trainer)
 
     def _save_when_due(self, trainer: Trainer) -> None:
-        """Devices' clocks differ: the first one's counts. Each takes part, the first one writes."""
+        """The first device's clock decides, as clocks differ. All devices take part in saving; the first one writes."""
         due = trainer.strategy.broadcast(time.monotonic() - self.saved >= CHECKPOINT_SECONDS)
         if not due or not trainer.lightning_module.is_finite:
             return
@@ -328,14 +328,14 @@ def train(
     doctor: Callback | None = None,
     watched_until: int | None = None,
 ) -> float:
-    """Train to the last epoch, from the checkpoint where there is one; returns wall seconds. Raises DivergenceError,
-    and InputError for a photograph that cannot be decoded or a batch that cannot be shared out.
+    """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError,
+    and InputError for a photograph that cannot be decoded or a batch that cannot be split evenly.
 
-    `network` has the weights to score afterwards. `labels` (N,) int64, one for each path. `devices`: on each machine;
-    where there are several, each has a process of its own that runs all of this, started by torchrun, SLURM or, on one
-    machine, by Lightning. The first one reports and writes the checkpoint, which all must be able to read.
-    `num_workers`: loader processes for each device. `watched_until`: raise FaultFoundError at the first value that is
-    not finite, up to this step; on one device.
+    Afterwards `network` has the weights to score. `labels` (N,) int64, one for each path. `devices`: per machine; each
+    of several devices has its own process that calls this function, started by torchrun, SLURM or, on one machine, by
+    Lightning. The first one reports and writes the checkpoint, which all must be able to read. `num_workers`: loader
+    processes for each device. `watched_until`: raise FaultFoundError at the first value that is not finite, up to this
+    step; on one device.
     """
     named: dict[str, Any] = {"spec": spec, "seed": seed, "paths": paths, "labels": labels, "num_workers": num_workers}
     if watched_until is None:
@@ -362,7 +362,7 @@ def train(
 
 
 def num_nodes() -> int:
-    """Machines in this job, as SLURM or torchrun say it; one where neither does."""
+    """Machines in this job, by the variables of SLURM or torchrun; 1 without them."""
     if nodes := os.environ.get("SLURM_NNODES"):
         return int(nodes)
     return int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
