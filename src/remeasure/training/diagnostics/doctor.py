@@ -19,13 +19,14 @@ from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.engines.serial import Training
 
 LOOK_STEPS = 10  # 640 images in the article's batches
-# Inputs need mean 0 and deviation 1 (LeCun, Bottou, Orr and Müller 1998, "Efficient backprop", section 4.3). Half
-# a power of ten away is too far: a mean beyond ±3, a deviation above 3. Pixels in [0, 1] pass: MNIST's, 0.13 ± 0.31.
+# Inputs need mean 0 and deviation 1 (LeCun, Bottou, Orr and Müller 1998, "Efficient backprop", section 4.3). They count
+# as not normalised beyond half a power of ten: a mean outside ±3, a deviation above 3. Pixels in [0, 1] pass, such as
+# MNIST's 0.13 ± 0.31.
 FAR_MEAN, FAR_DEVIATION, LEAST_DEVIATION = 3.0, 3.0, 0.1
 # "As much as 40 % of your network can be dead" where the rate is too high: Stanford's CS231n, on activations.
 DEAD_SHARE = 0.4
-# The backward pass through a sound layer keeps the gradient's size to a small factor (Glorot and Bengio 2010, eq. 6; He
-# et al. 2015, eq. 14). A factor of 3 lost in each of 6 layers, or a stack of sigmoids, gives about 10⁻³.
+# A sound layer changes the gradient's size by a small factor only (Glorot and Bengio 2010, eq. 6; He et al. 2015, eq.
+# 14). A factor of 3 lost in each of 6 layers, or a stack of sigmoids, gives about 10⁻³.
 VANISHED, EXPLODED = 1e-3, 1e3
 # Training may cure these: a LeNet-5 as published begins at 10⁻³ and is at 0.1 after 200 steps. So two looks in a row
 # must find them.
