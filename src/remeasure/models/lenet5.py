@@ -60,7 +60,7 @@ def lenet5(
 ) -> nn.Module:
     """LeNet-5; `background` is the normalised pixel value that pads 28x28 images to 32x32.
 
-    InputError: images that are not one plane of 28x28 or 32x32, or variant=paper with other than its 10 classes.
+    InputError: images that are not one plane of 28x28 or 32x32; for variant=paper, other than 10 classes.
     """
     faults = tuple(_faults(image_shape, num_classes=num_classes, variant=variant))
     if faults:

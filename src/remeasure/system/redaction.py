@@ -29,7 +29,7 @@ def _secrets() -> Iterator[str]:
 
 
 def _secrets_of(name: str, value: str) -> Iterator[str]:
-    """The value, if the variable's name says that it is a secret; from a URI, user, password and secrets in its query.
+    """The value, if the variable's name says that it is a secret; from a URI, its user part and secrets in its query.
 
     By regular expressions, since passwords may contain characters that a URI parser refuses (quotes, spaces, @).
     """

@@ -23,7 +23,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Run main and end this process with its exit status: after the atexit handlers, without freeing memory."""
     begin()
     status = 1
-    atexit.register(lambda: end(status))  # atexit calls the handler that was registered first last
+    atexit.register(lambda: end(status))  # registered first, so that atexit calls it last
     try:
         status = main()
     except SystemExit as error:

@@ -20,7 +20,7 @@ def normalise(images: Tensor, *, normalisation: Normalisation) -> Tensor:
 @functools.cache
 def _mean_and_scale(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
     """255·mean and 1 / (255·std), each (1, C, 1, 1), cached, so that no step waits for a copy to the GPU."""
-    with torch.inference_mode(mode=False):  # even if the first caller is in that mode: autograd refuses its tensors
+    with torch.inference_mode(mode=False):  # the first caller may be in it, and autograd refuses its tensors
         mean, std = (
             torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (normalisation.mean, normalisation.std)
         )
@@ -38,7 +38,7 @@ def augment(
     """Distorted and normalised images: (N, C, H, W) uint8 in 0..255 → float32, as `normalise` makes them.
 
     Random numbers come from `generator`; None: from the global generator of the images' device, which works in a CUDA
-    graph. `mirrored` (N,) bool: which images a crop mirrors left to right, instead of drawing that.
+    graph. `mirrored` (N,) bool: which images a crop mirrors left to right, instead of a draw.
     """
     match augmentation.name:
         case "none":

@@ -8,7 +8,7 @@ from remeasure.spec.findings import EXPLAINS, Finding, finding
 
 Point = Mapping[str, Any]  # an epoch of the curve, as journaled: epoch, step, loss, accuracy_percent
 
-# ln C is the cross-entropy of guessing among C classes. A net with a loss below half of it has learned most.
+# ln C is the cross-entropy of guessing among C classes. At half of it, a net has learned most of its task.
 HIGH_LOSS = 0.5
 # A loss that falls by less than 1 % of itself over several epochs has stood still: noise between epochs is as large.
 STANDSTILL = 0.01

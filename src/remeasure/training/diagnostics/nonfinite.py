@@ -193,7 +193,7 @@ class WatchedNumpyTraining(WatchedTraining, NumpyTraining):
 
 
 class WatchedStacked(Stacked):
-    """Records whether each layer's outputs are finite. Inside vmap they cannot be read: flags leave with the logits."""
+    """Records whether each layer's outputs are finite. vmap hides values, so `_one` returns flags beside logits."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__(networks)

@@ -52,7 +52,7 @@ def epoch_order(epoch: int, *, num_images: int, num_repeats: int, seed: int, wor
     """Indices of the images that device `rank` of `world_size` sees in `epoch`, a function of (seed, epoch).
 
     Repeated augmentation as in DeiT and timm: each image of a random permutation is repeated `num_repeats` times in a
-    row; the devices take one item in turn, until together they have `num_images` (rounded up to equal numbers).
+    row; the devices take items in turn, until together they have `num_images` (rounded up to equal numbers).
     """
     sampler = RepeatAugSampler(
         range(num_images), num_replicas=world_size, rank=rank, num_repeats=num_repeats, selected_round=0

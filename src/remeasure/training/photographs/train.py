@@ -80,7 +80,7 @@ def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
 
 
 def parameter_groups(network: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """timm's groups: no decay for biases, norms and network.no_weight_decay (positions, class token), else decay."""
+    """timm's groups: no decay for biases, norms and network.no_weight_decay (positions, class token)."""
     spared: set[str] = getattr(network, "no_weight_decay", set)()
     groups: list[dict[str, Any]] = param_groups_weight_decay(network, weight_decay, no_weight_decay_list=spared)
     return groups
