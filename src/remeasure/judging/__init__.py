@@ -1,1 +1,1 @@
-"""From the ledger and results/ to verdict, table and report; without torch, Lightning, MLflow and Hydra."""
+"""Computes verdicts, table and report from the ledger and results/. Imports no torch, Lightning, MLflow or Hydra."""

@@ -1,7 +1,7 @@
-"""The ledger: what was published, on what evidence, and how each row is decided. Read strictly, all faults at once.
+"""The ledger: published numbers, their sources and each row's decision rule. Read strictly; faults are named together.
 
 The file is plain YAML: no anchors, aliases or tags. Unquoted null is null, unquoted decimals such as 5 or 92.6 are
-numbers, true and false are refused by every key, and all else is text as it is written: a date, `.nan`, `0x1F`.
+numbers, true and false are refused by every key, and everything else is text as written: a date, `.nan`, `0x1F`.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from remeasure.system.validation import convert, did_you_mean
 
 T = TypeVar("T")
 
-_MAX_DEPTH = 10  # a source lies 6 deep; the composer recurses, so the limit is checked before
+_MAX_DEPTH = 10  # a source is nested 6 deep; yaml.compose recurses, so depth is checked before it
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
-_LONGEST_NAME = 100  # it is part of files' names
+_LONGEST_NAME = 100  # names are part of file names
 _ROW_NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9][a-z0-9_.]*)+")
 
 
@@ -47,9 +47,9 @@ def read(path: Path) -> dict[str, Row]:
 
 
 def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:
-    """What stands under the one top-level key `top` of a ledger, as plain values, and the faults of its keys.
+    """The entries under the ledger's one top-level key `top`, as plain values, and the faults of its keys.
 
-    Raises InputError for a file that is no YAML, or more than plain YAML.
+    Raises InputError for a file that is not plain YAML.
     """
     root = _compose(path)
     faults = list(_key_faults(root, top=top))
@@ -65,7 +65,7 @@ def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:
 def check_configs(rows: Mapping[str, Row], *, conf_dir: Path) -> None:
     """Raise InputError unless the model, data and recipe of each row are files under `conf_dir`.
 
-    Give it the rows that are about to be measured: others may name configs that do not exist yet.
+    Pass only the rows that are about to be measured: other rows may name configs that do not exist yet.
     """
     _refuse(
         f"row {row.name}: {group}: no {conf_dir / group / value}.yaml{did_you_mean(value, valid)}; "
@@ -77,10 +77,10 @@ def check_configs(rows: Mapping[str, Row], *, conf_dir: Path) -> None:
 
 
 def row_sha256(row: Row) -> str:
-    """SHA-256 of the row's entry as canonical JSON; the name is the entry's key, not part of it.
+    """SHA-256 of the row's entry as canonical JSON, without the name, which is the entry's key.
 
-    `confidence` and `looks` are filled in where the entry leaves them out; a `first_seed` of 0 is not there, nor is a
-    `num_params_note` of null, a `control` of none or an `engine` of serial.
+    Defaults of `confidence` and `looks` are included; a `first_seed` of 0, a `num_params_note` of null, a `control` of
+    none and an `engine` of serial are left out.
     """
     entry = {key: value for key, value in asdict(row).items() if key != "name"}
     if row.rule.first_seed == 0:
@@ -95,14 +95,14 @@ def row_sha256(row: Row) -> str:
 
 
 def select(entries: Mapping[str, T], names: Sequence[str], *, kind: str = "row") -> dict[str, T]:
-    """Those so named, in the ledger's order; all of them where `names` is empty. InputError for an unknown name."""
+    """The entries with these names, in the ledger's order; all if `names` is empty. InputError for an unknown name."""
     unknown = [name for name in names if name not in entries]
     _refuse(f"no {kind} {name!r}{did_you_mean(name, entries)}; valid: {', '.join(entries)}" for name in unknown)
     return {name: entry for name, entry in entries.items() if name in names or not names}
 
 
 def for_configs(rows: Mapping[str, Row], *, model: str, data: str, recipe: str, engine: str = "serial") -> Row | None:
-    """The row that a run of these configs belongs to: the first in the ledger, or None."""
+    """The first row of the ledger with these configs, or None."""
     wanted = (model, data, recipe, "numpy" if engine == "numpy" else "serial")
     return next((row for row in rows.values() if (row.model, row.data, row.recipe, row.engine) == wanted), None)
 
@@ -115,7 +115,7 @@ def _refuse(faults: Iterable[str]) -> None:
 
 
 def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
-    """What is wrong with a row's name, which is file name and tag as well as key."""
+    """Faults of a row's name, which also serves as file name and MLflow tag."""
     if not _ROW_NAME.fullmatch(name):
         yield f"rows.{name}: expected a name <model>-<data>[-variant] of a-z, 0-9, '_' and '.', parted by single '-'"
     if len(name) > _LONGEST_NAME:
@@ -133,7 +133,7 @@ def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
 
 
 def _compose(path: Path) -> yaml.Node | None:
-    """The tree of YAML nodes in a file, None if it is empty. InputError if it is no YAML, or more than plain YAML."""
+    """The tree of YAML nodes in a file, None if it is empty. InputError if it is not plain YAML."""
     text = _read(path)
     try:
         faults = list(_event_faults(yaml.parse(text, Loader=yaml.SafeLoader)))
@@ -154,7 +154,10 @@ def _read(path: Path) -> bytes:
 
 
 def _event_faults(events: Iterable[yaml.Event]) -> Iterator[str]:
-    """What is legal YAML and has no place in a ledger; read from events, before anything is built or expanded."""
+    """Faults of legal YAML that a ledger must not use: anchors, aliases, tags, unprintable characters, deep nesting.
+
+    They are found in the parser's events, before aliases are expanded and values are built.
+    """
     depth = 0
     for event in events:
         at = _at(event.start_mark)
@@ -176,12 +179,12 @@ def _unprintable(text: str) -> str:
 
 
 def _at(mark: Any) -> str:
-    """Where a yaml Mark points, both counted from 1; nothing for None."""
+    """Line and column of a yaml Mark, counted from 1; "" for None."""
     return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
 def _key_faults(node: yaml.Node | None, *, top: str, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Keys that stand twice in one mapping, keys that are no text, and top-level keys other than `top`."""
+    """Faults of duplicate keys, keys that are not text, and top-level keys other than `top`."""
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _key_faults(item, top=top, path=(*path, str(index)))
@@ -209,7 +212,7 @@ def _entries(root: yaml.Node | None, *, top: str) -> dict[str, Any]:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """A node as dict, list, str, int, float, bool or None, as the head of this file says."""
+    """A node as dict, list, str, int, float, bool or None, by the rules at the top of this file."""
     if isinstance(node, yaml.MappingNode):
         return {_key(key): _plain(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):

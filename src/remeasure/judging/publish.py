@@ -1,4 +1,4 @@
-"""Files under results/ that are replaced whole: those of a row together, whatever crashes between; and the table's."""
+"""Replaces files under results/: those of a row together, all or none even after a crash, and those of the table."""
 
 import shutil
 import tempfile
@@ -16,14 +16,14 @@ from remeasure.system.formats import encode_csv
 from remeasure.system.locks import held_folder
 from remeasure.system.paths import read_file, refuse_no_file
 
-_COMPLETE = "COMPLETE"  # the marker in a staging folder: all is staged, so the replacement will be finished
+_COMPLETE = "COMPLETE"  # marker file in a staging folder: all files are staged, so `recover` finishes the replacement
 
 
 def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
     """Replace the row's files by these (relative path to content), so that a crash leaves all of them or none.
 
-    They are staged and fsynced, then marked complete, then renamed into place; `recover` finishes or discards what a
-    crash interrupted. Environments and findings that no seal names any more are removed.
+    The files are staged and fsynced, then marked complete, then renamed into place; `recover` finishes or discards a
+    replacement that a crash interrupted. Environments and findings that no seal names any more are removed.
     """
     with held_folder(results):
         _recover(results)
@@ -36,7 +36,7 @@ def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
 
 
 def recover(results: Path) -> None:
-    """Finish the replacements that a crash interrupted when they were complete, discard the others. Call it at start.
+    """Finish interrupted replacements whose files were all staged, discard the others. Call it at start.
 
     InputError: the folder cannot be made or written.
     """
@@ -59,7 +59,7 @@ def _recover(results: Path) -> None:
 
 
 def _finish(staging: Path, *, results: Path) -> None:
-    """Rename what is still staged into place; the marker goes last, so that this can be begun again anywhere."""
+    """Rename the staged files into place. The marker is removed last, so that an interrupted call can be repeated."""
     for path in sorted(staging.glob("*/*")):
         target = results / path.relative_to(staging)
         target.parent.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def _finish(staging: Path, *, results: Path) -> None:
 
 
 def _prune(results: Path) -> None:
-    """Not every row has findings, and rows share environments."""
+    """Remove environments and findings that no seal names: rows share environments, and not every row has findings."""
     seals = b"".join(read_file(path) for path in results.glob("sums/*.sha256"))
     for path in [*results.glob("environments/*.json"), *results.glob("findings/*.csv")]:
         if f"  {path.relative_to(results).as_posix()}\n".encode() not in seals:
@@ -91,7 +91,7 @@ def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) 
         results / "report.html": report.to_html(table, rows=rows, records=records, findings=findings).encode(),
     }
     if readme_path is not None:
-        text = read_bytes(readme_path).decode(errors="surrogateescape")  # bytes outside the block stay as they are
+        text = read_bytes(readme_path).decode(errors="surrogateescape")  # keep bytes outside the block
         files[readme_path] = update_readme(text, block=readme_block(table, rows=rows)).encode(errors="surrogateescape")
     return files
 
@@ -113,7 +113,7 @@ def write(ledger_path: Path, *, results: Path, readme_path: Path | None) -> None
 
 
 def ensure_header(results: Path, *, row: str) -> None:
-    """Give a row without a record its runs file, a header alone; leave any other runs file as it is."""
+    """Write the row's runs file with only a header where there is none; leave an existing file as it is."""
     path = results / "runs" / f"{row}.csv"
     if not path.exists():
         write_atomic(path, encode_csv([], cls=RunRecord))

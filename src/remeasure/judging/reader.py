@@ -1,4 +1,4 @@
-"""The rows under results/ as they are read back: each file against its seal, and against the others."""
+"""Reads rows from results/ and checks each file against the row's seal and the row's other files."""
 
 import hashlib
 import re
@@ -21,9 +21,9 @@ _PREDICTION_TYPES = {"seeds": ("<i8",), "predicted": ("|u1", "<u2", "<u4"), "con
 
 
 def read_runs(results: Path, *, row: str) -> list[RunRecord]:
-    """The row's records, rising by seed; none where its runs file is absent or a header alone, and there is no seal.
+    """The row's records, sorted by seed; [] where its runs file is absent or only a header, and there is no seal.
 
-    InputError with one line for each fault; each names the file, the line and the column, or that it is not as sealed.
+    InputError with one line for each fault: file, line and column, or the file that differs from its seal.
     """
     name, faults, records = f"runs/{row}.csv", list[str](), list[RunRecord]()
     there = (results / name).exists()
@@ -49,7 +49,7 @@ def read_findings(results: Path, *, row: str) -> list[FoundPoint]:
 
 
 def read_row(results: Path, *, row: str) -> RowResults | None:
-    """The row's whole group, checked against its seal and against itself; None for a row without a record.
+    """All files of the row, checked against its seal and each other; None for a row without a record.
 
     InputError: a file is missing, altered, unreadable, or contradicts another; one line for each fault.
     """
@@ -70,7 +70,7 @@ def read_row(results: Path, *, row: str) -> RowResults | None:
 
 
 def _read_files(results: Path, *, row: str, records: Sequence[RunRecord]) -> dict[str, bytes]:
-    """The content of the group's files. InputError: all that are not there, or cannot be read."""
+    """The content of the row's files. InputError: one line for each file that is missing or cannot be read."""
     faults, files = list[str](), dict[str, bytes]()
     for name in row_files(row, records=records, found=_has_findings(results, row=row)) if records else ():
         if not (results / name).exists():
@@ -84,14 +84,14 @@ def _read_files(results: Path, *, row: str, records: Sequence[RunRecord]) -> dic
 
 
 def _has_findings(results: Path, *, row: str) -> bool:
-    """Whether the row has a findings file, or its seal says that it should."""
+    """Whether the row has a findings file, or its seal names one."""
     name, seal = f"findings/{row}.csv", results / f"sums/{row}.sha256"
     return (results / name).exists() or (seal.is_file() and f"  {name}\n".encode() in read_bytes(seal))
 
 
 @contextmanager
 def _faults_in(results: Path) -> Iterator[None]:
-    """Begin each fault with the folder that its file lies in."""
+    """Prefix each fault with the results folder."""
     try:
         yield
     except InputError as error:
@@ -126,11 +126,11 @@ def _parse(files: Mapping[str, bytes], *, row: str, records: Sequence[RunRecord]
     return RowResults(row=row, records=tuple(records), environments=environments, **parts)
 
 
-# ---------------------------------------------------------------- the seal: what no other check reaches
+# ---------------------------------------------------------------- the seal: covers what no other check does
 
 
 def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
-    """The row's files in this folder, or in all, that are there and not as its seal says; or a seal that is none."""
+    """Faults of existing files in `folder` ("": in all) that differ from the row's seal, and of a malformed seal."""
     seal = f"sums/{row}.sha256"
     if not (results / seal).exists():
         return
@@ -143,7 +143,7 @@ def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
     sums = {name: sha256 for sha256, name in sealed}
     found = (results / f"findings/{row}.csv").exists()
     least = set(row_files(row, records=(), found=found)) - {seal}
-    if not least < sums.keys() or content != seal_of_sums(sums, row=row):  # there is an environment, too
+    if not least < sums.keys() or content != seal_of_sums(sums, row=row):  # `<`: it names environments, too
         yield f"{seal}: not as remeasure writes it"
     for sha256, name in sealed:
         path = results / name
@@ -152,7 +152,7 @@ def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
 
 
 def _seal_faults(files: Mapping[str, bytes], *, row: str) -> Iterator[str]:
-    """The files that differ from what the seal says, or the seal itself if it is not a seal of these files."""
+    """Faults of the files that differ from the seal; if none does, of a seal that is not one of these files."""
     seal = f"sums/{row}.sha256"
     expected = seal_of_files({name: data for name, data in files.items() if name != seal}, row=row).splitlines(
         keepends=True

@@ -1,11 +1,11 @@
-"""The measured rows under results/: what the files of a row hold, and what they may not contradict.
+"""The files of a measured row under results/: their contents, and the checks that they agree with each other.
 
-A measured row is a group of files that stand or fall together (paths are relative to results/):
+A measured row is a group of files that are valid only together (paths are relative to results/):
 
-    runs/<row>.csv              the RunRecords, one line a seed; a header alone where the row has no record yet
+    runs/<row>.csv              the RunRecords, one line a seed; only a header where the row has no record yet
     predictions/<row>.npz       seeds (S,) int64, predicted (S, N) smallest unsigned, confidence (S, N) float16
     curves/<row>.csv            the CurvePoints
-    filters/<row>.npz           weights float16: the first layer's weights of seed 0; empty where there is no such seed
+    filters/<row>.npz           weights float16: the first layer's weights of the lowest seed; empty where it diverged
     findings/<row>.csv          the FoundPoints; no such file where the doctor found nothing
     specs/<row>.yaml            the resolved RunSpec
     environments/<sha256>.json  versions and machine; rows measured in the same environment share it
@@ -40,8 +40,8 @@ class RowResults:
 
     `seeds` (S,) integer: those of `records`, without the seeds that diverged. `predicted` (S, N) integer. `confidence`
     (S, N) float in [0, 1]: the predicted class's probability. `filters`: float, any shape. `spec`: asdict(RunSpec).
-    `environments`: versions_sha256 to content. `curves`: for each of the S seeds, its last test point is its record's.
-    InputError, one line for each fault, where these contradict each other.
+    `environments`: versions_sha256 to content. `curves`: the last test point of each of the S seeds has its record's
+    accuracy. InputError, one line for each fault, where these contradict each other.
     """
 
     row: str
@@ -81,7 +81,7 @@ class RowResults:
 
 
 def by_finding(points: Sequence[FoundPoint]) -> Iterator[tuple[Finding, list[FoundPoint]]]:
-    """Each finding with the evidence of the first seed that has it, and the points of all that have it."""
+    """Each finding with the evidence of the first seed that has it, and the points of all seeds that have it."""
     for name in dict.fromkeys(point.finding for point in points):
         own = [point for point in points if point.finding == name]
         yield recorded(name, own[0].evidence), own
@@ -97,7 +97,7 @@ def row_files(row: str, *, records: Iterable[RunRecord], found: bool) -> list[st
     ]
 
 
-# ---------------------------------------------------------------- what may not contradict what
+# ---------------------------------------------------------------- do the files agree
 
 
 def _group_faults(group: RowResults) -> Iterator[str]:
@@ -170,9 +170,9 @@ def _prediction_faults(group: RowResults) -> Iterator[str]:
     for key, found in shapes.items():
         if found != shape:
             yield mismatch(f"{name}, shape of {key}", expected=shape, found=found)
-    if not shapes["predicted"]:  # a single number: there is nothing to go through
+    if not shapes["predicted"]:  # a scalar array cannot be iterated
         return
-    for record, predicted in zip(scored, group.predicted, strict=False):  # a length that differs is a fault above
+    for record, predicted in zip(scored, group.predicted, strict=False):  # another length is a fault above
         if (sha256 := predicted_sha256(predicted)) != record.predicted_sha256:
             yield mismatch(f"{name}, SHA-256 of seed {record.seed}", expected=record.predicted_sha256, found=sha256)
     if not ((group.confidence >= 0) & (group.confidence <= 1)).all():  # false for NaN, too
@@ -225,13 +225,13 @@ def _environment_faults(group: RowResults) -> Iterator[str]:
     for version, content in group.environments.items():
         try:
             found = environment_sha256(content)
-        except (ValueError, RecursionError) as error:  # NaN, half of a surrogate pair
+        except (ValueError, RecursionError) as error:  # NaN, a lone surrogate
             found = str(error)
         if found != version:
             yield mismatch(f"environments/{version}.json, SHA-256 of its content", expected=version, found=found)
 
 
-# ---------------------------------------------------------------- the seal: what no other check reaches
+# ---------------------------------------------------------------- the seal: covers what no other check does
 
 
 def seal_of_files(files: Mapping[str, bytes], *, row: str) -> bytes:
@@ -245,7 +245,10 @@ def seal_of_sums(sums: Mapping[str, str], *, row: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SeedResults:
-    """One seed's part of a row. `predicted` and `confidence` (N,), None for a seed that diverged; so for `filters`."""
+    """One seed's part of a row. `predicted` and `confidence` (N,); they and `filters` are None if the seed diverged.
+
+    From results/ only the lowest seed has `filters`.
+    """
 
     record: RunRecord
     predicted: npt.NDArray[Any] | None
@@ -276,7 +279,7 @@ def from_results(results: RowResults) -> list[SeedResults]:
 
 
 def put_together(row: str, *, seeds: Sequence[SeedResults]) -> RowResults:
-    """The row that these seeds make, in the order of the seeds. All share one spec, data set and device kind."""
+    """The row of these seeds, sorted by seed. All share one spec, data set and device kind."""
     seeds = sorted(seeds, key=lambda part: part.record.seed)
     scored = [part.record.seed for part in seeds if part.predicted is not None]
     predicted = [part.predicted for part in seeds if part.predicted is not None]

@@ -1,4 +1,4 @@
-"""results/report.html: the table for the eye, one page that stands alone. Pure, from the ledger and results/ alone."""
+"""results/report.html: the table with a figure, as one self-contained page. Computed from ledger and results/ alone."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from remeasure.judging.table import TableRow
 
 TEMPLATE = Path(__file__).with_name("report.html")
-PLANE = 620.0  # width of the figure's plane, in its own units, and the height of a row of it
+PLANE = 620.0  # width of the figure, in its own units; HEIGHT: of one row of it
 HEIGHT = 30.0
 NUM_TICKS = 8  # at most
 
@@ -26,11 +26,11 @@ def to_html(
     records: Mapping[str, Sequence[RunRecord]],
     findings: Mapping[str, Sequence[FoundPoint]],
 ) -> str:
-    """The page. `records` and `findings`: those of each row, none where it has none."""
-    from jinja2 import Environment, StrictUndefined  # a moment to import
+    """The page as HTML. `records` and `findings`: by row; a row without any may be left out."""
+    from jinja2 import Environment, StrictUndefined  # slow to import
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["style"] = lambda verdict: verdict.replace(" ", "-")  # its class in the page
+    environment.filters["style"] = lambda verdict: verdict.replace(" ", "-")  # its CSS class
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     counts = Counter(line.verdict for line in table)
     lines = [
@@ -47,8 +47,8 @@ def to_html(
 
 
 def figure(table: "Sequence[TableRow]", *, records: Mapping[str, Sequence[RunRecord]]) -> dict[str, Any]:
-    """Where things lie in a plane of `PLANE` by a `HEIGHT` for each measured row; across is the gap to the published
-    number, in percentage points.
+    """Positions in the figure, `PLANE` wide with `HEIGHT` for each measured row; x is measured minus published, in
+    percentage points.
     """
     gaps = {line.row: _gaps(line, records=records.get(line.row, ())) for line in table if line.mean_percent is not None}
     values = [value for gap in gaps.values() for value in (*gap["margin"], *gap["interval"], *gap["seeds"])]
@@ -74,7 +74,7 @@ def figure(table: "Sequence[TableRow]", *, records: Mapping[str, Sequence[RunRec
 
 
 def _gaps(line: "TableRow", *, records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Percentage points above what was published."""
+    """Mean, margin, interval and seeds minus the published number, in percentage points."""
     published, (low, high) = line.published_percent, (line.interval_low_percent, line.interval_high_percent)
     assert line.mean_percent is not None
     return {
@@ -86,7 +86,7 @@ def _gaps(line: "TableRow", *, records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high, 0 among them if it lies there: steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers from low to high, including 0 if it lies between them: steps of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10((high - low) / NUM_TICKS))
     step = next(size * power for size in (1, 2, 5, 10) if (high - low) / (size * power) <= NUM_TICKS)
     return [round(number * step, 10) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

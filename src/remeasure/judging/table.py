@@ -1,8 +1,8 @@
-"""The table: what was published beside what was measured, computed from the ledger and results/runs alone.
+"""The table: published beside measured numbers, computed from the ledger and results/ alone.
 
-results/table.csv    one TableRow a line: unrounded judgement, provenance, everything
-results/table.md     the same for a reader, with reasons and every seed
-results/report.html  the same for the eye (judging/report.py)
+results/table.csv    one TableRow a line: the verdict with unrounded numbers, and provenance
+results/table.md     the same for reading, with reasons and every seed
+results/report.html  the same with a figure (judging/report.py)
 README.md            a short form, between `<!-- table:begin` and `<!-- table:end -->`
 """
 
@@ -117,7 +117,7 @@ def _judge(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
 
 
 def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> dict[str, Any]:
-    """What the judged seeds say about themselves; where none could be judged, what all seeds say."""
+    """The provenance columns, from the records of the judged seeds, or of all seeds where none was judged."""
     first = row.rule.first_seed
     judged = [record for record in records if first <= record.seed < first + verdict.num_seeds] or records
     if not judged:
@@ -162,7 +162,7 @@ def to_csv(table: Sequence[TableRow]) -> bytes:
 def to_markdown(
     table: Sequence[TableRow], *, rows: Mapping[str, Row], records: Records, findings: Findings | None = None
 ) -> str:
-    """results/table.md: a line for each row; below, for each row, the reason, every seed and what to be wary of."""
+    """results/table.md: a line for each row; below, for each row, the reason, every seed and warnings."""
     findings = findings or {}
     columns = ("row", "published %", "measured %", "data", "interval %", "verdict", "parameters", "device")
     lines = [
@@ -182,7 +182,7 @@ def to_markdown(
 
 
 def readme_block(table: Sequence[TableRow], *, rows: Mapping[str, Row]) -> str:
-    """The short table between its two markers, both included; no line end after the last."""
+    """The short table between its two markers, markers included; no newline at the end."""
     columns = ("row", "published %", "measured %", "data", "verdict")
     cells = [_cells(line, row=rows[line.row]) for line in table]
     grid = _grid(columns, lines=[(*line[:4], line[5]) for line in cells])
@@ -190,9 +190,9 @@ def readme_block(table: Sequence[TableRow], *, rows: Mapping[str, Row]) -> str:
 
 
 def to_text(table: Sequence[TableRow], *, rows: Mapping[str, Row], origins: Mapping[str, str]) -> str:
-    """The table for a terminal, aligned, with the reason under each row that is not simply reproduced.
+    """The table for a terminal, aligned; below it the reasons of the rows that are not reproduced.
 
-    `origins`: row to where its number comes from, such as "measured here" or "committed record".
+    `origins`: by row, where its number comes from, such as "measured here" or "committed record".
     """
     lines = [("row", "published %", "measured %", "verdict", "data", "number")]
     for entry in table:
@@ -268,7 +268,7 @@ def _notes(line: TableRow, *, records: Sequence[RunRecord], findings: Sequence[F
 
 
 def _found(found: Finding, *, points: Sequence[FoundPoint]) -> str:
-    """What the doctor found, in which seeds, on what evidence in the first of them; likely causes, and what to try."""
+    """One finding of the doctor as a sentence: its seeds, the first seed's evidence, likely causes, and what to try."""
     seeds = ", ".join(str(point.seed) for point in points)
     said = f"the doctor found in seed {seeds}: {found.name} (seed {points[0].seed}: {found.evidence})"
     if not found.causes:

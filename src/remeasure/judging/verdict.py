@@ -1,9 +1,9 @@
-"""The judgement on a row: is the published accuracy reproduced by the seeds that were measured? Pure functions.
+"""The verdict on a row: do the measured seeds reproduce the published accuracy? Pure functions.
 
 m, s: mean and standard deviation (n-1) of the test accuracy of n independent seeds, in percent; p: the published
 number; δ: the margin; K: the number of planned looks; alpha_K = (1 - confidence)/K.
 
-    s ← max(s, 100/(num_test·√12)): accuracy comes in steps of 100/num_test, and one step, uniform, has this sd
+    s ← max(s, 100/(num_test·√12)): accuracy comes in steps of 100/num_test; one uniform step has this sd
     h = t(n-1, 1-alpha_K)·s/√n        [L, U] = [m-h, m+h], two-sided of level 100(1-2·alpha_K) %
 
     reproduced    L ≥ p-δ and U ≤ p+δ    two one-sided tests (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657)
@@ -11,9 +11,9 @@ number; δ: the margin; K: the number of planned looks; alpha_K = (1 - confidenc
     falls short   U < p-δ                one-sided t-test
     undecided     anything else
 
-The first look that decides stands. Sharing 1 - confidence over the looks (Bonferroni) keeps the probability of each
-wrong verdict at or below 1 - confidence, however many of the planned looks are taken. Assumed, as in every t-test:
-accuracy is close to normal over seeds. A recipe that collapses on one seed in fifty is not, and may show no sign of it.
+The first look that decides is final. The looks share 1 - confidence (Bonferroni), so each wrong verdict has probability
+1 - confidence at most, however many of the planned looks are taken. Assumed, as in every t-test: accuracy is close to
+normal over seeds. A recipe that collapses on one seed in fifty breaks this, and the measured seeds may not show it.
 """
 
 import math
@@ -27,7 +27,7 @@ from scipy.special import stdtr, stdtrit
 
 from remeasure.spec.claim import PARAMS_TEXT, Evidence, Rule, Verdict, VerdictName
 
-TOLERANCE_PP = 1e-9  # bounds compare unrounded; this only absorbs floating point, such as 97.7 + 0.25 > 97.95
+TOLERANCE_PP = 1e-9  # bounds are compared unrounded; this absorbs floating-point errors such as 97.7 + 0.25 > 97.95
 
 ParamsAudit = Literal["exact", "rounds to it", "truncates to it", "differs"]
 
@@ -35,14 +35,14 @@ ParamsAudit = Literal["exact", "rounds to it", "truncates to it", "differs"]
 def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdict:
     """The verdict of the first planned look that decides; until one does, 'undecided' and why.
 
-    Look k uses exactly the rule's first looks[k] seeds, in whatever order they finished. A missing or diverged seed
-    ends what can be looked at; one beyond the deciding look changes nothing. Mean, sd and interval are those of the
-    deciding look, else of the last one reached, else (no interval then) of the leading seeds. The sd is the floored
-    one, so that the interval can be worked out again from the table. looks [1] is deterministic: m against p±δ, no sd,
-    no interval.
+    Look k uses exactly the rule's first looks[k] seeds, in whatever order they finished. A look that needs a missing
+    or diverged seed is not taken; seeds after the deciding look change nothing. Mean, sd and interval are those of the
+    last look taken; before the first look, mean and sd of the leading seeds, and no interval. The sd is the floored
+    one, so that the interval can be recomputed from the table. looks [1] is deterministic: m is compared with p±δ,
+    without sd and interval.
 
-    `seeds_needed`: the first look that would decide at this mean and sd, for decided rows too (how much was enough);
-    None where that is more than the plan, or where a diverged seed lies in the way, or for fewer than two seeds.
+    `seeds_needed`: the first look that would decide at this mean and sd, for decided rows too (how many were enough);
+    None if no planned look would, if that look needs a diverged seed, or for fewer than two seeds.
 
     ValueError: no test images, counts outside 0 … num_test, or looks that begin with a single seed and go on.
     """
@@ -89,7 +89,7 @@ def _leading_counts(num_correct: Mapping[int, int | None]) -> list[int]:
 
 
 def _summary(counts: Sequence[int], *, num_test: int) -> Verdict:
-    """Mean and floored sd of these seeds, not yet judged; no sd below two seeds, no mean without any."""
+    """Mean and floored sd of these seeds, not yet judged; no sd for fewer than two seeds, no mean for none."""
     mean = 100 * sum(counts) / (len(counts) * num_test) if counts else None
     sd = _floored_sd([100 * count / num_test for count in counts], num_test=num_test) if len(counts) > 1 else None
     return Verdict(verdict="undecided", reason="", num_seeds=len(counts), mean_percent=mean, sd_percent=sd)
@@ -132,7 +132,7 @@ def _name(interval: tuple[float, float], *, published_percent: float, rule: Rule
 
 
 def _where(name: VerdictName, *, interval: tuple[float, float], published_percent: float, rule: Rule) -> str:
-    """How the interval lies to p-δ and p+δ, in words."""
+    """Where the interval lies relative to p-δ and p+δ, in words."""
     if name == "reproduced":
         return f"inside {published_percent:.10g} ± {rule.margin_pp:.10g}"
     bounds = (published_percent - rule.margin_pp, published_percent + rule.margin_pp)
@@ -144,7 +144,7 @@ def _where(name: VerdictName, *, interval: tuple[float, float], published_percen
 
 
 def _seeds_needed(verdict: Verdict, *, published_percent: float, rule: Rule, looks: Sequence[int]) -> int | None:
-    """The first of `looks` that decides at this mean and sd.
+    """The first of `looks` that decides at this mean and sd; None if none does, or without an sd.
 
     h falls as n grows, so this is the smallest n with h < ||m-p|-δ|, raised to the next look.
     """
@@ -160,7 +160,7 @@ def _seeds_needed(verdict: Verdict, *, published_percent: float, rule: Rule, loo
 def _obstacles(
     verdict: Verdict, *, num_correct: Mapping[int, int | None], diverged: Sequence[int], rule: Rule
 ) -> Iterator[str]:
-    """What stands between an undecided row and its decision."""
+    """Why a row is undecided: diverged seeds, missing seeds, or a plan with too few seeds."""
     num_leading = len(_leading_counts(num_correct))
     if diverged:
         yield f"{_seeds(diverged, first=rule.first_seed)} diverged, and no seed is replaced"
@@ -183,7 +183,7 @@ def _seeds(seeds: Sequence[int], *, first: int) -> str:
 def wilson_interval(num_correct: float, *, num_test: int, confidence: float) -> tuple[float, float]:
     """Low and high, in percent, of the interval for a share of `num_test` test images.
 
-    `num_correct` may be a mean over seeds, and so no integer. With p = num_correct/n and z the normal quantile at
+    `num_correct` may be a mean over seeds, not an integer. With p = num_correct/n and z the normal quantile at
     (1 + confidence)/2: (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n) (Wilson 1927, J. Am. Stat. Assoc. 22:209).
     ValueError: num_correct outside 0 … num_test, no test images, or a confidence outside (0, 1).
     """
@@ -198,12 +198,12 @@ def wilson_interval(num_correct: float, *, num_test: int, confidence: float) -> 
 
 
 def agree(old: Sequence[float], new: Sequence[float], *, num_test: int, confidence: float) -> tuple[float, bool]:
-    """The two-sided p-value of 'both records have one mean', and whether it stays above 1 - confidence.
+    """The two-sided p-value of the hypothesis of equal means, and whether it is above 1 - confidence.
 
     `old`, `new`: accuracies in percent of two or more independent seeds each, on the same `num_test` images.
     With v = s²/n of each record: t = (m_new - m_old)/√(v_old + v_new), degrees of freedom (v_old + v_new)² / Σ v²/(n-1)
     (Welch 1947, Biometrika 34:28). Each s is floored as in `judge`, so that equal seeds do not divide by zero.
-    ValueError: fewer seeds, or a confidence outside (0, 1).
+    ValueError: fewer than two seeds, or a confidence outside (0, 1).
     """
     if min(len(old), len(new)) < 2:
         raise ValueError(f"seeds: expected 2 or more in each record, got {len(old)} and {len(new)}")
@@ -228,8 +228,8 @@ _FACTOR = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 def audit_params(num_params: int, *, published_text: str) -> ParamsAudit:
     """How a counted number of parameters relates to the printed one, such as '7,850', '60k' or '11.7M'.
 
-    'exact': the same number. 'rounds to it', else 'truncates to it': the same at the printed digits; rounding takes a
-    half either way. ValueError: a text that is no number with an optional k, M or B.
+    'exact': the same number. 'rounds to it', else 'truncates to it': the same at the printed digits; a half may be
+    rounded up or down. Otherwise 'differs'. ValueError: a text that is no number with an optional k, M or B.
     """
     match = PARAMS_TEXT.fullmatch(published_text.strip())
     if match is None:

@@ -1,7 +1,7 @@
-"""Is every number in results/ what its evidence says? Recomputed from stored predictions and labels; no training.
+"""Recomputes every number in results/ from stored predictions and labels, without training.
 
-Of each row: the seal, each seed's predictions against their SHA-256, shapes, spec and environments against their
-hashes, the curves' end, and with the labels every num_correct. Then table.csv, table.md, report.html and the README's
+Checked for each row: the seal, the SHA-256 of each seed's predictions, shapes, the hashes of spec and environments, the
+curves' last points, and, with the labels, every num_correct. Then table.csv, table.md, report.html and the README's
 table are rebuilt and compared byte for byte.
 """
 
@@ -38,9 +38,9 @@ class Report:
 def verify(ledger_path: Path, *, results: Path, labels: Labels, readme_path: Path | None) -> Report:
     """Check everything under `results` and the README's table.
 
-    `labels(name)`: the test labels (N,) integer of the data set of that name, or None where they are not at hand; then
-    all is checked but that data set's accuracies, and the row's line says so. It is called once for each data set that
-    has a record, and for no other. InputError: the ledger cannot be read.
+    `labels(name)`: the test labels (N,) integer of the data set of that name, or None where they are missing:
+    then that data set's accuracies are not checked, and the row's line says so. It is called once for each data set
+    that has a record, and for no other. InputError: the ledger cannot be read.
     """
     rows = ledger.read(ledger_path)
     labels = cache(labels)
@@ -52,7 +52,7 @@ def verify(ledger_path: Path, *, results: Path, labels: Labels, readme_path: Pat
 
 
 def _check_row(row: Row, *, results: Path, labels: Labels) -> tuple[str, tuple[str, ...]]:
-    """A line for a person, and the faults."""
+    """The line of the report, and the faults."""
     try:
         group = read_row(results, row=row.name)
     except InputError as error:
@@ -81,7 +81,7 @@ def _accuracy_faults(group: RowResults, *, truth: Array, data: str) -> Iterator[
 
 
 def _folder_faults(results: Path, *, rows: Mapping[str, Row]) -> Iterator[str]:
-    """Runs files that are missing, and files that no row answers for."""
+    """Faults of missing runs files, and of files that belong to no row."""
     for name in rows:
         if not (results / "runs" / f"{name}.csv").exists():
             yield mismatch(f"{results}/runs/{name}.csv", expected="a file, a header alone at least", found="none")
