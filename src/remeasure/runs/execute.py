@@ -1,4 +1,4 @@
-"""One run: RunSpec and seed → RunRecord. A finished run is returned, an unfinished one resumed, else one is begun."""
+"""One run: RunSpec and seed → RunRecord. A finished run is returned, an unfinished one resumed, a new one started."""
 
 import contextlib
 import functools
@@ -44,10 +44,10 @@ from remeasure.training.seeding import derive
 
 
 def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False) -> Outcome:
-    """Train and evaluate one seed, or evaluate published weights, or return it where it is finished already.
+    """The outcome of one seed: training and evaluation, or evaluation of published weights; a finished run is reused.
 
-    `row`: the ledger row it belongs to, "" for none. Raises InputError, and what training
-    raises; the journal then says so.
+    `row`: the ledger row it belongs to, "" for none. Raises InputError, and any exception of training, which the
+    journal records.
     """
     outcomes = execute_together(spec, seed=seed, row=row, place=place, sink=sink, fresh=fresh)
     return next(outcome for outcome in outcomes if outcome.record.seed == seed)
@@ -56,7 +56,7 @@ def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fre
 def execute_together(
     spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False
 ) -> list[Outcome]:
-    """`execute` for all seeds that train together with `seed`: it alone, or its group in the batched engine."""
+    """`execute` for all seeds that train together with `seed`: `seed` alone, or its group in the batched engine."""
     if getattr(rank_zero_only, "rank", 0):
         _follow(spec, seed=seed, place=place)
     seeds = spec.together(seed)
@@ -81,13 +81,13 @@ def execute_together(
 
 
 def _all_finished(spec: RunSpec, *, seeds: range, place: Place) -> list[Outcome]:
-    """The runs of these seeds where each of them is finished, else none."""
+    """The outcomes of these seeds if all are finished, else []."""
     done = [outcome for seed in seeds if (outcome := finished(spec, seed=seed, place=place))]
     return done if len(done) == len(seeds) else []
 
 
 def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
-    """In the process of a further device: train with the first one, which alone holds, scores and records the run."""
+    """Train in a process of rank above 0, then exit; rank 0 alone locks, scores and records the run."""
     directory = open_directory(spec, seed=seed, place=place, fresh=False)
     network = _network(spec, seed=seed)
     _stream(network, spec=spec, seed=seed, place=place, checkpoint=directory / "checkpoint.ckpt", report=lambda _: None)
@@ -96,9 +96,9 @@ def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is to be done once it is announced: `do(checkpoint, attempts)`, one attempt a seed, in their order.
+    """A prepared training or evaluation. `do(checkpoint, attempts)` runs it; `attempts`: one a seed, in order of seeds.
 
-    It returns what each seed comes to, or raises DivergenceError for all of them.
+    `do` returns the result of each seed, or raises DivergenceError for all of them.
     """
 
     num_params: int
@@ -106,9 +106,9 @@ class Work:
 
 
 def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place) -> list[RunRecord]:
-    """Train, evaluate once after the last epoch, and keep what came out; the checkpoint goes last."""
+    """Train, evaluate once after the last epoch, write the results, then delete the checkpoint."""
     work = _work(spec, seeds=[attempt.seed for attempt in attempts], place=place)
-    folder = attempts[0].directory  # seeds that train together have one checkpoint, in the first one's
+    folder = attempts[0].directory  # seeds that train together share one checkpoint, in the first one's
     checkpoint, official = sound(folder / "checkpoint.ckpt"), data_official(spec, place=place)
     for attempt in attempts:
         attempt.announce(num_params=work.num_params, data_official=official, checkpoint=checkpoint)
@@ -139,7 +139,7 @@ def _work(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Work:
 
 
 def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
-    """Training on photographs that stay in their files, on all devices; the first one scores."""
+    """Training on photographs that are streamed from their files, on all devices; rank 0 scores."""
     assert isinstance(spec.recipe, Recipe)
     assert spec.recipe.streaming is not None
     transform = spec.recipe.streaming.transform
@@ -175,7 +175,7 @@ def _stream_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
         try:
             return [trained(checkpoint, attempt)]
         except DivergenceError as error:
-            if not _on_one_device(place):  # the others have ended, and a replay would wait for them
+            if not _on_one_device(place):  # other ranks have ended, and a replay would wait for them
                 raise
             again = functools.partial(_stream, _network(spec, seed=seed), spec=spec, seed=seed, place=place)
             replay = functools.partial(again, checkpoint=checkpoint, report=lambda _: None, watched_until=error.step)
@@ -209,7 +209,7 @@ def _stream(
     doctor: Doctor | None = None,
     watched_until: int | None = None,
 ) -> float:
-    """Seconds of training with all devices of the kind; the network then has the weights to score."""
+    """Seconds of training on all devices of this kind; afterwards `network` holds the weights to score."""
     from remeasure.training.photographs import train as photographs_train  # timm: seconds to import
 
     listing = catalog.load_listing(spec.data, "train", root=place.data_root)
@@ -248,7 +248,7 @@ def _train_and_score(spec: RunSpec, *, seed: int, place: Place) -> Work:
 
 
 def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Work:
-    """Several seeds as one; each one's seconds are its share."""
+    """Several seeds trained as one network; each seed's seconds are an equal share."""
     training = build_training(spec, seed=seeds[0], place=place)
     assert isinstance(training, BatchedTraining)
 
@@ -262,7 +262,7 @@ def _train_together(spec: RunSpec, *, seeds: Sequence[int], place: Place) -> Wor
                         check_labels(attempt.chart, images=training.images, labels=training.labels, loss=own["loss"])
 
         wall_seconds = 0.0
-        with contextlib.suppress(DivergenceError):  # of all seeds: then `training.diverged` holds each
+        with contextlib.suppress(DivergenceError):  # raised if all seeds diverged; `training.diverged` holds each
             wall_seconds = train(
                 training, spec=spec, device_kind=place.device_kind, checkpoint=checkpoint, report=report
             )
@@ -302,7 +302,7 @@ def _scored(network: nn.Module, *, spec: RunSpec, place: Place, wall_seconds: fl
 
 
 def _refuse_not_finite(predictions: Predictions, *, spec: RunSpec) -> None:
-    """DivergenceError where the very last steps blew up, after the last look at the loss."""
+    """Raise DivergenceError if the loss is not finite: the last steps diverged after the last check during training."""
     assert isinstance(spec.recipe, Recipe)
     if not math.isfinite(predictions.loss):
         batches = (spec.data.num_train - spec.data.num_validation) / spec.recipe.batch_size
@@ -340,9 +340,10 @@ def _evaluation(spec: RunSpec, *, place: Place) -> Work:
 
 
 def build_training(spec: RunSpec, *, seed: int, place: Place, watched_until: int | None = None) -> Training:
-    """A Lightning module on the spec's data, with the seed's own initial weights, or those of its group.
+    """A Lightning module on the spec's data, with the initial weights of the seed, or of each seed in its group.
 
-    `watched_until`: it looks for values that are not finite, and ends at this step (training/diagnostics/nonfinite.py).
+    `watched_until`: the module checks for values that are not finite, and stops at this step
+    (training/diagnostics/nonfinite.py).
     """
     images, labels = splits.trained_on(spec, seed=seed, place=place)
     networks = [_network(spec, seed=each) for each in spec.together(seed)]

@@ -1,7 +1,7 @@
-"""The folders of runs: which are finished, which go on, and what is in them. No torch: looking must be quick.
+"""Run directories: finds finished and unfinished runs, reads and writes records. Imports no torch, to be fast.
 
-`runs/<model>-<data>-<spec>-<device kind>-s<seed>-a<attempt>/`; journal.py says what stands in one. A record names the
-SHA-256 of itself and of the files beside it: what has changed since is found and named.
+`runs/<model>-<data>-<spec>-<device kind>-s<seed>-a<attempt>/`; journal.py lists the files in one. record.json holds the
+SHA-256 of itself and of the files beside it; reading a record names every file that has changed since.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ SEALED = (
     *("predictions.npz", "filters.npz", "weights.npz"),
     *("divergence.json", "divergence.safetensors"),  # training/diagnostics/nonfinite.py
 )
-CAMPAIGNS = ".campaigns"  # in the folder of runs: who works on which row (system/locks.py)
+CAMPAIGNS = ".campaigns"  # folder of lock files, one a campaign, in the folder of runs (locks.Presence)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where runs happen: the folder that holds them, the project, the data root, and the device's kind.
 
-    `keep_weights`: all weights of the trained network stay in a run's directory, as weights.npz. `doctor`: trainings
-    are looked at, and what is wrong with them is told (spec/findings.py).
+    `keep_weights`: a run's directory keeps the trained network's weights, as weights.npz. `doctor`: trainings are
+    checked for faults, which are reported as findings (spec/findings.py).
     """
 
     runs: Path
@@ -61,7 +61,7 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 
 
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
-    """The newest attempt's directory, to go on with it; a new one where it ended, or there is none, or `fresh`."""
+    """The newest attempt's directory; a new one if there is none, if `fresh`, or after a finished tuning run."""
     earlier = attempts(spec, seed=seed, place=place)
     if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
         for path in earlier[-1].iterdir():
@@ -74,7 +74,7 @@ def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Pa
 
 
 def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
-    """The directories of this key, oldest first, whatever has become of them."""
+    """The directories of this key (spec_sha256, seed, device kind), oldest first, finished or not."""
     return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
 
 
@@ -85,12 +85,12 @@ def is_under_way(spec: RunSpec, *, seed: int, place: Place) -> bool:
 
 
 def participants(runs: Path, *, campaign: str) -> Path:
-    """The file by which those who work on a campaign know of each other (locks.Presence)."""
+    """The lock file shared by the processes that work on a campaign (locks.Presence)."""
     return runs / CAMPAIGNS / campaign.replace("/", "-")
 
 
 def _ended(directory: Path) -> bool:
-    """Whether a tuning run is finished, which leaves no record."""
+    """Whether a tuning run, which writes no record, is finished."""
     events = journal.read(directory)
     return bool(events) and events[-1]["event"] == "finished" and not (directory / "record.json").is_file()
 
@@ -100,7 +100,7 @@ def _attempt(directory: Path) -> int:
 
 
 def read_record(directory: Path) -> RunRecord:
-    """The record of a finished run. InputError: it or a file beside it is not what was written."""
+    """The record of a finished run. InputError: it or a file beside it has changed since it was written."""
     if damaged := list(_damaged(directory)):
         raise InputError(
             *(f"{directory / name}: damaged, it is not what was written when the run finished" for name in damaged),
@@ -110,7 +110,7 @@ def read_record(directory: Path) -> RunRecord:
 
 
 def _record(content: dict[str, Any]) -> RunRecord:
-    """Raises TypeError where keys are missing, or too many."""
+    """Raises TypeError for missing or unknown keys."""
     return RunRecord(**{key: value for key, value in content.items() if key not in ("files_sha256", "seal_sha256")})
 
 
@@ -123,7 +123,7 @@ def _damaged(directory: Path) -> Iterator[str]:
         _record(content)
         if content.pop("seal_sha256") != _sha256(canonical_json(content).encode()) or not whole:
             raise ValueError
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not the one that was written
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not JSON, or changed
         yield "record.json"
         return
     for name, sha256 in sealed.items():
@@ -136,7 +136,7 @@ def _damaged(directory: Path) -> Iterator[str]:
 
 
 def write_record(directory: Path, record: RunRecord) -> None:
-    """Write record.json whole: from then on the run is finished."""
+    """Write record.json atomically, which marks the run as finished."""
     names = [name for name in SEALED if (directory / name).is_file()]
     content: dict[str, Any] = asdict(record)
     content["files_sha256"] = {name: _sha256(read_file(directory / name)) for name in names}
@@ -145,7 +145,7 @@ def write_record(directory: Path, record: RunRecord) -> None:
 
 
 def recorded_run_id(directory: Path) -> str:
-    """The MLflow run of a finished run as its record names it, "" where it was never told; nothing is verified."""
+    """The MLflow run id in a finished run's record, not verified; "" if none, "?" if it cannot be parsed."""
     try:
         return str(json.loads(read_file(directory / "record.json"))["mlflow_run_id"])
     except (ValueError, TypeError, KeyError):
@@ -161,8 +161,8 @@ def _sha256(content: bytes) -> str:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """The checkpoint of a finished run, where its process was killed before it could do that."""
+    """Delete the checkpoint of a finished run whose process was killed before it did."""
     left = list(directory.glob("checkpoint.*"))
-    if left and b"engine: batched" not in read_file(directory / "config.yaml"):  # else other seeds may go on from it
+    if left and b"engine: batched" not in read_file(directory / "config.yaml"):  # else other seeds may resume it
         for path in left:
             path.unlink(missing_ok=True)

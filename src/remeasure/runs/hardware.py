@@ -1,4 +1,4 @@
-"""The device that trains, and what is set on the processor while it does."""
+"""Chooses the training device and precision, and sets CPU and GPU options while it trains."""
 
 import contextlib
 import ctypes
@@ -16,15 +16,15 @@ from remeasure.spec.run import RunSpec
 
 
 def settle() -> None:
-    """Set what torch leaves open on a GPU: float32 means float32, as cuDNN's convolutions may otherwise take TF32; and
-    deterministic mode need not fill fresh memory with NaN, which costs a ResNet-18's step an eighth of its time.
+    """Set two options of torch on a GPU: no TF32 in cuDNN's convolutions, so that float32 means float32; and no NaN
+    filling of new memory in deterministic mode, which takes an eighth of a ResNet-18's step.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def resolve_device(device: str) -> DeviceKind:
-    """`auto` takes the best device that is there. Raises InputError for one that is not."""
+    """The kind of the named device; `auto`: the first of cuda, mps, cpu. Raises InputError if this machine lacks it."""
     there: list[DeviceKind] = ["cpu"]
     if torch.backends.mps.is_available():
         there.insert(0, "mps")
@@ -50,16 +50,16 @@ def native_precision(device_kind: DeviceKind) -> Precision:
 
 
 def with_native_precision(config: Config, *, device_kind: DeviceKind) -> Config:
-    """The config with precision auto settled for the device."""
+    """The config with precision auto replaced by the device's native precision."""
     return replace(config, precision=native_precision(device_kind)) if config.precision == "auto" else config
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 @contextlib.contextmanager
 def processor(spec: RunSpec) -> Iterator[None]:
-    """The spec's number of threads, and no denormal numbers, as before afterwards; and `hardware.settle`."""
+    """Context with the spec's number of threads and denormals flushed to zero, reset afterwards; calls `settle`."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(spec.cpu_threads)
     settle()
@@ -74,10 +74,10 @@ def processor(spec: RunSpec) -> Iterator[None]:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """glibc gives freed tensors back to the kernel, which clears their pages anew at each step of a ResNet-18.
+    """Keep freed memory in the process (glibc), instead of returning it to the kernel.
 
-    Without that, such a step takes 0.7 to 0.8 times as long on a CPU. To be called once the data are read: what reading
-    them frees would be kept, too.
+    Otherwise the kernel clears the pages of freed tensors again at each step; without that, a ResNet-18's step takes
+    0.7 to 0.8 times as long on a CPU. Call it after the data are read, or memory freed by reading is kept, too.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -86,7 +86,7 @@ def keep_freed_memory() -> None:
 
 
 def blas_threads(num: int) -> AbstractContextManager[object]:
-    """NumPy's matrix products on so many threads: sums of other parts round otherwise."""
+    """Context with NumPy's matrix products on `num` threads: another number splits sums, and so rounds, differently."""
     from threadpoolctl import threadpool_limits  # a machine that trains with torch alone need not have it
 
     limits: AbstractContextManager[object] = threadpool_limits(num, user_api="blas")

@@ -1,6 +1,6 @@
-"""The journal of a run: one JSON object a line, appended as things happen. MLflow and results/ are projections of it.
+"""The journal of a run: one JSON object a line, appended during the run. MLflow and results/ are projections of it.
 
-A run lives in `runs/<run id>/`:
+The files of a run, in `runs/<run id>/`:
 
     journal.jsonl      events, below            config.yaml        the resolved RunSpec, row and seed
     environment.json   versions and machine     diff.patch         uncommitted changes, if any
@@ -17,9 +17,8 @@ Events, each with `event` and `time` (ISO 8601, UTC):
     failed     reason                           interrupted   reason
     finished   record (the RunRecord as a dict)
 
-A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split). Each line ends with the
-CRC-32 of the object that it is without that, in hexadecimal: one that a crash cut short, or that was changed, is
-left out.
+A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split). Each line ends with
+"crc32", in hexadecimal, of the object without that key: `read` skips a line that was cut short or changed.
 """
 
 import errno
@@ -44,7 +43,7 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self.path = directory / JOURNAL_FILE
         if self.path.exists() and not read_file(self.path).endswith(b"\n"):
-            self._append("\n")  # end a torn line, lest it swallow the next
+            self._append("\n")  # end a torn line, or the next event would be appended to it
 
     def write(self, event: str, /, **values: object) -> Event:
         """Append one event with the current time and return it."""
@@ -58,7 +57,7 @@ class Journal:
             try:
                 if os.write(descriptor, line.encode()) < len(line):
                     raise OSError(errno.ENOSPC, "the disk took only a part of a line")
-                os.fsync(descriptor)  # no checkpoint and no record may outlive the lines before it
+                os.fsync(descriptor)  # lines must reach the disk before a later checkpoint or record
             finally:
                 os.close(descriptor)
 
@@ -75,13 +74,13 @@ def now() -> str:
 
 
 def read(directory: Path) -> list[Event]:
-    """All whole events of a run, in order; a damaged line is left out. No journal: no events."""
+    """All events of a run, in order, without damaged lines; [] without a journal."""
     path = directory / JOURNAL_FILE
     return list(_parse(read_file(path))) if path.exists() else []
 
 
 def _parse(content: bytes) -> Iterator[Event]:
-    """The event that a damaged line announced is journaled again on resume."""
+    """Skip damaged lines: a resumed run journals their events again."""
     for line in content.splitlines():
         found = _LINE.fullmatch(line)
         if found and zlib.crc32(text := found[1] + b"}") == int(found[2], 16):
@@ -95,7 +94,7 @@ def curve(events: list[Event]) -> list[Event]:
 
 
 def under_way(directory: Path) -> bool:
-    """Whether the journal says that somebody works on the run."""
+    """Whether the last state in the journal is `started` or `resumed`."""
     states = [event["event"] for event in read(directory) if event["event"] not in ("epoch", "finding")]
     return bool(states) and states[-1] in ("started", "resumed")
 

@@ -1,4 +1,4 @@
-"""Who made a number: commit, uncommitted changes, versions, machine. Nothing here can move a weight."""
+"""What produced a number: commit, uncommitted changes, versions, machine. Nothing here affects training."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ PACKAGES = (
 )
 WATCHED = ("src", "conf", "pyproject.toml", "requirements.lock")
 UNKNOWN = "unknown"
-# By these git would look at another repository than the project's.
+# With one of these set, git would use another repository than the project's.
 MISLEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 
 
@@ -34,9 +34,9 @@ MISLEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "G
 class Revision:
     """The checkout's `commit`, whether a file differs from it or is new, and the `diff` as a patch.
 
-    Where git is missing, or the project is no checkout, REMEASURE_COMMIT says it; else `commit` is "unknown" and
-    `dirty` None. Only what can move a number counts: code, configs and versions, not results or texts. New files are
-    not in `diff`.
+    Without git or a checkout they come from REMEASURE_COMMIT; without that, `commit` is "unknown" and `dirty` None.
+    Only files that can change a number count: code, configs and versions, not results or texts. New files are not in
+    `diff`.
     """
 
     commit: str
@@ -49,9 +49,9 @@ class Revision:
 
 @cache
 def revision(root: Path) -> Revision:
-    """The state of the checkout, read once a process: what is imported is what stood there at the start.
+    """The checkout's revision, read once a process, because the process imports its code only once.
 
-    A repository counts whose top level is the project, not one around it. Raises InputError for REMEASURE_COMMIT.
+    An enclosing repository does not count. Raises InputError for a malformed REMEASURE_COMMIT.
     """
     top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").strip().rpartition("\n")
     if not top or Path(top).resolve() != root.resolve():
@@ -61,7 +61,7 @@ def revision(root: Path) -> Revision:
 
 
 def _stated() -> Revision:
-    """What REMEASURE_COMMIT says: a commit of 40 digits, with -dirty behind it where a file differs."""
+    """The revision in REMEASURE_COMMIT: a commit of 40 digits, followed by -dirty if a file differs."""
     text = os.environ.get("REMEASURE_COMMIT", "")
     if not text:
         return Revision(commit=UNKNOWN, dirty=None, diff="")
@@ -75,7 +75,7 @@ def _stated() -> Revision:
 
 @cache
 def warn_of_unknown(root: Path) -> None:
-    """Say on the terminal, once, that records made here cannot name their commit. Raises InputError as `revision`."""
+    """Warn once, on stderr, that records made here cannot name their commit. Raises InputError as `revision`."""
     if revision(root).commit == UNKNOWN:
         reason = "no git here, or the project is no checkout"
         print(f"commit unknown ({reason}): records say so; REMEASURE_COMMIT=… states it", file=sys.stderr)
@@ -120,7 +120,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Such as "AMD EPYC"; the kernel's name for the processor, else Python's."""
+    """The processor's name, such as "AMD EPYC": the kernel's, else Python's."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

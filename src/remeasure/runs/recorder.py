@@ -1,4 +1,4 @@
-"""One attempt at a run: what is written into its directory, from the announcement to the record."""
+"""One attempt at a run: writes its directory, from the first journal line to the record."""
 
 import json
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from remeasure.training.diagnostics.leaks import refuse_early_scores
 from remeasure.training.engines.serial import DivergenceError
 from remeasure.training.inference import Predictions
 
-Sink = Callable[[Path, Event], None]  # (run directory, event), called as things happen
+Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a run comes to: the trained network, its predictions, the labels (N,) int64 they are scored by, seconds."""
+    """The result of a run: the network, its predictions, the labels (N,) int64 that score them, and the seconds."""
 
     network: nn.Module
     predictions: Predictions
@@ -43,7 +43,7 @@ class Scored:
 class Attempt:
     """A run's directory while the run is under way; `row`: the ledger row it belongs to, "" for none.
 
-    Of seeds that train together, some may have been finished before the others: nothing of those is written again.
+    Of seeds that train together, some may be finished already: their directories are not written again.
     """
 
     def __init__(self, directory: Path, *, spec: RunSpec, seed: int, row: str, place: Place, sink: Sink) -> None:
@@ -75,15 +75,15 @@ class Attempt:
             self.report("finding", **asdict(finding))
 
     def watch(self, event: str, /, **values: object) -> None:
-        """What only a person who waits wants to know; it leaves no trace."""
+        """Report progress, such as images done, to the sink only; it is not journaled."""
         self._sink(self.directory, {"event": event, "time": now(), **values})
 
     def announce(self, *, num_params: int, data_official: str, checkpoint: str) -> None:
-        """Write what the run is into its directory, then journal that it started or goes on."""
+        """Journal that the run is resumed; or write config, environment and diff, and journal that it started."""
         if self.finished:
             return
         if started := self._started:
-            self.row = started["row"] or self.row  # it stays the run of whoever began it
+            self.row = started["row"] or self.row  # a resumed run keeps the row that started it
         self._facts = self._known(num_params=num_params, data_official=data_official)
         if started:
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
@@ -102,11 +102,11 @@ class Attempt:
     def fail(self, error: BaseException) -> None:
         """Journal why the run ended without a result."""
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        with suppress(OSError):  # on a full disk the next start finds it unfinished, and closes it
+        with suppress(OSError):  # disk full: the next start closes the run (Observer.close_orphans)
             self.report("interrupted" if stopped else "failed", reason=masked(repr(error)))
 
     def close(self, result: Scored | DivergenceError) -> RunRecord:
-        """Keep what came out; the record is written last, and from then on the run is finished."""
+        """The record, after writing the files of the result; record.json comes last and marks the run as finished."""
         if self.finished:
             return read_record(self.directory)
         if isinstance(result, DivergenceError):
@@ -124,13 +124,13 @@ class Attempt:
             self.report("epoch", **point)
             self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
         finished = self._journal.write("finished", record=asdict(record))
-        if self.spec.data.split == "test":  # tuning leaves no record
+        if self.spec.data.split == "test":  # tuning writes no record
             write_record(self.directory, record)
-        self._sink(self.directory, finished)  # not before: a run that is killed here has another time when it goes on
+        self._sink(self.directory, finished)  # last: a run that is killed here is resumed, and ends at another time
         return record
 
     def _known(self, *, num_params: int, data_official: str) -> dict[str, Any]:
-        """What a record says that is known before training."""
+        """The fields of the record that are known before training."""
         spec, device = self.spec, provenance.device_name(self.place.device_kind)
         revision = provenance.revision(self.place.project)
         return {
@@ -169,7 +169,7 @@ def _result(scored: Scored) -> dict[str, Any]:
 
 
 def _no_result(spec: RunSpec) -> dict[str, Any]:
-    """What a seed that diverged has to show. It need not have read what it would have been scored on."""
+    """The result fields of a diverged seed. `num_test` comes from the spec: the scored split may not have been read."""
     num_test = spec.data.num_test if spec.data.split == "test" else spec.data.num_validation
     return {"accuracy_percent": None, "num_correct": None, "num_test": num_test, "loss": None, "predicted_sha256": None}
 

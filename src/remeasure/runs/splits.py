@@ -1,4 +1,4 @@
-"""The images of a run: what it is trained on, what it is scored on, and that they are what was planned with."""
+"""The images of a run: training images, scored images, and the check that the files match the planned fingerprint."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from remeasure.training.seeding import derive
 
 
 def refuse_changed_files(spec: RunSpec, *, place: Place) -> None:
-    """InputError where what was read is not what was planned with; files that have a checksum were checked as read."""
+    """Raise InputError if the data differ from the planned fingerprint; those with a checksum were checked as read."""
     splits = [_load(spec, name, place=place) for name in fingerprint.fingerprinted(spec.data)]
     if all(split.verified for split in splits):
         return
@@ -55,7 +55,7 @@ def _load(spec: RunSpec, split: Literal["train", "test"], *, place: Place) -> Lo
 
 
 def trained_on(spec: RunSpec, *, seed: int, place: Place) -> tuple[Tensor, Tensor]:
-    """What the seed is trained on: all that is kept for it, or in a negative control what its fault makes of that."""
+    """Training images and labels of a seed: `kept_to_train`, altered by the fault if the run is a negative control."""
     images, labels = kept_to_train(spec, place=place)
     if spec.control == "none":
         return images, labels
@@ -63,14 +63,14 @@ def trained_on(spec: RunSpec, *, seed: int, place: Place) -> tuple[Tensor, Tenso
 
 
 def kept_to_train(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
-    """The official training split; when tuning, without its held-back end."""
+    """The official training split; when tuning, without the validation images at its end."""
     loaded = _load(spec, "train", place=place)
     num = len(loaded.images) - spec.data.num_validation
     return loaded.images[:num], loaded.labels[:num]
 
 
 def scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
-    """The official test split; when tuning, the held-back end of the training split, and the test split is not read."""
+    """The official test split; when tuning, the validation images; the test split is then not read."""
     if spec.data.split == "test":
         loaded = _load(spec, "test", place=place)
         return loaded.images, loaded.labels

@@ -1,4 +1,4 @@
-"""What a seed will cost, from a few real steps, and how much of it is left."""
+"""Estimates a seed's seconds from a few real steps, and how much of a seed is left to do."""
 
 import math
 import tempfile
@@ -20,18 +20,17 @@ if TYPE_CHECKING:
     from remeasure.training.engines.serial import Training
 
 
-TIMED_SECONDS = 3.0  # a row's steps are timed so long; at least two steps of each image size, one where it is slow
+TIMED_SECONDS = 3.0  # time for timing a row: at least two steps of each image size, or one slow step
 TIMED_SECONDS_CUDA = 0.5
-SLOW_STEP_SECONDS = 10.0  # what the first step does beside its work takes less than a second, unless it compiles
-WARM_STEPS_CUDA = 8  # in which libraries choose their kernels, and a graph is captured
-TIMED_BATCH_SECONDS = 1.0  # a batch that takes so long tells the speed of an evaluation
+SLOW_STEP_SECONDS = 10.0  # warm-up adds less than a second to the first step, unless it compiles
+WARM_STEPS_CUDA = 8  # libraries choose their kernels, and a CUDA graph is captured
+TIMED_BATCH_SECONDS = 1.0  # a batch this long suffices to measure the speed of an evaluation
 
 
 def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
-    """Seconds that a seed of `spec` takes here, from a few of its steps on its data; leaves nothing behind.
+    """Seconds that a seed of `spec` takes here, estimated from a few steps on its data; leaves no files.
 
-    Of seeds that train together, each one's share.
-    Of an evaluation, the network's share; what it decodes is not counted.
+    For seeds that train together, one seed's share. For an evaluation, the network's time without image decoding.
     """
     from remeasure.runs import execute, hardware  # Lightning: seconds to import
 
@@ -50,7 +49,7 @@ def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
 
 
 def image_sizes(recipe: Recipe) -> dict[int | None, int]:
-    """Pixels on each side of the training images, None for their own, and how many epochs see them so."""
+    """Side of the training images in pixels (None: their own size), to the number of epochs at that size."""
     return dict(Counter(_pixels_at(recipe, epoch) for epoch in range(recipe.epochs_total)))
 
 
@@ -65,11 +64,11 @@ def at_size(recipe: Recipe, *, pixels: int | None) -> Recipe:
 
 
 def _seconds_per_step(training: "Training", *, spec: RunSpec, device_kind: str, limit_seconds: float) -> float:
-    """Whole steps are timed, from outside: within a captured one nothing may wait for the device."""
+    """Time whole steps from outside: within a captured CUDA graph nothing may wait for the device."""
     from remeasure.training.engines.loop import train
     from remeasure.training.engines.serial import DivergenceError
 
-    ahead = device_kind == "cuda"  # of the device, which Python gives its work to
+    ahead = device_kind == "cuda"  # Python queues work ahead of the device
     slow_seconds = math.inf if ahead or spec.compile else SLOW_STEP_SECONDS
     clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind), ahead=ahead, slow_seconds=slow_seconds)
     step = training._optimiser_step
@@ -91,11 +90,11 @@ class EnoughError(Exception):
 
 
 class StepClock:
-    """Called after each optimiser step. The first warms up; EnoughError once the others have taken `limit_seconds`, or
-    the first alone `slow_seconds`: its warm-up is then a small part of it.
+    """Call it after each optimiser step. The first step is warm-up. Raises EnoughError once the later steps have taken
+    `limit_seconds`, or the first alone `slow_seconds`, of which warm-up is a small part.
 
-    `ahead`: more warm up, and the time is read after 8, 16, 32, … steps only: to read it is to wait for the device. It
-    is then enough once the next stretch, as long as all before it, would end too late.
+    `ahead`: the first 8 steps are warm-up, and the time is read only after 8, 16, 32, … steps, because reading it waits
+    for the device. Half of `limit_seconds` is then enough, since the next reading comes after twice as many steps.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class StepClock:
             raise EnoughError
 
     def seconds_per_step(self) -> float:
-        """The mean, without the steps that warmed up where there are others."""
+        """Mean seconds of a step, without the warm-up steps if others were timed."""
         if self.marks[-1][0] < self.num_steps:
             self.marks.append((self.num_steps, self.now()))
         (first, began), (last, ended) = self.marks[1 if len(self.marks) > 2 else 0], self.marks[-1]
@@ -124,7 +123,7 @@ class StepClock:
 
 
 def _clock_of(device_kind: str) -> Callable[[], float]:
-    """Seconds once the device has done all that it was given."""
+    """A clock in seconds that first waits for the device to finish its queued work."""
     import torch
 
     def now() -> float:
@@ -136,7 +135,7 @@ def _clock_of(device_kind: str) -> Callable[[], float]:
 
 
 def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
-    """Of the network alone, on batches of noise that grow until one takes a while or is as large as the recipe's."""
+    """The network's seconds for an image, on batches of noise that grow to TIMED_BATCH_SECONDS or the recipe's size."""
     import torch
 
     from remeasure.models import registry
@@ -149,7 +148,7 @@ def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
     num, seconds = 1, 0.0
     while seconds < TIMED_BATCH_SECONDS and num <= spec.recipe.batch_size:
         batch = torch.randint(0, 256, (num, *shape), dtype=torch.uint8, device=device_kind)
-        for _ in range(2):  # the first warms up
+        for _ in range(2):  # the first is warm-up
             began = now()
             with torch.inference_mode():
                 run(batch)
@@ -159,8 +158,8 @@ def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
 
 
 def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
-    """How much of a seed is still to do: 1 for all, less where a checkpoint waits for it to go on."""
-    attempts = runs_folder.attempts(spec, seed=spec.together(seed)[0], place=place)  # whose checkpoint is the group's
+    """The share of a seed still to do: 1, or less if a checkpoint can be resumed."""
+    attempts = runs_folder.attempts(spec, seed=spec.together(seed)[0], place=place)  # it holds the group's checkpoint
     if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or isinstance(spec.recipe, Evaluation):
         return 1.0
     epochs = [event["epoch"] for event in journal.read(attempts[-1]) if event["event"] == "epoch"]
@@ -168,7 +167,7 @@ def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
 
 
 def work(spec: RunSpec, *, first_epoch: int) -> float:
-    """The epochs from `first_epoch` (from 0) on, each weighed by its images' pixels."""
+    """Number of epochs from `first_epoch` (counted from 0) on, each weighted by the relative area of its images."""
     assert isinstance(spec.recipe, Recipe)
     own = spec.data.image_shape[1]
     epochs = range(first_epoch, spec.recipe.epochs_total)
