@@ -1,1 +1,1 @@
-"""Rows until they are decided: which seeds, in which order, on which processes, and what is published."""
+"""Measures rows until they are decided: chooses seeds, their order and processes, and publishes the results."""

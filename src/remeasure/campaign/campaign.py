@@ -1,4 +1,4 @@
-"""A campaign: the seeds of each row, look by look, until the row is decided; each first look is published at once."""
+"""A campaign trains the seeds of each row, look by look, until the row is decided, and publishes complete looks."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +31,11 @@ from remeasure.tracking.observer import Observer
 from remeasure.tracking.terminal import duration
 
 NUMPY_NEEDS = "the network from scratch computes on the CPU alone; CUDA_VISIBLE_DEVICES= measures it here"
-WAIT_SECONDS = 1.0  # between two looks at the seeds that another process trains
+WAIT_SECONDS = 1.0  # between two checks of the seeds that another process trains
 
 
 class Campaign:
-    """Rows measured side by side by worker processes. `say` gets lines for a person."""
+    """Rows measured side by side by worker processes. `say` prints a line for the user."""
 
     def __init__(
         self, *, place: Place, results: Path, options: Options, observer: Observer, say: Callable[[str], None]
@@ -43,15 +43,15 @@ class Campaign:
         self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
         self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
         self._present: dict[str, Presence] = {}  # by row
-        self._elsewhere: set[tuple[str, int]] = set()  # rows' seeds that another process trains now
-        self._told: set[str] = set()  # rows that are known to be shared
+        self._elsewhere: set[tuple[str, int]] = set()  # (row, seed) that another process trains now
+        self._told: set[str] = set()  # rows already reported as shared with another process
         self._fingerprint = remembered()
         self._device = device_name(place.device_kind)
 
     def prepare(self, row: Row, *, compose: Compose) -> RowCampaign | NotHere:
-        """What is there of a row already: finished runs of this checkout, and with CONTINUE=1 committed seeds.
+        """The row with the seeds it has: finished runs of this checkout and, with CONTINUE=1, committed seeds.
 
-        Raises InputError: configs or data files that are there and wrong.
+        NotHere if this machine cannot measure it. Raises InputError: configs or data files that exist and are wrong.
         """
         config = with_native_precision(self._config(row, compose=compose), device_kind=self.place.device_kind)
         if (mode := config.spec(data_sha256="").mode) != row.mode:
@@ -61,7 +61,7 @@ class Campaign:
         spec = identify(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
-        network_of(config)  # or refuse it
+        network_of(config)  # raises InputError if it cannot be built
         with held_folder(self.results):  # another campaign may be replacing it
             committed = read_row(self.results, row=row.name)
         campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options)
@@ -98,7 +98,7 @@ class Campaign:
             self._plan(campaigns, workers=workers)
 
     def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> None:
-        """Time the rows whose cost is not known, and say what fits the budget."""
+        """Time the rows whose cost is unknown, and say what fits the budget."""
         for campaign in campaigns:
             if campaign.wanted() and campaign.seconds_per_seed(device=self._device) is None:
                 self._time(campaign, sharing=campaigns, workers=workers)
@@ -110,7 +110,7 @@ class Campaign:
                 self.say(line)
 
     def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Workers) -> None:
-        """What a seed costs, from a few steps; rows of one spec share that."""
+        """Time a few steps to estimate the cost of a seed, for all rows of this spec."""
         self.say(f"{campaign.row.name}: no seed was timed here before, timing a few steps")
         try:
             seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
@@ -124,7 +124,7 @@ class Campaign:
                 entry.timed_seconds = seconds
 
     def planned(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> list[Planned]:
-        """The rows that want seeds, cheapest first."""
+        """The rows that need more seeds, cheapest first."""
         forecasts = [
             Forecast(
                 row=campaign.row.name,
@@ -146,9 +146,9 @@ class Campaign:
             with workers:
                 self._plan(campaigns, workers=workers)
                 self._work(campaigns, workers=workers, deadline=time.monotonic() + self.options.budget_seconds)
-        finally:  # interrupted or not: nothing finished is lost, and nothing is left running in MLflow
+        finally:  # on interruption, too: publish finished seeds, end runs in MLflow
             self._drain(workers)
-            with ExitStack() as ending:  # calls all of them, though one fails
+            with ExitStack() as ending:  # calls all of them, even if one fails
                 for campaign in campaigns:
                     ending.callback(self._leave, campaign)
                     ending.callback(self._publish, campaign)
@@ -170,7 +170,7 @@ class Campaign:
 
     @signals.held()
     def _turn(self, by_name: Mapping[str, RowCampaign], *, workers: Workers, deadline: float) -> bool:
-        """Start what can be started and take what has ended, within a second; whether there is more to do."""
+        """Start seeds on idle cores and collect finished runs, within a second; returns whether there is more to do."""
         campaigns = list(by_name.values())
         self._elsewhere.clear()
         for entry in self.planned(campaigns, workers=workers):
@@ -194,7 +194,7 @@ class Campaign:
         workers: Workers,
         seconds_left: float,
     ) -> None:
-        """Give idle cores the seeds that this row wants; what another row of the same spec has trained is shared."""
+        """Start this row's wanted seeds on idle cores; reuse the runs of another row with the same spec."""
         num_cores, width = workers.cores(campaign.spec), campaign.spec.engine_width
         for key, seconds in campaign.seconds(device=self._device).items():
             if shared := self._trained.get(key):
@@ -207,7 +207,7 @@ class Campaign:
                 self._submit(owner, seed=key[1], name=name, workers=workers)
 
     def _is_ours(self, campaign: RowCampaign, *, seed: int) -> bool:
-        """Whether no other process trains this seed, or has finished it since this one began: then it is taken over."""
+        """Whether to train this seed here: no other process trains it or has finished it; a finished run is reused."""
         if self.options.fresh:
             return True
         outcome = finished(campaign.spec, seed=seed, place=self.place)
@@ -223,7 +223,7 @@ class Campaign:
         return False
 
     def _submit(self, campaign: RowCampaign, *, seed: int, name: str, workers: Workers) -> None:
-        """`name`: of the row that the run belongs to, though that one has failed meanwhile and this one trains it."""
+        """`name`: the row the run is recorded for; not `campaign`'s if a row that shares the seed has failed."""
         if campaign.row.name not in self._present:
             self._present[campaign.row.name] = self._presence(campaign)
             self._track(campaign, running=True)
@@ -237,7 +237,7 @@ class Campaign:
         return Presence(participants(self.place.runs, campaign=note), note=note)
 
     def _leave(self, campaign: RowCampaign) -> None:
-        """The row's parent run ends with the last process that works on it."""
+        """Leave the row; the last process that works on it ends its parent run in MLflow."""
         present = self._present.pop(campaign.row.name, None) or self._presence(campaign)
         if present.leave():
             self._track(campaign, running=False)
@@ -247,7 +247,7 @@ class Campaign:
             self.observer(directory, event)
 
     def _take(self, campaign: RowCampaign, *, task: Task, future: Future[list[Outcome]]) -> None:
-        """A run ended: keep what it found, or why it failed."""
+        """Keep the outcomes of a task that has ended, or why it failed."""
         campaign.running.difference_update(task.spec.together(task.seed))
         try:
             outcomes = [self.observer.finish(outcome) for outcome in future.result()]
@@ -264,7 +264,7 @@ class Campaign:
         self.say(f"{campaign.row.name} failed: {reason}")
 
     def _keep(self, campaign: RowCampaign, *, outcomes: Sequence[Outcome]) -> None:
-        """Seeds are finished; publish when their look is complete, and at once where that loses nothing."""
+        """Add finished seeds; publish when their look is complete, or at once if that replaces no other record."""
         campaign.done |= {outcome.record.seed: from_run(outcome, row=campaign.row.name) for outcome in outcomes}
         if campaign.committed is None or campaign.adopted > 0:
             self._publish(campaign)
@@ -279,7 +279,7 @@ class Campaign:
     def _publish(self, campaign: RowCampaign) -> None:
         if not campaign.publishable() or campaign.published == len(campaign.done):
             return
-        old = None if campaign.published else campaign.committed  # an adopted record is gone on from
+        old = None if campaign.published else campaign.committed  # compare once, and not with an adopted record
         results = put_together(campaign.row.name, seeds=list(campaign.done.values()))
         publish(self.results, row=campaign.row.name, files=results.to_files())
         campaign.published = len(campaign.done)
@@ -287,7 +287,7 @@ class Campaign:
             self.say(line)
 
     def _track(self, campaign: RowCampaign, *, running: bool, live: bool = False) -> None:
-        """Show how the row stands; `live`: unless that would cost time, as between two looks."""
+        """Send the row's present verdict to MLflow; `live`: may be skipped to save time, as between two looks."""
         tracker, send = self.observer.tracker, self.observer.best_effort
         if tracker is None:
             return
@@ -300,12 +300,12 @@ class Campaign:
             measured="measured here",
             running=running,
         )
-        if parent_id:  # a store that has gone for a while leaves the id as it was
+        if parent_id:  # "" if the store is unreachable: keep the last id
             self.observer.parents[campaign.row.name] = parent_id
 
 
 def _first(key: Seed, *, seeds_of: Callable[[RowCampaign], list[int]], campaigns: Sequence[RowCampaign]) -> RowCampaign:
-    """The first row of the ledger that has this seed among those, whichever row asked for it."""
+    """The first of `campaigns`, in order of the ledger, with this spec and with this seed in `seeds_of`."""
     sha256, seed = key
     return next(entry for entry in campaigns if entry.spec.spec_sha256 == sha256 and seed in seeds_of(entry))
 
@@ -316,7 +316,7 @@ def _standing(campaign: RowCampaign) -> str:
 
 
 def compare(old: RowResults, new: RowResults, *, row: Row) -> str:
-    """How a measurement compares with the record it replaces, in one line; "" where nothing new was measured."""
+    """How a measurement compares with the record it replaces, in one line; "" if it is not new or has too few seeds."""
     if {record.finished_at for record in old.records} <= {record.finished_at for record in new.records}:
         return ""
     before, after = (

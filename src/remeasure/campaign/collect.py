@@ -1,4 +1,4 @@
-"""Finished runs, and committed ones, put together as a row of results/."""
+"""Reads finished runs as the parts of a row of results/."""
 
 import json
 import math
@@ -20,7 +20,7 @@ _NOT_SPEC = ("row", "seed")
 
 
 def from_run(outcome: Outcome, *, row: str) -> SeedResults:
-    """A finished run's directory."""
+    """The results of a finished run, read from its directory."""
     directory = outcome.directory
     predictions, filters = _arrays(directory / "predictions.npz"), _arrays(directory / "filters.npz")
     config = yaml.safe_load(read_file(directory / "config.yaml"))

@@ -15,9 +15,9 @@ Compose = Callable[[Sequence[str]], Config]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`seeds`: exactly so many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1).
+    """`seeds`: exactly this many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1).
 
-    `together`: train so many seeds as one, where the batched engine can; another spec than the config's, unless 1.
+    `together`: train this many seeds as one, where the batched engine can; more than 1 changes the spec.
     """
 
     seeds: int | None
@@ -38,10 +38,10 @@ class RowCampaign:
     done: dict[int, SeedResults] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
-    published: int = 0  # seeds
-    adopted: int = 0  # of these, the committed ones that it goes on from
-    timed_seconds: float | None = None  # a seed's, from a few steps
-    shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that go on from a checkpoint
+    published: int = 0  # number of seeds
+    adopted: int = 0  # of these, seeds from the committed record (CONTINUE=1)
+    timed_seconds: float | None = None  # of one seed, estimated from a few steps
+    shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that resume from a checkpoint
 
     def verdict(self) -> Verdict:
         counts = {seed: part.record.num_correct for seed, part in self.done.items()}
@@ -49,17 +49,17 @@ class RowCampaign:
         return judge(evidence, published_percent=self.row.published.accuracy_percent, rule=self.row.rule)
 
     def wanted(self) -> list[int]:
-        """The seeds to train next: those that the current look lacks, none once the row is decided or cannot be."""
+        """The seeds to train next: those that the current look lacks; none if the row is decided or cannot be."""
         if self.failures or any(part.record.num_correct is None for part in self.done.values()):
             return []  # a seed that crashed or diverged is never replaced
         return [seed for seed in self.lacking() if seed not in self.running]
 
     def lacking(self) -> list[int]:
-        """The seeds that the current look lacks, those under way included, whatever has failed."""
+        """The seeds that the current look lacks, including running ones, even if a seed has failed."""
         return [seed for seed in self._seeds(self.options.seeds or self._look()) if seed not in self.done]
 
     def _look(self) -> int:
-        """The look that is being worked on: 0 once an earlier one decided, the last once all are reached."""
+        """Number of seeds of the current look: 0 once the row is decided, the last look once all are complete."""
         if self.verdict().verdict not in ("undecided", "not measured"):
             return 0
         leading = next(num for num, seed in enumerate(self._seeds(len(self.done) + 1)) if seed not in self.done)
@@ -70,11 +70,13 @@ class RowCampaign:
         return range(self.row.rule.first_seed, self.row.rule.first_seed + num)
 
     def planned(self) -> range:
-        """Every seed that the plan may come to."""
+        """Every seed that the plan may use."""
         return self._seeds(max(self.options.seeds or 0, self.row.rule.looks[-1]))
 
     def seconds_per_seed(self, *, device: str) -> float | None:
-        """What a seed costs on a device of that name: from this campaign's seeds, the committed ones, a few steps."""
+        """Seconds of a seed on the device of this name: from this campaign's seeds, else the committed ones, else a few
+        steps; None if unknown.
+        """
         done = [part.record for part in self.done.values()]
         for records in (done, self.committed.records if self.committed else ()):
             seconds = [
@@ -88,7 +90,7 @@ class RowCampaign:
         return self.timed_seconds
 
     def seconds(self, *, device: str) -> dict[Seed, float]:
-        """What each seed costs that is to be trained next; nothing until a seed's cost is known."""
+        """Seconds of each seed to be trained next; {} until a seed's cost is known."""
         each = self.seconds_per_seed(device=device)
         sha256 = self.spec.spec_sha256
         if each is None:
@@ -96,16 +98,16 @@ class RowCampaign:
         return {(sha256, seed): each * self.shares_left.get(seed, 1.0) for seed in self.wanted()}
 
     def continues(self, *, device_kind: str) -> bool:
-        """Whether the committed record is of the same spec and device kind, so that one could go on from it."""
+        """Whether the committed record has this spec and device kind, so that the campaign can continue it."""
         if self.committed is None:
             return False
         first = self.committed.records[0]
         return (first.spec_sha256, first.device_kind) == (self.spec.spec_sha256, device_kind)
 
     def publishable(self) -> bool:
-        """Whether results/ may take this campaign: its first look is reached, or nothing would be lost by it.
+        """Whether the campaign may replace the row in results/: its first look is complete, or no record is lost.
 
-        Nothing is lost where the row has no record yet, or the campaign goes on from its record.
+        No record is lost if the row has none yet, or if the campaign continues it.
         """
         loses = self.committed is not None and self.adopted == 0
         first_look = self._seeds(self.row.rule.looks[0])
@@ -114,7 +116,7 @@ class RowCampaign:
 
 @dataclass(frozen=True, kw_only=True)
 class NotHere:
-    """A row that this machine cannot measure. `missing`: for each thing that it would need, the lines that say so."""
+    """A row that this machine cannot measure. `missing`: for each thing that is missing, the lines of its message."""
 
     row: Row
     missing: tuple[tuple[str, ...], ...]

@@ -11,7 +11,7 @@ Seed = tuple[str, int]  # spec_sha256 and number
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a row wants to train now: `seconds` for each seed, which takes `num_cores`. `num_done` seeds are here."""
+    """What a row still has to train: `seconds` of each seed, on `num_cores` cores. `num_done` seeds are finished."""
 
     row: str
     num_done: int
@@ -21,7 +21,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A row in the plan: its seconds, alone and behind the rows before it, and how many of its seeds fit."""
+    """A row in the plan: its seconds alone (`_in_all`) and after earlier rows (`_needed`), and how many seeds fit."""
 
     forecast: Forecast
     seconds_in_all: float
@@ -47,9 +47,9 @@ def plan(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float
 
 
 def ends(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float = math.inf) -> dict[Seed, float]:
-    """When each seed ends, in seconds from now; those that would end after the budget are left out.
+    """When each seed ends, in seconds from now, without the seeds that would end after the budget.
 
-    Each seed in turn takes the cores that are free first.
+    Each seed in turn takes the cores that become free first.
     """
     free, found = [0.0] * num_cores, dict[Seed, float]()
     for entry in forecasts:
@@ -84,7 +84,7 @@ def _cells(entry: Planned) -> tuple[str, ...]:
 
 
 def budget(seconds: float) -> str:
-    """The seconds as a budget is written, rounded up: 45s, 12m, 3.5h."""
+    """The seconds as BUDGET is written, rounded up: 45s, 12m, 3.5h."""
     if seconds <= 90:
         return f"{math.ceil(seconds)}s"
     return f"{math.ceil(seconds / 60)}m" if seconds < 6000 else f"{math.ceil(seconds / 360) / 10:g}h"

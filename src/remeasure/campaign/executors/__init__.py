@@ -1,1 +1,1 @@
-"""Who trains the seeds of a campaign."""
+"""Executors: the processes that train a campaign's seeds."""

@@ -1,5 +1,5 @@
 """Worker processes, one a core, kept for the whole campaign. A run of two threads takes two cores; on an accelerator a
-run takes all of them, but L-BFGS, whose line search has the device wait for Python, takes one.
+run takes all of them, except L-BFGS: in its line search the device waits for Python, so it takes one.
 """
 
 import atexit
@@ -26,15 +26,15 @@ from remeasure.system import startup
 
 W = TypeVar("W")
 R = TypeVar("R")
-MOST_ON_DEVICE = 10  # each process has some of an accelerator's memory
-POLL_SECONDS = 0.2  # how long an event of a worker may wait to be seen
+MOST_ON_DEVICE = 10  # each process takes some of an accelerator's memory
+POLL_SECONDS = 0.2  # how long an event of a worker may wait to be read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One seed to train, or in the batched engine its group.
 
-    `row`: the ledger row that the run belongs to; `asked_by`: the one that waits for it.
+    `row`: the ledger row that the run is recorded for; `asked_by`: the row that waits for it.
     """
 
     row: str
@@ -60,7 +60,7 @@ def _searches_lines(spec: RunSpec) -> bool:
 
 
 class Workers:
-    """A pool that starts with the first task and, left in whatever way, leaves no process behind."""
+    """A process pool that starts with the first task and ends all its processes on exit, exceptions included."""
 
     def __init__(self, place: Place) -> None:
         self.place, self.num = place, num_workers(place)
@@ -79,18 +79,18 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind:  # interrupted: each run journals that it was, and its checkpoint stays
+        if kind:  # interrupted: each run journals it and keeps its checkpoint
             for process in multiprocessing.active_children():
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     @property
     def idle(self) -> int:
-        """How many cores no task has."""
+        """Number of cores without a task."""
         return self.num - sum(self.cores(task.spec) for task in self._active.values())
 
     def cores(self, spec: RunSpec) -> int:
-        """How many of the cores a run of `spec` takes; an evaluation decodes its photographs on all of them."""
+        """Number of cores that a run of `spec` takes; an evaluation decodes its photographs on all of them."""
         if spec.mode == "evaluate" or not (self.place.device_kind == "cpu" or _searches_lines(spec)):
             return self.num
         return min(spec.cpu_threads, self.num)
@@ -100,12 +100,12 @@ class Workers:
         return list(self._active.values())
 
     def submit(self, task: Task) -> None:
-        """Start a task; cores enough must be idle, or threads get in each other's way."""
+        """Start a task. Enough cores must be idle, or its threads would compete with others."""
         assert self.cores(task.spec) <= self.idle
         self._active[self._submit(_execute, task)] = task
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
-        """What each of so many seeds costs here, timed beside others as they will run; raises what a worker raises."""
+        """Seconds of each of `num_seeds` seeds, timed side by side as they will run; raises what a worker raises."""
         side_by_side = min(self.num // self.cores(spec), num_seeds)
         timings = [self._submit(_time, spec) for _ in range(side_by_side)]
         return max(timing.result() for timing in timings)
@@ -114,12 +114,12 @@ class Workers:
         with _interrupts_held():
             try:
                 return self._pool.submit(_until_terminated, function, work, self.place)
-            except BrokenProcessPool:  # a worker was killed, and its task has failed; this one is another
+            except BrokenProcessPool:  # a worker was killed, which failed its own task only
                 self._pool = self._new_pool()
                 return self._pool.submit(_until_terminated, function, work, self.place)
 
     def finished(self) -> Iterator[tuple[Task, Future[list[Outcome]]]]:
-        """Wait a moment for tasks to end, and yield those that did."""
+        """Wait up to POLL_SECONDS for tasks to end, and yield those that did."""
         done, _ = wait(self._active, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             yield self._active.pop(future), future
@@ -132,7 +132,7 @@ class Workers:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Signals wait. A process that is started here inherits that, so that Ctrl-C does not hit it before `_begin`."""
+    """Block signals. A process started here inherits the mask, so that Ctrl-C cannot end it before `_begin`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -144,11 +144,11 @@ _SINK: Any = None  # this worker's end of the event queue
 
 
 def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
-    """In a new worker: Ctrl-C is the parent's business, SIGTERM ends the run, and no worker outlives its parent."""
+    """Initialise a worker: ignore Ctrl-C, end the run on SIGTERM, and end the worker with its parent."""
     global _SINK
     _SINK = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # one that waited ends the worker here, silently
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # a pending one ends the worker here, silently
     signal.signal(signal.SIGTERM, _terminated)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     startup.begin()
@@ -157,13 +157,13 @@ def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
 
 
 def _terminated(number: int, frame: object) -> NoReturn:  # noqa: ARG001
-    signal.signal(number, signal.SIG_IGN)  # the pool says it again once another worker has ended
+    signal.signal(number, signal.SIG_IGN)  # the pool sends it again when another worker ends
     raise SystemExit(128 + number)
 
 
 def _until_terminated(function: Callable[[W, Place], R], work: W, place: Place) -> R:
-    """The pool would take the exception for the task's, and ask for another one: for ever, where a killed worker has
-    taken the lock of its queue along.
+    """Run a task, and end the process on SystemExit. The pool would take SystemExit for the task's exception and let
+    the worker wait for another task: for ever, if a killed worker held the lock of the task queue.
     """
     try:
         return function(work, place)
