@@ -1,1 +1,1 @@
-"""Who watches a run: MLflow and the terminal."""
+"""Observers of a run: MLflow and the terminal."""

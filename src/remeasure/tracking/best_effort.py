@@ -1,4 +1,4 @@
-"""Calls to a tracker that may fail, or take their time, without costing a run anything."""
+"""Calls to a tracker that may fail or be slow without stopping or delaying a run."""
 
 import math
 import sys
@@ -13,10 +13,10 @@ P = ParamSpec("P")
 
 
 class BestEffort:
-    """Calls a tracker for a live run: what fails is reported in one line on stderr, and the run goes on.
+    """Calls a tracker for a live run: a failure is reported in one line on stderr, and the run goes on.
 
-    After a call, the next ones are skipped for 200 times as long as it took, and for 10 s at least if it failed: so
-    that live points cost 0.5 % of the time at most, however slow or dead the store is. `clock` returns seconds.
+    After a call, further calls are skipped for 200 times as long as it took, and for at least 10 s if it failed: live
+    points cost at most 0.5 % of the time, however slow the store is. `clock` returns seconds.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,10 +29,10 @@ class BestEffort:
         return "" if self._clock() < self._resting_until else self.at_once(send, *args, **kwargs)
 
     def at_once(self, send: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> str:
-        """The same where it matters: a run's last call, and wherever the id is needed.
+        """The same for calls that matter: a run's last one, and those whose id is needed.
 
-        Skipped only after a call that failed slowly, for nine times as long as it took: no outage costs more than a
-        tenth of the time.
+        Skipped only after a call that failed and took over 1 s, for nine times as long as it took: an outage costs at
+        most a tenth of the time.
         """
         began = self._clock()
         if began < self._down_until:

@@ -1,4 +1,4 @@
-"""What an MLflow run should hold: a function of a run's files, of a committed record, of a row's verdict. No mlflow."""
+"""What an MLflow run should hold, computed from a run's files, a committed record or a row's verdict. No mlflow."""
 
 import json
 import math
@@ -42,7 +42,7 @@ _MORE_TAGS = ("data_sha256", "data_official", "dirty", "precision", "engine")
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What one MLflow run should hold. `identity`: the tag, and its value, by which the run is found again."""
+    """What one MLflow run should hold. `identity`: the tag and value that identify the run."""
 
     identity: tuple[str, str]
     name: str
@@ -57,7 +57,7 @@ class Content:
 
 
 def run_content(directory: Path, *, parent_id: str) -> Content | None:
-    """Of a run directory; None if its journal holds no `started` event (a crash tore it)."""
+    """The content for a run directory; None if its journal holds no `started` event (a crash tore it)."""
     events = journal.read(directory)
     started = next((event for event in events if event["event"] == "started"), None)
     if started is None:
@@ -126,7 +126,7 @@ def row_content(
     running: bool,
     time_ms: int,
 ) -> Content:
-    """Of a row's campaign: the parent of its seeds' runs. `time_ms`: when it was measured."""
+    """The content of a row's parent run, which groups the runs of its seeds. `time_ms`: when it was measured."""
     tags = {
         **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
         **{"verdict": verdict.verdict, "reason": verdict.reason, "agreement": agreement, "measured": measured},
@@ -144,12 +144,12 @@ def row_content(
 
 
 def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
-    """What the parent run of a row's campaign is found by: one spec on one kind of device."""
+    """The identity of a row's parent run: row, spec and device kind."""
     return f"{row}/{spec_sha256[:12]}/{device_kind}"
 
 
 def _row_points(verdict: Verdict, *, published_percent: float) -> Points:
-    """All at step 0, now: MLflow shows what is last at the largest step, and a fresh campaign starts with few seeds."""
+    """All at step 0, now: MLflow shows the last value at the largest step, and a new campaign starts with few seeds."""
     mean = verdict.mean_percent
     values = {
         "mean_percent": mean,
@@ -164,7 +164,7 @@ def _row_points(verdict: Verdict, *, published_percent: float) -> Points:
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resolved config says about the run, under the names that tags use."""
+    """The facts of a resolved config that become tags, by the names of the tags."""
     names = {key: config[key]["name"] for key in ("model", "data", "recipe") if key in config}
     return names | {key: config[key] for key in ("precision", "engine", "data_sha256") if key in config}
 
@@ -181,13 +181,13 @@ def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dic
 
 
 def _findings(found: Mapping[str, str]) -> dict[str, str]:
-    """What the doctor found, name to evidence: a tag that lists the names, and one for each; none of a healthy run."""
+    """Tags of the doctor's findings (name to evidence): one that lists the names, one for each; {} without findings."""
     each = {f"finding.{re.sub('[^a-z0-9]+', '_', name.lower())}": _cut(evidence) for name, evidence in found.items()}
     return {"findings": _cut(", ".join(found)), **each} if found else {}
 
 
 def _outcome(state: Event) -> str:
-    """How the run stands: `running`, `finished`, or `<event>: <why>`."""
+    """The state of the run: `running`, `finished`, or `<event>: <why>`."""
     if _STATUS[state["event"]] == "RUNNING":
         return "running"
     why = state.get("reason") or state.get("signal")
@@ -195,7 +195,7 @@ def _outcome(state: Event) -> str:
 
 
 def _curve_points(curve: Sequence[Mapping[str, Any]], *, time_ms: int = 0) -> Points:
-    """One step an epoch. `time_ms` stands for points without a time of their own."""
+    """The step is the epoch. `time_ms`: for points without a time."""
     points: Points = {}
     for point in curve:
         split, epoch = point["split"], int(point["epoch"])
@@ -206,7 +206,7 @@ def _curve_points(curve: Sequence[Mapping[str, Any]], *, time_ms: int = 0) -> Po
 
 
 def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_ms: int) -> Points:
-    """The record's numbers, named after the split that they were taken on; none while there is no record."""
+    """The record's numbers, named after the scored split; {} while there is no record."""
     if not record:
         return {}
     split = config["data"]["split"] if config else "test"
@@ -216,7 +216,7 @@ def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_
 
 
 def _points(values: Mapping[str, Any], *, step: int, time_ms: int) -> Points:
-    """Those that are known; infinity as the largest float, which is what MLflow keeps of it."""
+    """The values that are known; infinity as the largest float, which MLflow stores instead."""
     largest = sys.float_info.max
     known = {key: float(value) for key, value in values.items() if value not in (None, "")}
     return {
@@ -241,7 +241,7 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=16)
 def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
-    """Read once a version: a live run asks every epoch, and a parse takes longer than the rest of the call."""
+    """Cached by modification time: a live run reads it every epoch, and parsing is the slowest part of the call."""
     config = yaml.safe_load(read_file(path))
     return config if isinstance(config, dict) else {}
 

@@ -2,7 +2,7 @@
 
 What an MLflow run should hold is a function of the files alone (tracking/content.py);
 `Tracker._bring_up_to_date` sends what the store lacks of it. So projecting twice adds nothing, and a store that was
-down, deleted or left behind in the middle is completed by projecting again.
+down, deleted or only partly updated is completed by projecting again.
 
 mlflow takes about two seconds to import: it is imported when a Tracker is made, never with this file.
 """
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 
 EXPERIMENT = "remeasure"
-LOCK_SECONDS = 60.0  # a fresh store takes a tenth of that to make
+LOCK_SECONDS = 60.0  # making a new store takes a tenth of that
 
-# Set before mlflow is imported, where the user has not. A dead server is then known in 10 s, not in minutes.
+# Set before mlflow is imported, unless the user has. A dead server then costs 10 s, not minutes.
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -62,7 +62,7 @@ _ENVIRONMENT = {
 
 
 def available() -> bool:
-    """Whether mlflow is installed; without it nothing is tracked, and `make track` replays the runs elsewhere."""
+    """Whether mlflow is installed; without it nothing is tracked, and `make track` can replay the runs elsewhere."""
     return find_spec("mlflow") is not None
 
 
@@ -96,7 +96,7 @@ def _sqlite_path(uri: str) -> Path | None:
 
 @dataclass(kw_only=True)
 class _Held:
-    """What the store is known to hold of one run."""
+    """Cached state of one run in the store."""
 
     run_id: str
     status: str
@@ -109,7 +109,7 @@ class _Held:
 
 
 class BusyError(InputError):
-    """Another process has locked the store: a fault that passes."""
+    """Another process has locked the store; a later try may succeed."""
 
 
 class Tracker:
@@ -125,7 +125,7 @@ class Tracker:
         self._lock = _lock_path(uri)
         self._held: dict[tuple[str, str], _Held] = {}
         try:
-            # Processes that migrate one fresh SQLite database together crash each other.
+            # Processes that migrate one new SQLite database at the same time crash each other.
             with _locked(self._lock):
                 if self._database and not self._database.exists():
                     _make(self._database, artifact_root=artifact_root)
@@ -140,7 +140,7 @@ class Tracker:
     def project(self, run_directory: Path, *, parent_id: str = "") -> str:
         """Bring MLflow up to date with a run directory and return the MLflow run's id.
 
-        `parent_id`: what `project_row` returned for the run's campaign. Returns "" if the journal has not begun.
+        `parent_id`: what `project_row` returned for the run's campaign. Returns "" if the journal has no `started` event.
         """
         content = run_content(run_directory, parent_id=parent_id)
         return self._bring_up_to_date(content) if content else ""
@@ -193,7 +193,7 @@ class Tracker:
         findings: Mapping[str, str] | None = None,
         parent_id: str = "",
     ) -> str:
-        """Replay a committed record as a child run and return its id; nothing if this seed's own run is in the store.
+        """Replay a committed record as a child run and return its id; if the store has this seed's own run, that one's.
 
         `spec`: the row's results/specs/<row>.yaml. `curve`: this seed's lines of results/curves/<row>.csv. `findings`:
         what the doctor found, name to evidence.
@@ -205,7 +205,7 @@ class Tracker:
 
     @contextmanager
     def system_metrics(self, mlflow_run_id: str, *, interval_seconds: float = 5.0) -> Iterator[None]:
-        """Record processor, memory, disk and GPU use beside the run, where the machine lets us; "" records nothing."""
+        """Record processor, memory, disk and GPU use beside the run, where that is possible; "" records nothing."""
         monitor = None
         if mlflow_run_id:
             try:
@@ -213,7 +213,7 @@ class Tracker:
                     mlflow_run_id, sampling_interval=interval_seconds, resume_logging=True, tracking_uri=self.uri
                 )
                 monitor.start()
-            except Exception as error:  # no psutil, no access to /proc, a store that has gone: the run matters more
+            except Exception as error:  # no psutil, no access to /proc, no store: the run goes on
                 print(f"system metrics are not recorded: {masked(str(error))}", file=sys.stderr)
         try:
             yield
@@ -222,7 +222,7 @@ class Tracker:
                 monitor.finish()
 
     def _bring_up_to_date(self, content: Content) -> str:
-        """Send what the store lacks. A call that fails forgets what was known, so that the next looks it up again."""
+        """Send what the store lacks. A failed call drops the cached state, so that the next reads it from the store."""
         self._check_database()
         held = self._held.pop(content.identity, None) or self._find_or_create(content)
         self._send_batches(content, held=held)
@@ -232,7 +232,7 @@ class Tracker:
         return held.run_id
 
     def _check_database(self) -> None:
-        """SQLite goes on writing into a deleted file without a word."""
+        """Raise OSError if the database was deleted or replaced: SQLite would silently write to the deleted file."""
         if self._database and not (self._database.exists() and self._database.stat().st_ino == self._inode):
             raise OSError(f"{self._database} was deleted or replaced under this process")
 
@@ -269,7 +269,7 @@ class Tracker:
         metrics = [Metric(key, value, time_ms, step) for (key, step), (value, time_ms) in points.items()]
         params = [Param(key, value) for key, value in content.params.items() if key not in held.params]
         tags = [RunTag(key, value) for key, value in content.tags.items() if held.tags.get(key) != value]
-        self._client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one
+        self._client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # it splits large batches
         held.points |= {at: value for at, (value, _) in points.items()}
         held.params |= content.params.keys()
         held.tags |= content.tags
@@ -285,7 +285,7 @@ class Tracker:
                 held.files[path.name] = size
 
     def _log_dataset(self, dataset: tuple[str, str, str], *, run_id: str) -> None:
-        """Once more if that fails: MLflow makes the entry of a data set twice where two processes name it at once."""
+        """Try twice: MLflow fails if two processes create the entry of the same data set at once."""
         from mlflow.exceptions import MlflowException
 
         datasets = [_dataset_input(dataset)]
@@ -308,17 +308,17 @@ def _client(uri: str) -> "MlflowClient":
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # the faults that matter come as exceptions
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # faults that matter are raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
-        # Ten tries, each twice as long after the one before, would report a wrong database after 100 s.
+        # MLflow's ten tries with doubling delays would report a wrong database after 100 s.
         database: Any = import_module("mlflow.store.db.utils")
         database.MAX_RETRY_COUNT = 3
     return MlflowClient(uri)
 
 
 def _make(database: Path, *, artifact_root: Path | None) -> None:
-    """A SQLite store gets its name once it is whole: MLflow refuses for ever one that a kill left half made."""
+    """Make a SQLite store, and rename it when complete: MLflow refuses for ever one that a kill left half made."""
     partial = database.with_name(f"{database.name}.partial")
     for leftover in database.parent.glob(f"{partial.name}*"):
         leftover.unlink()
@@ -334,7 +334,7 @@ def _experiment(client: "MlflowClient", *, artifact_root: Path | None) -> str:
         try:
             location = artifact_root.absolute().as_uri() if artifact_root else None
             return str(client.create_experiment(EXPERIMENT, artifact_location=location))
-        except MlflowException:  # another process was faster
+        except MlflowException:  # another process has made it meanwhile
             experiment = client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 raise
@@ -352,7 +352,7 @@ def _unreachable(uri: str, *, error: Exception) -> tuple[str, str]:
 
 
 def _lock_path(uri: str) -> Path:
-    """Beside a SQLite database; for any other store a file of this user's."""
+    """The lock file: beside a SQLite database; for any other store in the temporary folder, one a user and URI."""
     if database := _sqlite_path(uri):
         return database.with_name(f"{database.name}.lock")
     name = f"remeasure-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
@@ -361,9 +361,9 @@ def _lock_path(uri: str) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone among this machine's processes: no store keeps two of them from making the same run at once.
+    """Hold the store's lock file: no store prevents two processes from creating the same run at once.
 
-    Raises TimeoutError where one keeps it for longer than any call takes: it may have been stopped (SIGSTOP).
+    Raises TimeoutError after LOCK_SECONDS, longer than any call takes: the holder may be stopped (SIGSTOP).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + LOCK_SECONDS

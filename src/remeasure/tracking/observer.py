@@ -1,4 +1,4 @@
-"""What watches runs while they train: progress for a person, MLflow for later. Neither can stop a run."""
+"""Observes runs while they train: progress on the terminal, and MLflow. Neither can stop a run."""
 
 import sys
 from contextlib import ExitStack
@@ -19,9 +19,9 @@ ENDINGS = ("finished", "failed", "diverged", "interrupted")
 
 
 class Observer:
-    """Called with each journal event; as a context, it closes bars and samplers whatever happens.
+    """Called with each journal event; as a context manager, it closes progress bars and metric samplers on exit.
 
-    Raises InputError at once if the tracking store cannot be reached; one that is locked, or dies later, falls behind.
+    Raises InputError when made if the store cannot be reached; one that is locked, or fails later, falls behind.
     """
 
     def __init__(self, *, project: Path, progress: Progress | None = None) -> None:
@@ -57,7 +57,7 @@ class Observer:
             self._project(directory, row="")
 
     def close_orphans(self, runs: Path) -> None:
-        """What killed processes left RUNNING: runs and campaigns of this checkout that nobody works on any more."""
+        """Close the runs and campaigns of this checkout that killed processes left RUNNING."""
         for path in sorted(runs.glob(f"*/{JOURNAL_FILE}")):
             self._close_run(path.parent)
         if self.tracker is None:
@@ -67,7 +67,7 @@ class Observer:
                 self.best_effort.at_once(self.tracker.close_campaign, campaign)
 
     def _close_run(self, directory: Path) -> None:
-        """A run that was cut short stands as interrupted until it goes on; one that ended unseen is shown as it is."""
+        """Mark a run whose process was killed as interrupted; send a finished one that MLflow lacks."""
         if (directory / "record.json").is_file():
             if self.tracker and not recorded_run_id(directory):
                 self.finish(Outcome(record=read_record(directory), directory=directory, reused=False))
@@ -80,14 +80,14 @@ class Observer:
                     self._project(directory, row="")
 
     def finish(self, outcome: Outcome) -> Outcome:
-        """The outcome with its MLflow run id, in the run's directory as in MLflow; one that has it is left alone."""
+        """The outcome with its MLflow run id, also put into its record; a reused outcome with an id is unchanged."""
         if self.tracker is None or (outcome.reused and outcome.record.mlflow_run_id):
             return outcome
         directory, row = outcome.directory, outcome.record.row
-        with locks.held(directory / "lock"):  # other campaigns may wish to finish it, too
+        with locks.held(directory / "lock"):  # another campaign may finish it at the same time
             mlflow_run_id = self._project(directory, row=row)
             record = replace(outcome.record, mlflow_run_id=mlflow_run_id)
-            if mlflow_run_id and (directory / "record.json").is_file():  # tuning leaves none
+            if mlflow_run_id and (directory / "record.json").is_file():  # tuning writes none
                 write_record(directory, record)
                 self._project(directory, row=row)
         return replace(outcome, record=record)

@@ -19,7 +19,7 @@ from remeasure.tracking.observer import Observer
 
 
 def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, say: Callable[[str], None]) -> None:
-    """Idempotent: what the store holds already is not sent again. Raises InputError: no mlflow, or no store."""
+    """Send runs and records to MLflow, without what it has already. Raises InputError: no mlflow, or no store."""
     if not mlflow_store.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
     observer = Observer(project=project)
@@ -27,7 +27,7 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
         raise InputError("MLflow's store is locked by another process; try again when that has ended")
     observer.close_orphans(runs)
     directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
-    for directory in directories:  # first, so that no committed record is replayed beside its own run
+    for directory in directories:  # before the records, so that none is replayed beside its own run
         tracker.project(directory)
     parents = {name: replay_row(row, tracker=tracker, results=results, runs=runs) for name, row in rows.items()}
     for directory in directories:
@@ -38,9 +38,9 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
 
 
 def replay_row(row: Row, *, tracker: "mlflow_store.Tracker", results: Path, runs: Path) -> str:
-    """A row's committed record: a parent run, whose id is returned, and a child for each seed.
+    """Replay a row's committed record as a parent run, with a child for each seed; returns the parent's id.
 
-    "" without a record, and where a campaign works on the row now: it says itself how the row stands.
+    "" without a record, or while a campaign works on the row: it updates the parent run itself.
     """
     with held_folder(results):
         group = read_row(results, row=row.name)

@@ -1,4 +1,4 @@
-"""What a person watches while runs train: one bar a run on a terminal, plain lines where there is none (stderr)."""
+"""Progress of runs on stderr: a bar for each run on a terminal, else plain lines."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from typing import TextIO
 
 from remeasure.spec.record import Event
 
-PLAIN_LINE_SECONDS = 10.0  # a run without a terminal speaks at most this often, and at its end
+PLAIN_LINE_SECONDS = 10.0  # without a terminal, a run prints at most this often, and at its end
 DRAW_SECONDS = 0.1  # bars are drawn at most this often
 CLEAR = "\r\x1b[J"  # from the start of this line to the end of the screen
 
@@ -18,10 +18,9 @@ CLEAR = "\r\x1b[J"  # from the start of this line to the end of the screen
 class Progress:
     """Called with each journal event of each run; runs are keyed by their directories.
 
-    The bars stand below all that was said, and the cursor at the start of the first: what another prints there, or
-    the ^C of a terminal, is followed by bars drawn anew. A terminal that is closed, or a pipe that nobody reads any
-    more, ends the display and not the run. `clock` returns seconds. `prints_epochs`: a line for each epoch and for the
-    score after the last one, as a loop by hand prints them.
+    The bars are drawn below all lines, with the cursor at the start of the first bar: after other output there, such
+    as a terminal's ^C, they are drawn again. A closed terminal or pipe ends the display, not the run. `clock` returns
+    seconds. `prints_epochs`: a line for each epoch and for the final score, as a hand-written loop prints them.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Progress:
         self._draw(f"{line}\n")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Replace each remaining bar by a line that says interrupted."""
         while self.runs:
             self.say(f"{self.runs.pop(next(iter(self.runs))).title}: {_ending({'event': 'interrupted'})}")
 
@@ -96,7 +95,7 @@ class Progress:
 
 
 class _Run:
-    """What is shown of one run: so many of its epochs, or of the photographs that it evaluates, are done."""
+    """The displayed state of one run: how many of its epochs, or of the photographs it evaluates, are done."""
 
     def __init__(self, event: Event, *, now: float) -> None:
         self.title = f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
@@ -114,7 +113,7 @@ class _Run:
             self.numbers = f", {event['images_per_second']:.1f} images/s"
             return
         if not self.done:
-            self.done_before = event["epoch"] - 1  # a resumed run does not begin at 1
+            self.done_before = event["epoch"] - 1  # a resumed run does not start at 1
         self.done = event["epoch"]
         self.seconds_each = (now - self.started) / (self.done - self.done_before)
         self.numbers = f", loss {event['loss']:.4f}, train {event['accuracy_percent']:.2f} %"
@@ -130,7 +129,7 @@ class _Run:
         return f"{self.unit} {self.done}/{self.total}{left}{self.numbers}"
 
     def bar(self, now: float, *, columns: int) -> str:
-        """The same after a bar that fills the line."""
+        """The title, a bar that fills the line, and the state."""
         state = self.state(now)
         width = min(columns - len(self.title) - len(state) - 2, 40)
         if width < 5 or not self.total:
@@ -169,7 +168,7 @@ def _ending(event: Event) -> str:
 
 
 def _size(stream: TextIO) -> tuple[int, int]:
-    """Columns and rows of a terminal; 80 and 24 where it does not say."""
+    """Columns and rows of a terminal; 80 and 24 if unknown."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except OSError:
