@@ -1,7 +1,7 @@
-"""What the article claims beside its table, measured and judged: `make claims`.
+"""Measures and judges the article's claims beside its table: `make claims`.
 
 ledger, verdict     conf/claims.yaml, the rule of each claim, results/claims.md: no torch
-analytic, filters   experiments that compute or read: formulas, sums over all masks, committed records, filters
+analytic, filters   experiments without training: formulas, sums over all masks, committed records, filters
 numpy_trainings     trainings of the network from scratch
-trainings           trainings as rows have them, each arm by each seed, in runs/claims
+trainings           trainings like those of rows, for each arm and seed, in runs/claims
 """

@@ -31,11 +31,11 @@ KEYS = {
     *("measured_with", "seeds", "specs", "data_sha256", "pictures"),
     *("commit", "dirty", "environment", "measured_on", "wall_seconds"),
 }
-Experiment = Callable[..., list[dict[str, float | None]]]  # from parameters, `seeds` and `lab` to each seed's numbers
+Experiment = Callable[..., list[dict[str, float | None]]]  # (parameters, seeds, lab) to each seed's numbers
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 where --check finds another report, or a claim could not be measured for want of its data."""
+    """Exit status: 1 if --check finds another report, or if the data of a claim are missing."""
     options = _options(arguments)
     claims = ledger.read(paths.conf_dir() / "claims.yaml")
     chosen, measured = ledger.select(claims, options.names), read_measured(options.results, claims=claims)
@@ -71,7 +71,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def read_measured(results: Path, *, claims: Mapping[str, Claim]) -> dict[str, dict[str, Any]]:
-    """The entries of results/claims.json; none where there is no such file. InputError: it is not what was written."""
+    """The entries of results/claims.json, {} without the file. InputError: wrong keys, or edited numbers."""
     path = results / "claims.json"
     if not paths.refuse_no_file(path).exists():
         return {}
@@ -85,7 +85,7 @@ def read_measured(results: Path, *, claims: Mapping[str, Claim]) -> dict[str, di
 
 
 def _is_unlike(claim: Claim, *, entry: Mapping[str, Any] | None) -> bool:
-    """Whether an entry of this very experiment holds other numbers, or another number of seeds: it was edited."""
+    """Whether an entry of the same experiment has other names of numbers, or another number of seeds: it was edited."""
     if entry is None or entry["measured_with"] != claim.measured_with:
         return False
     names, seeds = set(claim.typed().numbers()), entry["seeds"]
@@ -93,7 +93,7 @@ def _is_unlike(claim: Claim, *, entry: Mapping[str, Any] | None) -> bool:
 
 
 def check(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any]], results: Path) -> int:
-    """0 where claims.md is what ledger and claims.json make of it."""
+    """0 if claims.md is what ledger and claims.json give, else 1."""
     path = results / "claims.md"
     if not measured and not path.exists():
         print(f"{path}: nothing is measured yet; `make claims` does")
@@ -107,7 +107,7 @@ def check(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any]]
 
 
 def publish(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any]], results: Path) -> None:
-    """Write claims.json and claims.md; measurements of claims that the ledger no longer has are dropped."""
+    """Write claims.json and claims.md; measurements of claims that are not in the ledger are dropped."""
     known = {name: measured[name] for name in claims if name in measured}
     paths.writable(results)
     write_whole(results / "claims.json", encode_json(known))
@@ -117,7 +117,7 @@ def publish(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any
 def _measurements(
     claims: Sequence[Claim], *, results: Path, runs: Path
 ) -> Iterator[tuple[Claim, dict[str, Any] | None]]:
-    """Measure one claim after the other; None for one whose data are missing, which the terminal names."""
+    """Measure one claim after the other; None and a line on stderr for a claim whose data are missing."""
     if not claims:
         return
     paths.writable(results)
@@ -132,7 +132,7 @@ def _measurements(
         data_root=paths.data_root(),
         device_kind="cpu",
         keep_weights=True,
-        doctor=False,  # some are sick on purpose
+        doctor=False,  # some fail on purpose
     )
     with Observer(project=place.project) as observer, Workers(place) as workers:
         observer.close_orphans(place.runs)
@@ -147,7 +147,7 @@ def _measurements(
 
 
 def measure(claim: Claim, *, lab: Any) -> dict[str, Any]:
-    """The claim's entry of results/claims.json: each seed's numbers, and what they were measured on."""
+    """The claim's entry of results/claims.json: each seed's numbers, data, specs, commit and environment."""
     started = time.monotonic()
     seeds = experiments()[claim.experiment](claim.typed(), seeds=range(claim.num_seeds), lab=lab)
     revision = provenance.revision(lab.place.project)

@@ -1,7 +1,7 @@
-"""Experiments that compute: formulas, extremes, sums over all masks, matrices drawn from a seed, committed records.
+"""Experiments without training: formulas, extremes, sums over all masks, random matrices, committed records.
 
-Each is a function of its parameters and a seed to its numbers. They use the network from scratch, and torch as the
-second opinion where there is one.
+Each maps its parameters and a seed to its numbers. They use the network from scratch, and torch to check it where
+torch has the same function.
 """
 
 import itertools
@@ -39,7 +39,7 @@ def activations(parameters: Activations, *, seed: int, lab: Lab) -> Numbers:  # 
 
 
 def _activation(activation: Activation) -> dict[str, float]:
-    """Greatest error against torch's, extremes over [-FAR, FAR], and whether the slope is 0 on all of a half-line."""
+    """Largest error against torch's, extremes over [-FAR, FAR], and whether the slope is 0 on a whole half-line."""
     z = np.linspace(-FAR, FAR, 80_001)
     theirs = getattr(torch, activation.name, None) or getattr(functional, activation.name)
     values, slopes = activation.function(z), activation.derivative(z)
@@ -52,7 +52,7 @@ def _activation(activation: Activation) -> dict[str, float]:
 
 
 def _lowest(activation: Activation, *, z: Array, values: Array) -> float:
-    """By minimisation around the lowest point of a grid."""
+    """The minimum, by minimisation around the lowest point of the grid."""
     index = int(values.argmin())
     around = (float(z[max(index - 1, 0)]), float(z[min(index + 1, len(z) - 1)]))
     found = minimize_scalar(
@@ -62,7 +62,7 @@ def _lowest(activation: Activation, *, z: Array, values: Array) -> float:
 
 
 def linear_map(parameters: LinearMap, *, seed: int, lab: Lab) -> Numbers:  # noqa: ARG001
-    """How far a deep net's outputs are from those of the one matrix and bias that its layers multiply to."""
+    """Relative difference of a deep net's outputs from those of the one linear map that its layers multiply to."""
     rng = np.random.default_rng(seed)
     layers = [_layer(*sizes, rng=rng) for sizes in pairwise(parameters.sizes)]
     inputs = rng.standard_normal((100, parameters.sizes[0]))
@@ -79,7 +79,7 @@ def linear_map(parameters: LinearMap, *, seed: int, lab: Lab) -> Numbers:  # noq
 
 
 def _layer(fan_in: int, fan_out: int, *, rng: np.random.Generator) -> Dense:
-    """In float64, its biases drawn, too."""
+    """A dense layer in float64 with He weights and random biases."""
     layer = dense(fan_in, fan_out, std=std("he", fan_in=fan_in, fan_out=fan_out), rng=rng, dtype=np.float64)
     layer.parameters[1][...] = rng.standard_normal(fan_out)
     return layer
@@ -117,7 +117,7 @@ def _decades(parameters: DepthVariance, *, scale: float, activation: str, seed: 
 
 
 def initialisation_name(parameters: InitialisationName, *, seed: int, lab: Lab) -> Numbers:  # noqa: ARG001
-    """The article's √(2/fan_in) over the sd of weights that torch draws as He's and as Xavier's."""
+    """The article's √(2/fan_in) over the sd of weights that torch draws by He's and by Xavier's rule."""
     generator = torch.Generator().manual_seed(seed)
     weights, article = torch.empty(parameters.fan_out, parameters.fan_in), math.sqrt(2 / parameters.fan_in)
     he = torch.nn.init.kaiming_normal_(weights, nonlinearity="relu", generator=generator).std().item()
@@ -126,10 +126,10 @@ def initialisation_name(parameters: InitialisationName, *, seed: int, lab: Lab) 
 
 
 def dropout_expectation(parameters: DropoutExpectation, *, seed: int, lab: Lab) -> Numbers:  # noqa: ARG001
-    """z = W·a + b in expectation over all 2ⁿ masks of a, against z of the net that is used for inference.
+    """Errors of z = W·a + b at inference against its expectation over all 2ⁿ masks of a in training.
 
-    scaled: training masks, inference multiplies a by the keep probability. inverted: training masks and divides by it,
-    inference does nothing. unscaled: training masks, inference does nothing. torch: the factor of its kept units.
+    scaled: training masks a, inference multiplies a by the keep probability. inverted: training masks a and divides it
+    by that, inference uses a. unscaled: training masks a, inference uses a. torch: error of the factor of kept units.
     """
     rng, keep = np.random.default_rng(seed), parameters.keep
     layer, units = _layer(parameters.num_units, 5, rng=rng), rng.standard_normal((1, parameters.num_units))
@@ -160,7 +160,7 @@ def loss_values(parameters: Losses, *, seed: int, lab: Lab) -> Numbers:  # noqa:
 
 
 def _wrong() -> Numbers:
-    """∂L/∂z of the true class, logit -10 against one of 0: by cross-entropy, and by the squared error of σ(z)."""
+    """|∂L/∂z| of the true class at logit z = -10: of the cross-entropy, and of the squared error of σ(z)."""
     logit, one = np.array([-10.0]), np.array([1.0])
     sigmoid = Activate(ACTIVATIONS["sigmoid"])
     squared = sigmoid.backward(losses.mean_squared_error(sigmoid.forward(logit), one)[1])
@@ -169,7 +169,7 @@ def _wrong() -> Numbers:
 
 
 def committed(parameters: Committed, *, seed: int, lab: Lab) -> Numbers:
-    """The seed's accuracy in the committed record of each row. InputError: it has no such seed."""
+    """The seed's accuracy in the committed record of each row. InputError: a record has no such seed."""
     numbers: Numbers = {}
     for row in parameters.rows:
         by_seed = {record.seed: record for record in reader.read_runs(lab.results, row=row)}

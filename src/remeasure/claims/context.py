@@ -1,4 +1,4 @@
-"""What experiments share: where they may read and train, and a note of what they were measured on."""
+"""What experiments share: folders, training, and notes of the data and specs that they used."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from remeasure.runs.hardware import with_native_precision
 from remeasure.spec.run import DataSpec, RunSpec
 from remeasure.system import paths
 
-Train = Callable[[Sequence[tuple[RunSpec, int]]], list[Outcome]]  # each spec with its seed, in this order
+Train = Callable[[Sequence[tuple[RunSpec, int]]], list[Outcome]]  # from (spec, seed) to outcomes, in the same order
 Numbers = dict[str, float | None]  # of one seed; None: not finite
 
 
 @dataclass(kw_only=True)
 class Lab:
-    """`train`: trains all of these, or returns what is finished. `data_sha256`, `specs`, `pictures`: taken note of."""
+    """`train`: trains all (spec, seed) pairs, reusing finished runs. `data_sha256`, `specs`, `pictures`: those used."""
 
     place: Place
     results: Path
@@ -31,12 +31,12 @@ class Lab:
     _splits: dict[str, Split] = field(default_factory=dict)
 
     def spec(self, overrides: Sequence[str]) -> RunSpec:
-        """What `python src/train.py <overrides>` trains. Raises InputError, or DataMissingError."""
+        """The spec that `python src/train.py <overrides>` trains. Raises InputError, or DataMissingError."""
         config = with_native_precision(compose.compose(list(overrides)), device_kind=self.place.device_kind)
         return identified(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
 
     def _fingerprint(self, spec: DataSpec, *, root: Path, trains: bool) -> Source:  # noqa: ARG002
-        """Taken once for each data set; tuning's is over the training split alone."""
+        """Computed once for each data set; when tuning, over the training split alone."""
         name = spec.name if spec.split == "test" else f"{spec.name}, training split"
         if name not in self.data_sha256:
             self.data_sha256[name] = fingerprint.fingerprint(spec, root=root).data_sha256
@@ -49,7 +49,7 @@ class Lab:
         return self._splits[spec.name]
 
     def data_spec(self, name: str) -> DataSpec:
-        """conf/data/<name>.yaml, its fingerprint noted."""
+        """The spec in conf/data/<name>.yaml; notes its fingerprint."""
         spec = catalog.read_config(name, conf_dir=paths.conf_dir())
         self._fingerprint(spec, root=self.place.data_root, trains=True)
         return spec

@@ -1,4 +1,4 @@
-"""Are first-layer filters oriented? A measure of it, a test against the same weights in random order, and pictures."""
+"""Are first-layer filters oriented? A measure, a permutation test against shuffled weights, and pictures."""
 
 import math
 from pathlib import Path
@@ -16,11 +16,10 @@ SCALE = 24  # screen pixels a weight
 
 
 def coherence(kernels: Array) -> Array:
-    """How much each kernel's slope points one way: (N, C, H, W) → (N,) in [0, 1], 1 for a pure edge or grating.
+    """How much each kernel's gradient has one direction: (N, C, H, W) → (N,) in [0, 1], 1 for a pure edge or grating.
 
-    The structure tensor J = Σ g·gᵀ is summed over pixels and channels, with g the slope (Bigün and Granlund 1987);
-    coherence is (λ₁ - λ₂) / (λ₁ + λ₂) of its eigenvalues, 0 where there is no slope at all. A kernel's scale does not
-    matter.
+    The structure tensor J = Σ g·gᵀ is summed over pixels and channels, with g the gradient (Bigün and Granlund 1987);
+    coherence is (λ₁ - λ₂) / (λ₁ + λ₂) of its eigenvalues, 0 for a constant kernel. A kernel's scale does not matter.
     """
     down, across = np.gradient(kernels, axis=(-2, -1))
     yy, xx, xy = ((one * other).sum(axis=(1, 2, 3)) for one, other in ((down, down), (across, across), (down, across)))
@@ -30,7 +29,7 @@ def coherence(kernels: Array) -> Array:
 
 
 def shuffled(kernels: Array, *, rng: np.random.Generator) -> Array:
-    """Each kernel's weights in random order within each channel: the same norm, and no orientation."""
+    """Each kernel's weights in random order within each channel: same norm, no orientation."""
     flat = kernels.reshape(*kernels.shape[:2], -1)
     return rng.permuted(flat, axis=-1).reshape(kernels.shape)
 
@@ -62,7 +61,7 @@ def _read(path: Path) -> Array:
 
 
 def draw(kernels: Array, *, path: Path) -> str:
-    """Write the filters as a PNG, in rows, each from its own least weight (black) to its greatest; returns its name."""
+    """Write the filters as tiles of a PNG, each from its lowest weight (black) to its highest; returns its name."""
     from PIL import Image
 
     low, high = (limit(kernels, axis=(1, 2, 3), keepdims=True) for limit in (np.min, np.max))

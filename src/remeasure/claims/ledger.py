@@ -1,7 +1,7 @@
 """The ledger of claims, conf/claims.yaml: what is said, where, the experiment, and the rule, written before measuring.
 
 Read as strictly as the benchmark's ledger: faults are named together. Each experiment's parameters are a dataclass
-here, which also knows the names of the numbers that the experiment gives: a rule about none of them is a fault.
+here, which also lists the names of the experiment's numbers; a rule about any other number is a fault.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from remeasure.judging import ledger
 from remeasure.spec.base import InputError, Strict, canonical_json
 from remeasure.system.validation import convert, did_you_mean
 
-MEASURES_VERSION = 1  # raised by hand whenever an experiment comes to measure something else
+MEASURES_VERSION = 1  # raise it whenever an experiment measures something else
 VerdictName = Literal["holds", "does not hold", "undecided", "not measured"]
 SIX = ("sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu")
 _NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters(Strict, ABC):
-    """Of an experiment. `draws`: whether a seed moves its numbers; the others are measured once."""
+    """An experiment's parameters. `draws`: whether its numbers depend on the seed; else it is measured once."""
 
     draws: ClassVar[bool] = False
 
@@ -38,7 +38,7 @@ class Parameters(Strict, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(Parameters):
-    """The six activations against torch's, their extremes by minimisation, and whether a half-line has slope 0."""
+    """The six activations against torch's, extremes by minimisation, and whether the slope is 0 on a half-line."""
 
     def numbers(self) -> list[str]:
         return [f"{name}.{kind}" for name in SIX for kind in ("formula_error", "lowest", "highest", "can_die")]
@@ -76,7 +76,7 @@ class DepthVariance(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class InitialisationName(Parameters):
-    """The article's scale √(2/fan_in) over the standard deviation of what torch draws by each name."""
+    """The article's scale √(2/fan_in) over the standard deviation of the weights that torch draws by each name."""
 
     draws: ClassVar[bool] = True
     fan_in: int
@@ -88,7 +88,7 @@ class InitialisationName(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutExpectation(Parameters):
-    """A dense layer's outputs in expectation over all masks of its inputs, which are enumerated."""
+    """A dense layer's expected outputs over all masks of its inputs, which are enumerated."""
 
     draws: ClassVar[bool] = True
     num_units: int
@@ -106,9 +106,7 @@ class DropoutExpectation(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class Losses(Parameters):
-    """Losses and slopes at an error of 10 and of 1; two classes by both cross-entropies; slopes where the net is
-    confident and wrong.
-    """
+    """Losses and slopes at errors of 10 and 1; two classes by both cross-entropies; slopes of a wrong answer."""
 
     def numbers(self) -> list[str]:
         costs = [f"{loss}.{kind}" for loss in ("mse", "huber") for kind in ("cost_ratio", "slope_ratio")]
@@ -139,7 +137,7 @@ class Filters(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class _Arms(Parameters):
-    """Settings that are compared, by their names."""
+    """Settings to compare, by name."""
 
     draws: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ()
@@ -160,7 +158,7 @@ class _Arms(Parameters):
 class Trainings(_Arms):
     """`python src/train.py <common> <arm's overrides>` for each arm and seed.
 
-    `choose`: overrides of which each arm takes the one that is best on the validation split, with a tuning seed.
+    `choose`: overrides; each arm takes the one that is best on the validation split, with a tuning seed.
     """
 
     measures: ClassVar[tuple[str, ...]] = (
@@ -175,8 +173,8 @@ class Trainings(_Arms):
 class ScratchArm(Strict):
     """How the network from scratch is trained: dense layers of `hidden_sizes`, SGD at `lr` without momentum.
 
-    `std_factor`: of He's standard deviation. `clip_norm`: null for none. `clears_gradients`: false lets each step's
-    gradients add to those of all steps before, as where optimizer.zero_grad() is forgotten.
+    `std_factor`: multiplies He's standard deviation. `clip_norm`: null for none. `clears_gradients`: false adds each
+    step's gradients to those of all earlier steps, as without optimizer.zero_grad().
     """
 
     hidden_sizes: list[int]
@@ -192,7 +190,7 @@ class ScratchArm(Strict):
 class ScratchTrainings(_Arms):
     """Trainings of the network from scratch, on the first `num_images` training images.
 
-    `choose_lr`: rates of which each arm takes the one that is best on the last `num_validation` training images.
+    `choose_lr`: rates; each arm takes the one that is best on the last `num_validation` training images.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("score_percent", "diverged", "first_norm_decades", "lr")
@@ -224,7 +222,7 @@ PARAMETERS: dict[str, type[Parameters]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Strict):
-    """The mean over seeds of `number`, less that of `minus`, lies in [at_least, at_most]; null: no bound there."""
+    """The mean over seeds of `number` minus that of `minus` is in [at_least, at_most]; null: no bound."""
 
     number: str
     minus: str | None = None
@@ -269,12 +267,12 @@ class Claim(Strict):
             yield f"num_seeds: {self.experiment} needs 1, as it draws nothing, got {self.num_seeds}"
 
     def typed(self) -> Parameters:
-        """The parameters as the experiment's own. Raises InputError."""
+        """The parameters as the experiment's dataclass. Raises InputError."""
         return convert(PARAMETERS[self.experiment], self.parameters, where=f"claims.{self.name}.parameters")
 
     @property
     def measured_with(self) -> str:
-        """SHA-256 over what moves a number; rule, wording and notes do not."""
+        """SHA-256 over what affects the numbers: not the rule, wording and notes."""
         identity = [self.experiment, self.parameters, self.num_seeds, MEASURES_VERSION]
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
@@ -298,7 +296,7 @@ def read(path: Path) -> dict[str, Claim]:
 
 
 def _unknown_numbers(claim: Claim) -> Iterable[str]:
-    """The numbers in the rule that the experiment does not give. Raises InputError for wrong parameters."""
+    """Faults of the rule's numbers that the experiment does not give. Raises InputError for wrong parameters."""
     valid = claim.typed().numbers()
     for index, check in enumerate(claim.checks):
         for key in ("number", "minus"):
@@ -309,5 +307,5 @@ def _unknown_numbers(claim: Claim) -> Iterable[str]:
 
 
 def select(claims: Mapping[str, Claim], names: Sequence[str]) -> dict[str, Claim]:
-    """The claims so named; all of them where `names` is empty. InputError for an unknown name."""
+    """The claims with these names; all if `names` is empty. InputError for an unknown name."""
     return ledger.select(claims, names, kind="claim")

@@ -1,4 +1,4 @@
-"""Trainings of the network from scratch, where the claim is about a step that a framework would hide."""
+"""Trainings of the network from scratch, for claims about a step that a framework would hide."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Labels = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """`inputs` (N, pixels) float32, normalised as rows normalise them, and `labels` (N,)."""
+    """`inputs` (N, pixels) float32, normalised as in rows, and `labels` (N,)."""
 
     inputs: Array
     labels: Labels
@@ -32,7 +32,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The network, whether its numbers ceased to be finite, and the norm of all gradients in the first step."""
+    """The network, whether its gradients became non-finite, and the norm of all gradients in the first step."""
 
     network: Network
     diverged: bool
@@ -86,7 +86,7 @@ def _cut(images: Images, *, start: int | None = None, end: int | None = None) ->
 
 
 def _chosen(arm: ScratchArm, *, parameters: ScratchTrainings, seen: Images, held_back: Images) -> ScratchArm:
-    """The arm at the rate that is best on the images held back, by a tuning seed; at its own without a choice."""
+    """The arm with the rate that is best on the held-back images, with a tuning seed; unchanged without a choice."""
     if not parameters.choose_lr:
         return arm
 
@@ -98,7 +98,7 @@ def _chosen(arm: ScratchArm, *, parameters: ScratchTrainings, seen: Images, held
 
 
 def fit(arm: ScratchArm, *, parameters: ScratchTrainings, images: Images, seed: int) -> Trained:
-    """Train to the last epoch, or until numbers are no longer finite; all draws follow from the seed."""
+    """Train to the last epoch, or until gradients are not finite; all random numbers follow from the seed."""
     rng = np.random.default_rng(seed)
     num_classes = int(images.labels.max()) + 1
     network = _network(arm, sizes=[images.inputs.shape[1], *arm.hidden_sizes, num_classes], rng=rng)
@@ -124,7 +124,7 @@ def fit(arm: ScratchArm, *, parameters: ScratchTrainings, images: Images, seed: 
 
 
 def _network(arm: ScratchArm, *, sizes: list[int], rng: np.random.Generator) -> Network:
-    """Dense layers and activations; for the squared error a softmax at the end."""
+    """Dense layers and activations; with the squared error, a softmax at the end."""
     layers: list[Layer] = []
     for index in range(len(sizes) - 1):
         scale = arm.std_factor * std("he", fan_in=sizes[index], fan_out=sizes[index + 1])
@@ -144,7 +144,7 @@ def _backward(network: Network, *, arm: ScratchArm, inputs: Array, labels: Label
 
 
 def score_percent(trained: Trained, *, images: Images) -> float:
-    """Accuracy in percent; that of guessing where the training diverged."""
+    """Accuracy in percent; that of guessing if the training diverged."""
     if trained.diverged:
         return 100 / (int(images.labels.max()) + 1)
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Trainings as rows have them: each arm's spec by each seed, run, journaled and resumed in runs/claims."""
+"""Trainings like those of rows: each arm's spec with each seed, run, journaled and resumed in runs/claims."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ from remeasure.tracking.observer import Observer
 from remeasure.training.augment import normalise
 from remeasure.training.inference import predict
 
-MOST_IMAGES = 10_000  # of the training split that the training accuracy is over
-NUM_PROBES = 2000  # training images on which a unit must have no slope to count as dead
+MOST_IMAGES = 10_000  # of the training split, for the training accuracy
+NUM_PROBES = 2000  # training images; a unit without slope on all of them is dead
 DEAD_SLOPE = 1e-6
-TUNED_ON = 10_000  # training images that are held back while a setting is chosen
+TUNED_ON = 10_000  # training images held back while a setting is chosen
 
 
 def trainings(parameters: Trainings, *, seeds: Sequence[int], lab: Lab) -> list[Numbers]:
-    """The numbers of each seed: all arms are trained first, side by side."""
+    """The numbers of each seed. All arms are trained first, side by side."""
     chosen = _chosen(parameters, lab=lab)
     specs = {}
     for arm, overrides in parameters.arms.items():
@@ -66,15 +66,15 @@ def _chosen(parameters: Trainings, *, lab: Lab) -> dict[str, int]:
     outcomes = lab.train([(spec, FIRST_TUNING_SEED) for spec in wanted.values()])
     scores: dict[str, list[float]] = {arm: [] for arm in parameters.arms}
     for (arm, _), outcome in zip(wanted, outcomes, strict=True):
-        scores[arm].append(outcome.record.accuracy_percent or 0.0)  # a run that diverged has none
+        scores[arm].append(outcome.record.accuracy_percent or 0.0)  # a diverged run has no accuracy
     return {arm: each.index(max(each)) for arm, each in scores.items()}
 
 
-# ---------------------------------------------------------------- what one training came to
+# ---------------------------------------------------------------- the numbers of one training
 
 
 def measure(spec: RunSpec, *, outcome: Outcome, lab: Lab) -> Numbers:
-    """What the ledger's `Trainings.measures` names; a run that diverged has the accuracy of guessing."""
+    """The numbers of `Trainings.measures`, without `chosen`; a diverged run has the accuracy of guessing."""
     record, num_params = outcome.record, float(outcome.record.num_params)
     if record.accuracy_percent is None:
         guess = 100 / spec.data.num_classes
@@ -107,7 +107,7 @@ def _network(spec: RunSpec, *, outcome: Outcome) -> nn.Module:
 
 @torch.inference_mode()
 def dead_share(network: nn.Module, images: Tensor) -> float:
-    """The share of hidden units whose activation has no slope, to DEAD_SLOPE, on any of these images (N, C, H, W)."""
+    """The share of hidden units whose slope is at most DEAD_SLOPE on all of these images (N, C, H, W)."""
     names = {module: name for name, module in MODULES.items() if name in ACTIVATIONS}
     num_dead = num_units = 0
     for layer in network.children():
@@ -119,17 +119,17 @@ def dead_share(network: nn.Module, images: Tensor) -> float:
     return num_dead / num_units if num_units else 0.0
 
 
-# ---------------------------------------------------------------- who trains
+# ---------------------------------------------------------------- the workers
 
 
 class Pool:
-    """Trains what is not finished in runs/claims, on every core; MLflow and the terminal watch through `observer`."""
+    """Trains, on every core, what is not finished in runs/claims; `observer` shows it in MLflow and on the terminal."""
 
     def __init__(self, workers: Workers, *, observer: Observer) -> None:
         self.workers, self.observer = workers, observer
 
     def __call__(self, wanted: Sequence[tuple[RunSpec, int]]) -> list[Outcome]:
-        """Raises what a run raises."""
+        """The outcomes of (spec, seed), in the same order. Raises what a run raises."""
         waiting = {(spec.spec_sha256, seed): spec for spec, seed in wanted}
         done: dict[tuple[str, int], Outcome] = {}
         for key, spec in list(waiting.items()):
@@ -142,7 +142,7 @@ class Pool:
 
     @signals.held()
     def _turn(self, waiting: dict[tuple[str, int], RunSpec]) -> dict[tuple[str, int], Outcome]:
-        """Give idle cores what waits, and return what has ended within a moment."""
+        """Start waiting seeds on idle cores; return those that end within POLL_SECONDS."""
         done = {}
         for key, spec in list(waiting.items()):
             if self.workers.cores(spec) <= self.workers.idle:
@@ -161,7 +161,7 @@ class Pool:
 
 
 def ended(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
-    """The finished run, if any; of one that is scored on the validation split only the journal keeps the record."""
+    """The finished run, if any; the record of a run that is scored on the validation split is only in its journal."""
     if spec.data.split == "test":
         return finished(spec, seed=seed, place=place)
     for directory in reversed(attempts(spec, seed=seed, place=place)):

@@ -1,9 +1,9 @@
 """Verdicts on claims, and results/claims.md: pure functions of conf/claims.yaml and results/claims.json.
 
 For a check over the seeds' numbers x (a difference is taken seed by seed): m = mean, s = their sd (n-1), and with
-α = (1 - confidence) / number of checks the interval m ± t(n-1, 1-α/2)·s/√n; for one seed, of an experiment that draws
-nothing, it is m alone. A check holds if the interval lies within its bounds, does not hold if it lies wholly beyond one
-of them, and is else undecided. A claim holds if all its checks do, and does not hold if one does not.
+α = (1 - confidence) / number of checks the interval is m ± t(n-1, 1-α/2)·s/√n; with one seed (an experiment without
+random numbers) it is m alone. A check holds if the interval is within its bounds, does not hold if all of it is beyond
+one of them, and is otherwise undecided. A claim holds if all its checks do, and does not hold if one does not.
 """
 
 import math
@@ -16,14 +16,14 @@ from scipy.stats import t
 
 from remeasure.claims.ledger import Check, Claim, VerdictName
 
-TOLERANCE = 1e-9  # in units of the last bound: what floats cannot tell apart
+TOLERANCE = 1e-9  # relative to the bound: absorbs floating-point errors
 Measured = Mapping[str, Any]  # an entry of results/claims.json
 COMMAND = "make claims"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check came to; mean and interval are None where a seed has no finite number."""
+    """The result of a check; mean and interval are None if a seed has no finite number."""
 
     check: Check
     verdict: VerdictName
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The verdict on a claim, why, and what each check came to."""
+    """The verdict on a claim, its reason, and the result of each check."""
 
     verdict: VerdictName
     reason: str
@@ -43,7 +43,7 @@ class Judged:
 
 
 def judge(claim: Claim, *, measured: Measured | None) -> Judged:
-    """The verdict. `measured`: its entry in results/claims.json, None where there is none."""
+    """The verdict. `measured`: the claim's entry in results/claims.json, or None."""
     if measured is None:
         return Judged(verdict="not measured", reason="no measurement yet")
     if measured["measured_with"] != claim.measured_with:
@@ -148,7 +148,7 @@ def _numbers(seeds: Sequence[Mapping[str, float | None]], *, names: Sequence[str
 
 
 def _mean_and_sd(name: str, *, seeds: Sequence[Mapping[str, float | None]]) -> str:
-    """Nothing where the arm has no such measure."""
+    """Empty if the arm has no such measure."""
     if name not in seeds[0]:
         return ""
     values = [seed[name] for seed in seeds]

@@ -140,7 +140,7 @@ class Tracker:
     def project(self, run_directory: Path, *, parent_id: str = "") -> str:
         """Bring MLflow up to date with a run directory and return the MLflow run's id.
 
-        `parent_id`: what `project_row` returned for the run's campaign. Returns "" if the journal has no `started` event.
+        `parent_id`: what `project_row` returned for the run's campaign. "" if the journal has no `started` event.
         """
         content = run_content(run_directory, parent_id=parent_id)
         return self._bring_up_to_date(content) if content else ""
