@@ -38,11 +38,11 @@ def all_parts() -> dict[str, Measure]:
 
 
 def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None) -> int:
-    """Measure the named parts, or all; returns the exit status: 1 where a part failed, and the others were done.
+    """Measure the named parts, or all. Exit status: 1 if a part failed; the others are still measured.
 
     Raises InputError: an unknown part, or a folder or file that cannot be used.
     """
-    load_average = os.getloadavg()[0]  # of the machine as it was before us
+    load_average = os.getloadavg()[0]  # of the machine before the benchmark
     options = _parser().parse_args(arguments)
     parts = all_parts() if parts is None else parts
     chosen = _chosen(options.parts, valid=list(parts))
@@ -86,7 +86,7 @@ def _rounds(text: str) -> int:
 
 
 def _chosen(names: Sequence[str], *, valid: Sequence[str]) -> list[str]:
-    """The named parts, once each; all where none is named. Raises InputError, which names the valid ones."""
+    """The named parts, once each; all if none is named. Raises InputError that lists the valid names."""
     faults = [
         f"part: there is no {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}"
         for name in names
@@ -98,7 +98,7 @@ def _chosen(names: Sequence[str], *, valid: Sequence[str]) -> list[str]:
 
 
 def _results(folder: Path | None, *, tiny: bool) -> Path:
-    """The folder to write into. Raises InputError: a rehearsal's figures would stand beside real ones."""
+    """The folder to write into. Raises InputError if a rehearsal would write into results/."""
     own = (paths.project_root() / "results").resolve()
     chosen = (folder or own).resolve()
     if tiny and (chosen == own or own in chosen.parents):
@@ -108,9 +108,9 @@ def _results(folder: Path | None, *, tiny: bool) -> Path:
 
 @contextmanager
 def _setting(*, num_rounds: int, tiny: bool) -> Iterator[Setting]:
-    """A part's setting, with a scratch folder that goes afterwards.
+    """A part's setting, with a scratch folder that is deleted afterwards.
 
-    The user's tracking store, and a GPU, are out of sight meanwhile, for the processes that the part starts, too.
+    Environment variables hide the user's tracking store and any GPU, also from the processes that the part starts.
     """
     with (
         tempfile.TemporaryDirectory(prefix="remeasure-bench-") as folder,

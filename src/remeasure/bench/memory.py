@@ -1,4 +1,4 @@
-"""What a run holds in memory, stage by stage, in a process of its own; and what it should hold.
+"""Measures a run's memory, stage by stage, in a separate process; and computes what it should be.
 
     python -m remeasure.bench.memory FOLDER [key=value …]
 
@@ -37,17 +37,17 @@ MOMENTS = {
     "sgd": 1,
     "rmsprop": 1,
     "muon": 1,
-}  # the optimiser's tensors for each parameter; sgd: momentum
+}  # tensors of the optimiser for each parameter; sgd: with momentum
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
     """MiB. `imported`: resident after the imports.
 
-    `built`, `trained`, `scored`: the highest that was resident beyond that, from one stage's end to the next one's.
-    `code`: the libraries' own files, of which training brings further pages into memory (RssFile).
+    `built`, `trained`, `scored`: the peak beyond that, from the end of one stage to the end of the next.
+    `code`: pages of the libraries' files that training loads (RssFile).
     `data`, `net`, `batch`: what training should need: uint8 images and labels; weights, gradients, the optimiser's
-    tensors and buffers; one batch as float32 and what the forward pass saves of it.
+    tensors and buffers; one batch as float32 and what its forward pass saves.
     """
 
     imported: float
@@ -77,13 +77,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _fingerprint(config: Config) -> str:
-    """Taken in another process: here it would read the data before the run does."""
+    """Computed in another process: here it would read the data before the run does."""
     with own_process(threads=1) as process:
         return process.submit(fingerprint.fingerprint, config.data, root=paths.data_root()).result().data_sha256
 
 
 def _stages(spec: RunSpec, *, place: Place) -> dict[str, float]:
-    """Run it; the highest resident memory in MiB until each event of its journal, from the one before."""
+    """Run it; returns peak resident memory in MiB by event of its journal, from the event before."""
     peaks: dict[str, float] = {}
 
     def note(directory: Path, event: Event) -> None:  # noqa: ARG001
@@ -100,7 +100,7 @@ def _footprint(spec: RunSpec, *, stages: dict[str, float], imported: float, code
     network = registry.build(
         spec.model, image_shape=spec.input_shape, num_classes=spec.data.num_classes, generator_seed=0
     )
-    num_train = spec.data.num_train  # images that are held back are read as well
+    num_train = spec.data.num_train  # held-back images are read, too
     return Footprint(
         imported=imported,
         built=stages["started"] - imported,
@@ -113,22 +113,22 @@ def _footprint(spec: RunSpec, *, stages: dict[str, float], imported: float, code
     )
 
 
-# ---------------------------------------------------------------- what it should be
+# ---------------------------------------------------------------- expected memory
 
 
 def data_bytes(num: int, *, image_shape: Sequence[int]) -> int:
-    """Of `num` images (C, H, W) uint8 with int64 labels."""
+    """Bytes of `num` images (C, H, W) uint8 with int64 labels."""
     return num * (math.prod(image_shape) + 8)
 
 
 def net_bytes(network: nn.Module, *, moments: int) -> int:
-    """Weights, gradients and `moments` tensors of the optimiser for each parameter, and buffers."""
+    """Bytes of weights, gradients, `moments` tensors of the optimiser for each parameter, and buffers."""
     parameters = sum(each.nbytes for each in network.parameters())
     return (2 + moments) * parameters + sum(each.nbytes for each in network.buffers())
 
 
 def batch_bytes(network: nn.Module, *, spec: RunSpec) -> int:
-    """One training batch as the network gets it, and what its forward pass saves for the backward pass."""
+    """Bytes of one training batch as the network gets it, and of what its forward pass saves for the backward pass."""
     pixels = torch.zeros((spec.recipe.batch_size, *spec.input_shape), dtype=torch.uint8)
     images = normalise(pixels, normalisation=spec.recipe.normalisation).contiguous(memory_format=memory_format(spec))
     network = network.to(memory_format=memory_format(spec))
@@ -139,7 +139,7 @@ def batch_bytes(network: nn.Module, *, spec: RunSpec) -> int:
 def saved_bytes(network: nn.Module, images: Tensor) -> int:
     """Bytes that network(images) saves for the backward pass, each storage once; without images and parameters."""
     known = {each.untyped_storage().data_ptr() for each in (images, *network.parameters(), *network.buffers())}
-    saved: dict[int, Tensor] = {}  # held, so that no storage's address is used again
+    saved: dict[int, Tensor] = {}  # kept alive, so that no address is reused
 
     def note(tensor: Tensor) -> Tensor:
         if (address := tensor.untyped_storage().data_ptr()) not in known:
@@ -151,22 +151,22 @@ def saved_bytes(network: nn.Module, images: Tensor) -> int:
     return sum(each.untyped_storage().nbytes() for each in saved.values())
 
 
-# ---------------------------------------------------------------- what the kernel says
+# ---------------------------------------------------------------- measured memory
 
 
 def _peak() -> float:
-    """getrusage would not do: its peak begins with that of the process that started this one."""
+    """Peak resident memory in MiB. Not from getrusage, whose peak includes that of the parent process."""
     return _status("VmHWM")
 
 
 def _status(key: str) -> float:
-    """A line of /proc/self/status, from kB to MiB."""
+    """The value of a line of /proc/self/status, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
 
 
 def _forget_peak() -> None:
-    """The peak begins anew with what is resident now; where the kernel does not let us, it stays the highest of all."""
+    """Reset the peak to what is resident now; where the kernel forbids it, the peak stays that of the whole run."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -174,5 +174,5 @@ def _forget_peak() -> None:
 
 
 if __name__ == "__main__":
-    with warnings.catch_warnings(action="ignore"):  # stdout is for the figures, stderr for what went wrong
+    with warnings.catch_warnings(action="ignore"):  # stdout is for figures, stderr for errors
         sys.exit(main(sys.argv[1:]))

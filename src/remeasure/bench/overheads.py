@@ -41,7 +41,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def rounds(calls: Mapping[str, Callable[[], object]], *, num_rounds: int) -> dict[str, Series]:
-    """Seconds of each call, interleaved, after an untimed one that warms the disk's cache and does late imports."""
+    """Seconds of each call, interleaved, after an untimed call that warms the disk's cache and does late imports."""
     if not calls:
         return {}
     for call in calls.values():
@@ -51,7 +51,7 @@ def rounds(calls: Mapping[str, Callable[[], object]], *, num_rounds: int) -> dic
 
 
 def seconds_at_most(series: Series, *, limit: float) -> Ratio:
-    """A series of seconds held against a limit in seconds."""
+    """The ratio of a series of seconds to a limit in seconds."""
     one = Series(name="1 s", unit="s", values=(1.0,) * len(series.values))
     return ratio(f"{series.name}, in seconds", series, one, at_most=limit)
 
@@ -60,7 +60,7 @@ def seconds_at_most(series: Series, *, limit: float) -> Ratio:
 
 
 def commands(setting: Setting) -> Part:
-    """Commands from shell to shell, on a copy of the project: what they write is gone afterwards."""
+    """Commands from shell to shell, on a copy of the project, which is deleted afterwards."""
     project = copied(setting.project, to=setting.scratch / "project")
     lines = {**command_lines(tiny=setting.tiny), **imports()}
     calls = {name: partial(python, line, cwd=project, setting=setting) for name, line in lines.items()}
@@ -79,7 +79,7 @@ def commands(setting: Setting) -> Part:
 
 
 def command_lines(*, tiny: bool) -> dict[str, tuple[str, ...]]:
-    """Arguments of Python, in the project."""
+    """Command lines by name, as arguments of Python in the project."""
     small = ("data=digits",) if tiny else ()
     noop = ("logreg-digits", "--demo") if tiny else ("logreg-mnist",)
     return {
@@ -96,7 +96,7 @@ def imports() -> dict[str, tuple[str, ...]]:
 
 
 def copied(project: Path, *, to: Path) -> Path:
-    """The project's code, configs, results and README: commands there find themselves at home, and write there."""
+    """A copy of the project's code, configs, results and README; commands run in it write into it."""
     to.mkdir(parents=True)
     for name in ("src", "conf", "results", "pyproject.toml", "README.md"):
         source = project / name
@@ -108,7 +108,7 @@ def copied(project: Path, *, to: Path) -> Path:
 
 
 def python(arguments: Sequence[str], *, cwd: Path, setting: Setting) -> str:
-    """What `python <arguments>` prints. Raises RuntimeError with its last line where it fails."""
+    """The stdout of `python <arguments>`. Raises RuntimeError with the last line of output if it fails."""
     own = {"REMEASURE_DATA": str(setting.data_root), "MLFLOW_TRACKING_URI": f"sqlite:///{setting.scratch}/mlflow.db"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=os.environ | own, capture_output=True, text=True, check=False
@@ -123,7 +123,7 @@ def python(arguments: Sequence[str], *, cwd: Path, setting: Setting) -> str:
 
 
 def loading(setting: Setting) -> Part:
-    """Both splits of a data set from files to memory."""
+    """Both splits of each data set from files to memory."""
     calls: dict[str, Callable[[], object]] = {}
     remarks = ["The files are in the disk's cache, and were read once before. Here their checksums are verified."]
     for name in ("digits",) if setting.tiny else ("mnist", "cifar10"):
@@ -171,7 +171,7 @@ def _load(spec: DataSpec, *, root: Path) -> None:
 
 
 def _mnist_unpacked(setting: Setting) -> dict[str, Callable[[], object]]:
-    """The same four unpacked files for both: torchvision reads no others."""
+    """Calls that read the same four unpacked files: torchvision reads only unpacked ones."""
     pytorch_loops.unpack_unseen(setting.data_root, root=setting.scratch)
     spec = catalog.read_config("mnist", conf_dir=paths.conf_dir())
     return {
@@ -191,7 +191,7 @@ def _torchvision(name: str, *, root: Path) -> None:
 
 
 def tracking(setting: Setting) -> Part:
-    """Runs with MLflow on a SQLite file against the same runs that nobody watches."""
+    """Runs with MLflow on a SQLite file against the same runs without tracking."""
     specs = {name: _spec(name, setting=setting) for name in ("mlp2", "logreg")}
     place = Place(
         runs=setting.scratch / "runs", project=setting.scratch, data_root=setting.data_root, device_kind="cpu"
@@ -226,7 +226,7 @@ def tracking(setting: Setting) -> Part:
 
 
 def _spec(model: str, *, setting: Setting) -> RunSpec:
-    """The row's own spec; in a rehearsal two epochs on the digits."""
+    """The row's own spec; in the rehearsal, two epochs on the digits."""
     config = compose.compose([f"model={model}", *(["data=digits", "recipe.epochs_total=2"] if setting.tiny else [])])
     return config.spec(data_sha256=fingerprint.fingerprint(config.data, root=setting.data_root).data_sha256)
 
@@ -236,7 +236,7 @@ def _observer(place: Place) -> Observer:
 
 
 def _single(spec: RunSpec, *, place: Place, tracked: bool) -> None:
-    """As `python src/train.py` does it."""
+    """One run, as `python src/train.py` makes it."""
     if not tracked:
         execute(spec, seed=0, row="", place=place, sink=_unwatched, fresh=True)
         return
@@ -249,7 +249,7 @@ def _unwatched(directory: Path, event: Event) -> None:
 
 
 def _campaign(spec: RunSpec, *, workers: Workers, tracked: bool) -> None:
-    """Two seeds for each worker, as a campaign trains and watches them."""
+    """Two seeds for each worker, trained and observed as in a campaign."""
     waiting = [Task(row="", seed=seed, spec=spec, fresh=True) for seed in range(2 * workers.num)]
     with _observer(workers.place) as observer:
         watch = observer if tracked else _unwatched
@@ -267,7 +267,7 @@ def _campaign(spec: RunSpec, *, workers: Workers, tracked: bool) -> None:
 
 
 def memory(setting: Setting) -> Part:
-    """What a run's process holds beyond its imports, against what it must hold."""
+    """Memory of a run's process beyond its imports, against what it must hold."""
     series, ratios, remarks = list[Series](), list[Ratio](), list[str]()
     for name, overrides in memory_lines(tiny=setting.tiny).items():
         if not _is_here(compose.compose(overrides).data, root=setting.data_root):
@@ -295,7 +295,7 @@ def memory(setting: Setting) -> Part:
 
 
 def memory_lines(*, tiny: bool) -> dict[str, tuple[str, ...]]:
-    """Runs of one epoch, as on train.py's command line; ResNet-18 on ten batches, all other images held back."""
+    """Overrides of train.py for runs of one epoch; ResNet-18 on ten batches, with all other images held back."""
     once = ("recipe.epochs_total=1", "recipe.schedule.epochs_warmup=0")
     if tiny:
         return {"mlp2": ("model=mlp2", "data=digits", *once)}
@@ -324,7 +324,7 @@ def memory_series(name: str, found: Footprint) -> dict[str, Series]:
 
 
 def _footprint(overrides: Sequence[str], *, folder: Path, setting: Setting) -> Footprint:
-    """Measured in a process of its own. Raises RuntimeError where that fails."""
+    """Measured in a separate process. Raises RuntimeError if that fails."""
     stdout = python(["-m", "remeasure.bench.memory", str(folder), *overrides], cwd=setting.scratch, setting=setting)
     return Footprint(**json.loads(stdout))
 
@@ -333,7 +333,7 @@ def _footprint(overrides: Sequence[str], *, folder: Path, setting: Setting) -> F
 
 
 def scoring(setting: Setting) -> Part:
-    """The judging wing's work in a process that has imported it."""
+    """Reading the ledger, rendering the table and verifying it, in a process that has imported the code."""
     results, ledger_path = setting.project / "results", paths.conf_dir() / "benchmark.yaml"
     readme = setting.project / "README.md"
     rows = ledger.read(ledger_path)

@@ -1,6 +1,6 @@
 """Are the accuracies alike? The article's loop beside this project, and bfloat16 beside float32, seed by seed.
 
-Values are kept in the project's runs/bench as they come, by commit, so that the same command goes on after an
+Each value is written at once to the project's runs/bench, by commit, so that the same command goes on after an
 interruption.
 """
 
@@ -20,7 +20,7 @@ from remeasure.bench.speed import held_back, place_of, sizes_of
 from remeasure.campaign.executors.local import Workers, num_workers
 from remeasure.runs import journal, provenance
 
-# Chosen before any result: the standard deviation of one run of an MNIST row, as the ledger's rule takes it.
+# Chosen before any result: the standard deviation of one run of an MNIST row, as in the ledger's rule.
 MARGIN_PP = 0.10
 CONFIDENCE = 0.95
 ARTICLE_LOOP, FLOAT32, BFLOAT16 = "(a) the article's loop", "(e) this project, float32", "(e) this project, bfloat16"
@@ -30,9 +30,9 @@ ARTICLE_LOOP, FLOAT32, BFLOAT16 = "(a) the article's loop", "(e) this project, f
 class Comparison:
     """Two samples' means, first minus second, in points.
 
-    difference, low, high: Welch's interval at `CONFIDENCE`; p_welch: of no difference (Welch 1947).
-    p_tost: the larger p-value of the two one-sided tests, of a difference of MARGIN_PP or more (Schuirmann 1987).
-    p_ks: the two-sample Kolmogorov-Smirnov test's, of one distribution.
+    difference, low, high: Welch's interval at `CONFIDENCE`; p_welch: hypothesis of no difference (Welch 1947).
+    p_tost: larger p-value of two one-sided tests; hypothesis of a difference of MARGIN_PP or more (Schuirmann 1987).
+    p_ks: two-sample Kolmogorov-Smirnov test; hypothesis of one distribution.
     """
 
     difference: float
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """At least two values each, that are not all equal."""
+    """The comparison of two samples of at least two values each, not all equal."""
     welch = stats.ttest_ind(first, second, equal_var=False)
     interval = welch.confidence_interval(CONFIDENCE)
     above = stats.ttest_ind([value + MARGIN_PP for value in first], second, equal_var=False, alternative="greater")
@@ -63,11 +63,11 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
     )
 
 
-# ---------------------------------------------------------------- values, kept as they come
+# ---------------------------------------------------------------- values, kept between calls
 
 
 class Kept:
-    """Accuracies by contestant and seed, in a journal that outlives the benchmark."""
+    """Accuracies by contestant and seed, in a journal that is kept after the benchmark."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class Kept:
 
 
 def folder_of(setting: Setting) -> Path:
-    """Where values of this commit are kept; those of a changed checkout have a folder of their own."""
+    """The folder for values of this commit; a checkout with changes has a separate one."""
     revision = provenance.revision(setting.project)
     name = f"{revision.commit[:12] or 'no-commit'}{'-dirty' * bool(revision.dirty)}{'-tiny' * setting.tiny}"
     return setting.project / "runs/bench" / f"accuracy-{name}"
@@ -112,7 +112,7 @@ def accuracy(setting: Setting) -> Part:
 
 
 def by_hand(setting: Setting, *, kept: Kept, seeds: Sequence[int], epochs: int) -> None:
-    """The article's loop, a process of one thread on each core."""
+    """The article's loop, in one process of one thread on each core."""
     missing = _missing(ARTICLE_LOOP, kept=kept, seeds=seeds)
     if not missing:
         return
@@ -127,7 +127,7 @@ def by_hand(setting: Setting, *, kept: Kept, seeds: Sequence[int], epochs: int) 
 
 
 def by_us(setting: Setting, name: str, *, kept: Kept, seeds: Sequence[int], epochs: int, precision: str) -> None:
-    """This project, on the workers of a campaign. A seed that diverged has no accuracy, and fails the benchmark."""
+    """This project, on the workers of a campaign. Raises ArithmeticError if a seed diverged."""
     if not (missing := _missing(name, kept=kept, seeds=seeds)):
         return
     overrides = ["model=article_mlp", f"recipe.epochs_total={epochs}", f"precision={precision}"]
@@ -151,7 +151,7 @@ def _series(name: str, *, kept: Kept, num: int) -> Series:
 
 
 def _p_value(first: str, second: str, *, found: Comparison) -> Ratio:
-    """TOST's p-value as a figure with a target; it is one number, without a spread."""
+    """TOST's p-value with its target; `low` and `high` equal it, as it has no spread."""
     level = 1 - CONFIDENCE
     return Ratio(
         name=f"p-value of TOST, {first} and {second} within ±{MARGIN_PP:.2f} points",

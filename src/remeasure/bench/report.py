@@ -1,4 +1,4 @@
-"""bench.json, which keeps every figure, and bench.md, which shows them to a person."""
+"""Writes bench.json with every figure, and bench.md with the same as tables."""
 
 import json
 import os
@@ -21,7 +21,7 @@ BUSY_LOAD_PER_CORE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where and with what a part was measured. `load_average`: of the last minute, as the command began."""
+    """Where and with what a part was measured. `load_average`: of the last minute, at the start of the command."""
 
     device: str
     num_cores: int
@@ -65,7 +65,7 @@ def machine(*, load_average: float) -> Machine:
 
 
 def read(results: Path) -> Entries:
-    """What bench.json has, by part; nothing where there is none. Raises InputError: the file is not as we write it."""
+    """The entries of bench.json, by part; {} without the file. Raises InputError if the file is malformed."""
     path = results / "bench.json"
     if not path.is_file():
         return {}
@@ -77,7 +77,7 @@ def read(results: Path) -> Entries:
 
 
 def write(results: Path, *, entries: Entries) -> None:
-    """Write bench.json and bench.md, each whole."""
+    """Write bench.json and bench.md, each atomically."""
     write_whole(results / "bench.json", to_json(entries).encode())
     write_whole(results / "bench.md", to_markdown(entries).encode())
 
@@ -88,7 +88,7 @@ def to_json(entries: Entries) -> str:
 
 
 def rounded(part: Part) -> Part:
-    """The part with as many digits as were measured: four; percent with three decimals, counts whole."""
+    """The part with four significant digits; percent with three decimals, counts as they are."""
     series = tuple(replace(each, values=tuple(_rounder(each.unit)(v) for v in each.values)) for each in part.series)
     ratios = tuple(
         replace(each, value=_four(each.value), low=_four(each.low), high=_four(each.high)) for each in part.ratios
@@ -104,7 +104,7 @@ def _four(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-# ---------------------------------------------------------------- for a reader
+# ---------------------------------------------------------------- bench.md
 
 
 def to_markdown(entries: Entries) -> str:
@@ -188,7 +188,7 @@ def quantity(value: float, *, unit: Unit) -> str:
 
 
 def digits(value: float, *, num: int) -> str:
-    """At least so many digits, and no exponent: 1.20, 12.0, 12,345 with three."""
+    """The value with at least `num` digits, without exponent: 1.20, 12.0, 12,345 with three."""
     if abs(value) >= 10 ** (num - 1):
         return f"{value:,.0f}"
     return f"{value:#.{num}g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:g}"

@@ -1,4 +1,4 @@
-"""What a benchmark found: repeated values, the ratios between them, and the targets they are held against."""
+"""Results of a benchmark: repeated values, their ratios, and the targets of the ratios."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,9 @@ Unit = Literal["s", "ms", "MiB", "percent", "images/s", "GFLOP/s", "count"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """`data_root`: as everywhere; `scratch`: a folder of the benchmark's own, gone afterwards.
+    """`data_root`: as in Place; `scratch`: a temporary folder, deleted afterwards.
 
-    `num_rounds`: how often each contestant is timed. `tiny`: the rehearsal, on little data, which ends in a minute.
+    `num_rounds`: how often each contestant is timed. `tiny`: the rehearsal on little data, about a minute.
     """
 
     project: Path
@@ -25,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One contestant's values, in the order they were taken; with other contestants', value i is of round i."""
+    """One contestant's values, in the order they were taken: value i is of round i."""
 
     name: str
     unit: Unit
@@ -39,9 +39,9 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """`value`: the ratio of two medians; `low`, `high`: the smallest and the largest of the rounds' own ratios.
+    """`value`: the ratio of two medians; `low`, `high`: the smallest and the largest ratio of a single round.
 
-    `target`: as a person reads it, such as "at least 6", "" for none; `met`: whether `value` meets it.
+    `target`: in words, such as "at least 6", "" for none; `met`: whether `value` meets it.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One question that the benchmark answers. `remarks`: whole sentences: what was done, what a figure leaves out."""
+    """One question that the benchmark answers. `remarks`: sentences on what was done and what a figure leaves out."""
 
     name: str
     question: str
@@ -69,7 +69,7 @@ Measure = Callable[[Setting], Part]
 def ratio(
     name: str, over: Series, under: Series, *, at_least: float | None = None, at_most: float | None = None
 ) -> Ratio:
-    """over / under, held against a target where there is one. Rounds are paired where both have as many."""
+    """The ratio over / under, with its target if there is one. Rounds are paired if both have equally many."""
     value = over.median / under.median
     paired = len(over.values) == len(under.values)
     each = [a / b for a, b in zip(over.values, under.values, strict=True)] if paired else [value]
@@ -79,7 +79,7 @@ def ratio(
 
 
 def interleaved(contestants: Mapping[str, Callable[[], float]], *, num_rounds: int) -> dict[str, list[float]]:
-    """What each contestant returns, once a round; each round begins with another one, so that none is always first."""
+    """The values of each contestant, one a round; each round starts with another one, so that none is always first."""
     names, values = list(contestants), {name: list[float]() for name in contestants}
     for index in range(num_rounds):
         for name in rotated(names, by=index):

@@ -1,7 +1,7 @@
-"""Contests of speed: this project beside the loops that a user would write, one at a time, turn by turn.
+"""Contests of speed: this project beside the loops that a user would write, timed in turn, one at a time.
 
-`CONTESTS` has each by name. Every contestant has a process of its own for the whole contest, in which an untimed
-training comes first; this project's campaigns have the workers of a campaign.
+`CONTESTS` lists them by name. Each contestant keeps a separate process for the whole contest and starts with an untimed
+training; this project's campaigns run on the workers of a campaign.
 """
 
 import itertools
@@ -25,13 +25,13 @@ from remeasure.spec.run import RunSpec
 ARTICLE_SIZES = (784, 256, 128, 64, 10)
 NUM_TRAIN = 60_000
 WARM_IMAGES = 640
-FIRST_SEED = 100  # of timed runs; any would do, as long as none is trained twice
+FIRST_SEED = 100  # of timed runs; any number, as long as no seed is trained twice
 ROWS = {"logreg": "logreg-mnist", "mlp2": "mlp2-mnist", "mlp4": "mlp4-mnist", "lenet5": "lenet5-mnist"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is trained. `epochs`: of a rival in one round; `num_seeds` and `campaign_epochs`: of our campaigns."""
+    """Amounts of training. `epochs`: of a rival in one round; `num_seeds` and `campaign_epochs`: of our campaigns."""
 
     num_images: int
     epochs: int
@@ -49,9 +49,9 @@ TINY = Sizes(num_images=2_000, epochs=1, num_seeds=2, campaign_epochs=1, iterati
 
 
 class Contest(ExitStack):
-    """Contestants by name, their processes and workers; as a context, it ends them all.
+    """Contestants by name, with their processes and workers, which end with the context.
 
-    `seeds` are those of timed runs, none twice.
+    `seeds`: the seeds of timed runs, each used once.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -64,13 +64,13 @@ class Contest(ExitStack):
         self.root = pytorch_loops.unpack(setting.data_root, root=setting.scratch / "torchvision")
 
     def spec(self, *overrides: str) -> RunSpec:
-        """The spec of a command line; in the rehearsal, of its first images only."""
+        """The spec of a command line; in the rehearsal, with the first training images only."""
         return ours.compose_spec(*overrides, *held_back(self.sizes), data_root=self.setting.data_root)
 
     def add(
         self, name: str, loop: Callable[..., Timed], *, threads: int | None, times: int = 1, **arguments: Any
     ) -> None:
-        """A rival in a process of its own: mean seconds of an epoch, that many times."""
+        """Add a rival in a separate process; its value is `times` the mean seconds of an epoch."""
         process = self.enter_context(own_process(threads=threads))
         given = {"root": self.root, "epochs": self.sizes.epochs, "num_images": self.sizes.num_images, **arguments}
         self.warming.append(process.submit(loop, **{**given, "epochs": 1, "num_images": WARM_IMAGES}, seed=0))
@@ -84,24 +84,24 @@ class Contest(ExitStack):
     def add_ours(
         self, name: str, process: ProcessPoolExecutor, loop: Callable[..., list[float]], *, spec: RunSpec
     ) -> None:
-        """One seed's training of ours in that process: mean seconds of an epoch."""
+        """Add this project's training of one seed in `process`; its value is the mean seconds of an epoch."""
         train = partial(process.submit, loop, spec=spec, place=self.place)
         self.warming.append(train(seed=0))
         self.contestants[name] = lambda: statistics.fmean(train(seed=next(self.seeds)).result())
 
     def workers(self, *, warm: RunSpec) -> Workers:
-        """The workers of a campaign, which have trained that already."""
+        """The workers of a campaign, after an untimed training of `warm`."""
         workers = self.enter_context(Workers(self.place))
         ours.warm_up(workers, spec=warm, seeds=self.seeds)
         return workers
 
     def campaign_seconds(self, workers: Workers, *, spec: RunSpec, epochs: int) -> float:
-        """Wall seconds of a campaign of `num_seeds` new seeds at so many epochs."""
+        """Wall seconds of a campaign of `num_seeds` new seeds at `epochs` epochs."""
         seeds = list(itertools.islice(self.seeds, self.sizes.num_seeds))
         return ours.campaign_seconds(workers, spec=spec, seeds=seeds, epochs=epochs)
 
     def run(self, *, times: int = 1, notes: Mapping[str, str] | None = None) -> dict[str, Series]:
-        """Time everybody in turn, once all are warm, in `times` as many rounds as are asked for."""
+        """The values of all contestants, timed in turn once all are warm, in `times` the rounds of the setting."""
         for future in self.warming:
             future.result()
         values, notes = interleaved(self.contestants, num_rounds=times * self.setting.num_rounds), notes or {}
@@ -116,13 +116,13 @@ def sizes_of(setting: Setting) -> Sizes:
 
 
 def place_of(setting: Setting) -> Place:
-    """Runs of the benchmark's own, on the CPU."""
+    """The benchmark's own place: its scratch folder, on the CPU."""
     runs = setting.scratch / "runs"
     return Place(runs=runs, project=setting.project, data_root=setting.data_root, device_kind="cpu")
 
 
 def held_back(sizes: Sizes) -> list[str]:
-    """The override that leaves so many training images, the first."""
+    """The override that leaves only the first `num_images` training images."""
     return [f"data.num_validation={NUM_TRAIN - sizes.num_images}"]
 
 
@@ -138,7 +138,7 @@ RATE = "float32 matrix products, all cores"
 
 
 def article(setting: Setting) -> Part:
-    """The article's net: seconds of an epoch, and for this project of a seed and epoch when ten seeds are measured."""
+    """The article's net: seconds of an epoch; for this project, of a seed and epoch in a campaign of ten seeds."""
     with Contest(setting) as contest:
         sizes = contest.sizes
         contest.add(ARTICLE_LOOP, pytorch_loops.article_loop, threads=None)
@@ -213,7 +213,7 @@ SKLEARN_LOGISTIC = "(c) scikit-learn LogisticRegression, 100 iterations, one fit
 
 
 def rows(setting: Setting) -> Part:
-    """What ten seeds of each MNIST row cost, here and by hand on one thread."""
+    """Seconds of ten seeds of each MNIST row, in this project and in a hand-written loop on one thread."""
     with Contest(setting) as contest:
         workers = contest.workers(warm=_one_epoch(contest, "mlp2")[0])
         for model, row in ROWS.items():
@@ -245,7 +245,7 @@ def rows(setting: Setting) -> Part:
 
 
 def _one_epoch(contest: Contest, model: str) -> tuple[RunSpec, int]:
-    """The row's spec for one epoch, in which its rate rises and falls, and the row's epochs; L-BFGS makes them all."""
+    """The row's spec with its schedule scaled to one epoch, and the row's epochs; L-BFGS keeps all its iterations."""
     recipe = contest.spec(f"model={model}").recipe
     assert isinstance(recipe, Recipe)
     if recipe.optimizer.name == "lbfgs":
@@ -267,7 +267,7 @@ def _add_logistic(contest: Contest) -> None:
 
 
 def total(name: str, parts: Sequence[Series]) -> Series:
-    """The sum, round by round."""
+    """The sum of the parts, round by round."""
     sums = (sum(values) for values in zip(*(part.values for part in parts), strict=True))
     return Series(name=name, unit="s", values=tuple(sums))
 
@@ -276,7 +276,7 @@ def total(name: str, parts: Sequence[Series]) -> Series:
 
 
 def lenet(setting: Setting) -> Part:
-    """LeNet-5 as published with distortions beside the plain remake without them."""
+    """LeNet-5 as published, with distortions, beside the plain version without them."""
     published, plain, flushed = "as published, distorted (this project)", "plain", "plain, denormals flushed to zero"
     with Contest(setting) as contest:
         spec, _ = _one_epoch(contest, "lenet5")
@@ -301,14 +301,14 @@ def lenet(setting: Setting) -> Part:
 
 
 def lightning(setting: Setting) -> Part:
-    """Our steps in Lightning beside the very same steps in a bare loop, in one process."""
+    """This project's steps in Lightning beside the same steps in a bare loop, in one process."""
     with Contest(setting) as contest:
         process = contest.enter_context(own_process(threads=1))
         for model in ("article_mlp", "mlp2"):
             spec = contest.spec(f"model={model}", "recipe.epochs_total=1")
             contest.add_ours(f"{model}, Lightning", process, ours.through_lightning, spec=spec)
             contest.add_ours(f"{model}, bare loop", process, ours.by_hand, spec=spec)
-        series = contest.run(times=4)  # short turns: what disturbs one disturbs the next, too
+        series = contest.run(times=4)  # short turns: a disturbance hits both contestants
     return Part(
         name="lightning",
         question="What does Lightning add to a training step? Seconds of an epoch, one thread",

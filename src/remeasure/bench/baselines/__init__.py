@@ -1,1 +1,1 @@
-"""What a user would write instead, and the machine's own limits: what `make bench` measures ours beside."""
+"""Baselines of `make bench`: loops that a user would write instead, and the machine's limits."""

@@ -55,13 +55,13 @@ class Stopwatch(Callback):
 def lightning_template(
     *, root: Path, epochs: int, seed: int, num_images: int | None = None, scored: bool = False
 ) -> Timed:
-    """Module, data module and Trainer."""
+    """Seconds of each epoch with module, data module and Trainer."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     seed_everything(seed)
     stopwatch, module = Stopwatch(), ArticleModule()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its advice on workers, and what it calls that torch has deprecated
+        warnings.simplefilter("ignore")  # advice on workers, and calls that torch has deprecated
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=epochs,

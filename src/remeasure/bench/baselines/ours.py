@@ -24,7 +24,7 @@ from remeasure.training.seeding import derive
 
 
 def compose_spec(*overrides: str, data_root: Path) -> RunSpec:
-    """The spec of a command line on the CPU. Raises InputError: no data."""
+    """The spec of a command line on the CPU. Raises InputError if data are missing."""
     config = compose(list(overrides))
     return config.spec(data_sha256=fingerprint.fingerprint(config.data, root=data_root).data_sha256)
 
@@ -33,27 +33,27 @@ def compose_spec(*overrides: str, data_root: Path) -> RunSpec:
 
 
 def campaign(workers: Workers, *, spec: RunSpec, seeds: Sequence[int]) -> Iterator[Outcome]:
-    """Train these seeds on the workers as campaign/campaign.py does; each as it ends."""
+    """Train these seeds on the workers as campaign/campaign.py does; yields each outcome when it ends."""
     waiting = [Task(row="", seed=seed, spec=spec, fresh=False) for seed in seeds]
     while waiting or workers.active:
         while waiting and workers.cores(spec) <= workers.idle:
             workers.submit(waiting.pop(0))
         for _, future in workers.finished():
             yield from future.result()
-        for _ in workers.events():  # what an observer would show
+        for _ in workers.events():  # which an observer would show
             pass
 
 
 def warm_up(workers: Workers, *, spec: RunSpec, seeds: Iterator[int]) -> None:
-    """One untimed seed on each worker: it has then imported everything and read the data."""
+    """Train one untimed seed on each worker, so that it has imported everything and read the data."""
     list(campaign(workers, spec=spec, seeds=list(itertools.islice(seeds, workers.num))))
 
 
 def campaign_seconds(workers: Workers, *, spec: RunSpec, seeds: Sequence[int], epochs: int) -> float:
     """Wall seconds of a campaign of these seeds at `epochs` epochs, everything included: training, scoring, records.
 
-    Measured are the spec's own epochs. What further ones would cost is what the measured ones took, spread over the
-    workers: nothing else grows with them.
+    Only the spec's own epochs are measured. Further epochs are added at the measured seconds of an epoch, spread over
+    the workers: nothing else depends on their number.
     """
     began = time.perf_counter()
     outcomes = list(campaign(workers, spec=spec, seeds=seeds))
@@ -73,7 +73,7 @@ def _epoch_seconds(outcome: Outcome) -> list[float]:
 
 
 def through_lightning(*, spec: RunSpec, place: Place, seed: int) -> list[float]:
-    """Seconds of each epoch of one seed's training, as a run makes it."""
+    """Seconds of each epoch of one seed's training, as in a run."""
     return timed_training(build_training(spec, seed=seed, place=place), spec=spec)
 
 
@@ -91,12 +91,12 @@ def timed_training(training: Training, *, spec: RunSpec) -> list[float]:
 
 
 def by_hand(*, spec: RunSpec, place: Place, seed: int) -> list[float]:
-    """Seconds of each epoch of the very same steps in a bare loop."""
+    """Seconds of each epoch of the same steps in a bare loop."""
     return timed_steps(build_training(spec, seed=seed, place=place), spec=spec)
 
 
 def timed_steps(training: Training, *, spec: RunSpec) -> list[float]:
-    """As `timed_training`, in the same numbers, without Lightning's loop, hooks and optimiser."""
+    """As `timed_training`, with equal weights, but without Lightning's loop, hooks and optimiser."""
     seconds: list[float] = []
     with processor(spec):
         optimizer = training.configure_optimizers()
@@ -108,7 +108,7 @@ def timed_steps(training: Training, *, spec: RunSpec) -> list[float]:
 
 
 def _epoch(training: Training, *, optimizer: torch.optim.Optimizer, epoch: int) -> None:
-    """Block by block, as Training draws its random numbers and counts its totals."""
+    """Train block by block, since Training draws random numbers and counts totals for each block."""
     recipe, network, parameters = training.recipe, training.network.train(), list(training.network.parameters())
     training.loss_total.zero_()
     training.num_correct.zero_()

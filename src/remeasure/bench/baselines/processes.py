@@ -1,13 +1,13 @@
-"""Processes of a contestant's own, so that none disturbs another's threads or memory. Imports nothing but torch."""
+"""Separate processes for contestants, so that none disturbs another's threads or memory. Imports only torch."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 
 def own_process(*, threads: int | None, num: int = 1) -> ProcessPoolExecutor:
-    """A new process, or `num` of them, with so many torch threads each; None: as many as torch takes by itself.
+    """A pool of `num` new processes with `threads` torch threads each; None: torch's default.
 
-    As a context it ends them, once what they are doing is done.
+    As a context manager it waits for their work, then ends them.
     """
     context = multiprocessing.get_context("spawn")  # a forked torch can hang
     return ProcessPoolExecutor(num, mp_context=context, initializer=_begin, initargs=(threads,))

@@ -1,8 +1,8 @@
-"""Loops that a user would write in place of this project, each as plain and complete as in a tutorial.
+"""Loops that a user would write instead of this project, each as plain and complete as in a tutorial.
 
-All read MNIST's four unpacked files under `root`/MNIST/raw, and all but the rows' own nets train the article's net:
+All read MNIST's four unpacked files under `root`/MNIST/raw. Except for rows and LeNet-5 they train the article's net:
 784-256-128-64-10 with dropout 0.3 after the first two hidden layers, Adam at 1e-3, batches of 64, float32, gradients
-clipped at norm 1. bench/baselines/lightning_template.py has the one with Lightning.
+clipped at norm 1. The loop with Lightning is in bench/baselines/lightning_template.py.
 """
 
 import time
@@ -34,7 +34,7 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """`seconds` of each epoch, of training alone; and the accuracy on the official test split, where it was asked."""
+    """`seconds` of each epoch, training only; and the accuracy on the official test split, if it was asked for."""
 
     seconds: tuple[float, ...]
     accuracy_percent: float | None = None
@@ -45,7 +45,7 @@ class Timed:
 
 
 def unpack(data_root: Path, *, root: Path) -> Path:
-    """Put MNIST's files under `root` as torchvision wants them, unpacked; returns `root`.
+    """Put MNIST's files under `root`, unpacked, in torchvision's layout; returns `root`.
 
     Raises DataMissingError: they can be neither found nor downloaded.
     """
@@ -55,7 +55,7 @@ def unpack(data_root: Path, *, root: Path) -> Path:
 
 
 def unpack_unseen(data_root: Path, *, root: Path) -> Path:
-    """`unpack` of files that are known to be there and whole."""
+    """`unpack` without checking that the files exist and are intact."""
     source, target = data_root / "MNIST/raw", root / "MNIST/raw"
     target.mkdir(parents=True, exist_ok=True)
     for stem in mnist.ALL:
@@ -69,7 +69,7 @@ def unpack_unseen(data_root: Path, *, root: Path) -> Path:
 
 
 def article_net() -> nn.Sequential:
-    """784-256-128-64-10: 242,762 parameters, in torch's own initial weights."""
+    """784-256-128-64-10: 242,762 parameters, with torch's default initial weights."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(784, 256),
@@ -131,7 +131,7 @@ def loader_accuracy_percent(model: nn.Module, loader: "DataLoader[tuple[Tensor, 
 def sklearn_mlp(*, root: Path, epochs: int, seed: int, num_images: int | None = None, scored: bool = False) -> Timed:
     """MLPClassifier with the same layers, batches and Adam; it has neither dropout nor clipping.
 
-    Its epochs cannot be timed one by one: each is given the mean.
+    Its epochs cannot be timed separately: each has the mean.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
@@ -146,7 +146,7 @@ def sklearn_mlp(*, root: Path, epochs: int, seed: int, num_images: int | None = 
         random_state=seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # so many epochs were asked for, and no more
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed
         began = time.perf_counter()
         classifier.fit(images, labels)
         seconds = time.perf_counter() - began
@@ -214,7 +214,7 @@ def hand_loop(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     change: Change | None = None,
 ) -> tuple[float, ...]:
-    """Seconds of each epoch of the loop that needs no DataLoader. `change`: what becomes of each batch of images."""
+    """Seconds of each epoch of a loop without DataLoader. `change`: a function applied to each batch of images."""
     seconds = []
     for _ in range(epochs):
         began = time.perf_counter()
@@ -236,7 +236,7 @@ def hand_loop(
 
 
 def hand_article(*, root: Path, epochs: int, seed: int, num_images: int | None = None, scored: bool = False) -> Timed:
-    """The article's net, trained by hand."""
+    """Seconds of each epoch of the article's net in `hand_loop`."""
     torch.manual_seed(seed)
     images, labels = in_memory(root, split="train", num_images=num_images, mean=MEAN, std=STD)
     model = article_net()
@@ -256,7 +256,7 @@ def plain_lenet5(
     scored: bool = False,
     flush_denormal: bool = False,
 ) -> Timed:
-    """LeNet-5 as it is usually remade, without distortions: 61,706 parameters. `flush_denormal`: as torch names it."""
+    """LeNet-5 as usually reimplemented, without distortions: 61,706 parameters. `flush_denormal`: torch's option."""
     torch.manual_seed(seed)
     torch.set_flush_denormal(flush_denormal)
     images, labels = in_memory(root, split="train", num_images=num_images, mean=MEAN, std=STD)
@@ -288,7 +288,7 @@ def lenet5_net() -> nn.Sequential:
 
 @torch.no_grad()
 def accuracy_percent(model: nn.Module, *, root: Path, mean: float = MEAN, std: float = STD) -> float:
-    """On the 10,000 images of the official test split."""
+    """Accuracy on the 10,000 images of the official test split."""
     model.eval()
     images, labels = in_memory(root, split="test", mean=mean, std=std)
     predicted = torch.cat([model(batch).argmax(dim=1) for batch in torch.split(images, SCORED_AT_ONCE)])
@@ -303,7 +303,7 @@ def hand_row(
 ) -> Timed:
     """A row's own net with its recipe's optimiser, batches, rate and distortions.
 
-    L-BFGS makes `epochs` iterations, and `seconds` is then one value, of them all.
+    With L-BFGS `epochs` is the number of iterations, and `seconds` has one value, for all of them.
     """
     recipe = spec.recipe
     assert isinstance(recipe, Recipe)
@@ -311,7 +311,7 @@ def hand_row(
     model = registry.build(spec.model, image_shape=spec.input_shape, num_classes=10, generator_seed=seed)
     mean, std = recipe.normalisation.mean[0], recipe.normalisation.std[0]
     distorts = recipe.augmentation.name == "affine"
-    known = {"mean": 0.0, "std": 1.0} if distorts else {"mean": mean, "std": std}  # the frame of a distorted one is 0
+    known = {"mean": 0.0, "std": 1.0} if distorts else {"mean": mean, "std": std}  # distortions pad with 0 pixels
     images, labels = in_memory(root, split="train", num_images=num_images, **known)
     if recipe.optimizer.name == "lbfgs":
         seconds = _lbfgs(model, images, labels, recipe=recipe, iterations=epochs)
@@ -345,7 +345,7 @@ def _optimizer(model: nn.Module, *, recipe: Recipe) -> torch.optim.Optimizer:
 def _one_cycle(
     optimizer: torch.optim.Optimizer, *, recipe: Recipe, num_images: int, epochs: int
 ) -> torch.optim.lr_scheduler.OneCycleLR | None:
-    """The rising and falling rate, squeezed into so many epochs; None for a constant one."""
+    """The one-cycle rate, scaled to `epochs` epochs; None for a constant rate."""
     schedule = recipe.schedule
     if schedule.name == "constant":
         return None
@@ -361,9 +361,9 @@ def _one_cycle(
 
 
 def distorted(images: Tensor, augmentation: Augmentation) -> Tensor:
-    """Each image (N, 1, 28, 28) in [0, 1] by its own random affine map; the frame that comes in is 0.
+    """The images (N, 1, 28, 28) in [0, 1], each under its own random affine map, padded with 0.
 
-    All in one grid_sample: torchvision's RandomAffine takes images one by one, and nine times as long.
+    One grid_sample for all: torchvision's RandomAffine takes images one by one, and nine times as long.
     """
     num = len(images)
     scaling, squeezing, shear, shift_x, shift_y = torch.empty(5, num).uniform_(-1, 1)
@@ -379,12 +379,12 @@ def distorted(images: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 def _lbfgs(model: nn.Module, images: Tensor, labels: Tensor, *, recipe: Recipe, iterations: int) -> tuple[float, ...]:
-    """Full-batch L-BFGS with a line search, on the recipe's loss."""
+    """Seconds of full-batch L-BFGS with a line search, on the recipe's loss."""
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     optimizer = torch.optim.LBFGS(
         model.parameters(),
         max_iter=iterations,
-        max_eval=25 * iterations,  # else it counts the line search's, and ends too soon
+        max_eval=25 * iterations,  # else evaluations in the line search end it too soon
         history_size=recipe.optimizer.history_size or 10,
         line_search_fn="strong_wolfe",
     )

@@ -1,1 +1,1 @@
-"""All that is open on a GPU, measured by one command: `make gpu`."""
+"""Measures everything that needs a GPU, with one command: `make gpu`."""

@@ -25,12 +25,12 @@ from remeasure.system import paths, signals, startup
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure what is not in DIR yet; returns the exit status: 1 where a step failed, and the others were done."""
+    """Measure the steps that are not in DIR yet. Exit status: 1 if a step failed; the others are still measured."""
     signals.handle()
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     sizes, kind = (TINY, resolve_device("cpu")) if options.tiny else (FULL, resolve_device("auto"))
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is there: Lightning sets it in each run
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts; Lightning sets it in each run
     settle()
     provenance.warn_of_unknown(paths.project_root())
     deadline = time.monotonic() + 60 * options.minutes

@@ -1,6 +1,6 @@
-"""Steps as CUDA graphs: do they train to the same numbers, and what do they save?
+"""Steps as CUDA graphs: do they train to the same numbers, and how much time do they save?
 
-What is captured is measured in a process apart, so that a capture that fails spoils nothing else.
+Captured steps run in a separate process, so that a failed capture does not affect other measurements.
 """
 
 import itertools
@@ -31,7 +31,7 @@ EPOCHS = ("recipe.epochs_total=2", "recipe.schedule.epochs_warmup=0")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a training of two epochs on noise came to: weights, seconds of a step of the second, graphs."""
+    """The result of training two epochs on noise: weights, seconds of a step in the second epoch, number of graphs."""
 
     weights: list[Tensor]
     seconds_per_step: float
@@ -39,7 +39,7 @@ class Trained:
 
 
 def trained(config: Config, *, num_steps: int, captured: bool, kind: DeviceKind) -> Trained:
-    """Trained as a run trains, in epochs of so many whole steps and a short one."""
+    """Train as in a run; an epoch has `num_steps` full batches and a short one."""
     images, labels = speeds.noise(config, num=num_steps * config.recipe.batch_size + 7)
     spec, seeds = config.spec(data_sha256=""), range(config.engine_width)
     networks = [speeds.network_of(config, device=torch.device("cpu"), seed=seed) for seed in seeds]
@@ -49,7 +49,7 @@ def trained(config: Config, *, num_steps: int, captured: bool, kind: DeviceKind)
         if config.engine == "batched"
         else Training(networks[0], seed=0, **named)
     )
-    ends: list[float] = []  # of epochs, whose loss has been read by then: the device has done them
+    ends: list[float] = []  # of epochs; the loss has been read, so the device has finished
     with (
         modes(deterministic=kind == "cuda"),
         mock.patch.dict(os.environ, REMEASURE_CAPTURE=str(int(captured))),
@@ -69,7 +69,7 @@ def trained(config: Config, *, num_steps: int, captured: bool, kind: DeviceKind)
 
 
 def graph_check(sizes: Sizes, *, kind: DeviceKind) -> Figures:
-    """Do captured steps train to the numbers of others, dropout, distortions and growing images included?"""
+    """Do captured steps train to the same numbers as others, with dropout, distortions and growing images?"""
     lines, width = Figures(), max(sizes.seeds[:2])
     together = ("engine=batched", f"engine_width={width}")
     configs = {name: speeds.config_of(f"model={name}", *EPOCHS, *together) for name in sizes.checked_models}
@@ -84,12 +84,12 @@ def graph_check(sizes: Sizes, *, kind: DeviceKind) -> Figures:
 
 
 def holds(lines: Figures) -> bool:
-    """Whether the check found every captured step to train to the numbers of others."""
+    """Whether all captured steps of the check trained to the same numbers as others."""
     return bool(lines) and not any("fault" in line or line.get("identical") is False for line in lines)
 
 
 def _checked(name: str, config: Config, *, num_steps: int, kind: DeviceKind, apart: Apart) -> Figures:
-    """A line for each way; the last one also says whether they came to the same weights."""
+    """A line without and one with capture; the last one also says whether the weights are equal."""
     lines, ends = Figures(), list[Trained]()
     for captured in (False, True) if kind == "cuda" else (False,):
         line = {"model": name, "seeds": config.engine_width, "captured": captured}
@@ -117,9 +117,9 @@ def _compared(plain: list[Tensor], captured: list[Tensor]) -> dict[str, Any]:
 
 
 def seeds_together(sizes: Sizes, *, kind: DeviceKind) -> Figures:
-    """Seconds of an optimiser step of so many seeds, launched kernel by kernel and captured as a graph.
+    """Milliseconds of an optimiser step of `sizes.seeds` seeds, launched kernel by kernel and captured as a graph.
 
-    Where a step cannot be captured here, the line says why, and nothing is captured from then on.
+    If a step cannot be captured, its line says why, and no later step is captured.
     """
     lines = Figures()
     ways = (False, True) if kind == "cuda" else (False,)
@@ -147,9 +147,9 @@ def seconds_per_step(config: Config, *, num_steps: int, captured: bool, kind: De
     return trained(config, num_steps=num_steps, captured=captured, kind=kind).seconds_per_step
 
 
-# ---------------------------------------------------------------- ways to take the row's own step
+# ---------------------------------------------------------------- modes of the row's own step
 
-WAYS: dict[str, dict[str, bool]] = {  # modes, and whether it is captured
+WAYS: dict[str, dict[str, bool]] = {  # torch's modes, and whether the step is captured
     "plain": {},
     "deterministic": {"deterministic": True},
     "deterministic, memory filled": {"deterministic": True, "fill": True},
@@ -184,7 +184,7 @@ def resnet_ways(sizes: Sizes, *, kind: DeviceKind) -> Figures:
 def way_seconds(
     config: Config, *, kind: DeviceKind, repeats: int, captured: bool = False, **switches: bool
 ) -> tuple[float, float]:
-    """`median_seconds` of a step."""
+    """`median_seconds` of a step in these modes."""
     device = torch.device(kind)
     with modes(**{"deterministic": False, **switches}):
         call = speeds.training_call(config, compiled=False, device=device)

@@ -1,4 +1,4 @@
-"""The files of `python -m remeasure.bench.gpu`: gpu.json after each step, and gpu.md for a reader."""
+"""The files of `python -m remeasure.bench.gpu`: gpu.json and gpu.md, written after each step."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ Figures = list[dict[str, Any]]
 
 
 class IncompleteError(Exception):
-    """A step came to `lines`, and is not done."""
+    """A step gave `lines`, but is not complete."""
 
     def __init__(self, reason: str, *, lines: Figures) -> None:
         super().__init__(reason)
@@ -25,7 +25,7 @@ class IncompleteError(Exception):
 
 
 class Report:
-    """What is measured so far in folder `out`. `failures`: the steps of this call that failed."""
+    """The measurements so far in folder `out`. `failures`: the steps of this call that failed."""
 
     def __init__(self, out: Path, *, kind: DeviceKind) -> None:
         self.path, self.failures = out / "gpu.json", list[str]()
@@ -41,21 +41,21 @@ class Report:
             self.figures = found["figures"]
 
     def lines(self, name: str) -> Figures:
-        """What the step came to; nothing where it was not taken."""
+        """The results of the step; [] if it was not measured."""
         return _lines({"figures": self.figures}, name)
 
     def done(self, name: str) -> bool:
         return name in self.figures and "lacks" not in self.figures[name]
 
     def take(self, name: str, step: Callable[[], Figures]) -> None:
-        """Measure the step and write what it came to; what fails, or lacks something, is done again next time."""
+        """Measure the step and write its results; a failed or incomplete step is measured again next time."""
         _say(f"{name} …")
         began, lacks = time.monotonic(), dict[str, str]()
         try:
             lines = step()
         except IncompleteError as error:
             lines, lacks = error.lines, {"lacks": str(error)}
-        except Exception as error:  # one step's fault; the time on this machine is for the others
+        except Exception as error:  # one step's fault; go on with the others
             self.failures.append(name)
             _say(f"{name} failed: {type(error).__name__}: {error}")
             return
@@ -102,7 +102,7 @@ def _lines(content: Mapping[str, Any], name: str) -> Figures:
 
 
 def _with_share(line: Mapping[str, Any], *, peak: float | None) -> dict[str, Any]:
-    """A speed also as a share of the rate of the matrix products measured beside it."""
+    """The line with its speed also as a share of the rate of matrix products."""
     if not peak or "size" in line or not line.get("tflops"):
         return dict(line)
     return {**line, "share_of_matrix_products": round(line["tflops"] / peak, 3)}

@@ -18,9 +18,9 @@ from remeasure.spec.record import RunRecord
 
 
 def measure_rows(arguments: Sequence[str], *, archive: Path, deadline: float) -> Figures:
-    """`reproduce.py measure <arguments>`, which have rows and --seeds.
+    """The results of `reproduce.py measure <arguments>`, which name rows and --seeds.
 
-    `archive` has what was published by the end, however it comes. Raises IncompleteError: a row lacks seeds.
+    `archive` gets what was published, also if interrupted. Raises IncompleteError if a row lacks seeds.
     """
     budget = f"{max(1, int(deadline - time.monotonic()))}s"
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def measure_rows(arguments: Sequence[str], *, archive: Path, deadline: float) ->
 
 @contextmanager
 def _kept(results: Path, *, archive: Path) -> Iterator[None]:
-    """Pack the folder at the end of the block, whether it was interrupted or not."""
+    """Pack the folder at the end of the block, even if interrupted."""
     try:
         yield
     finally:

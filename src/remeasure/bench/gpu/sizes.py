@@ -1,11 +1,11 @@
-"""How much is measured: on a GPU, and in the rehearsal on the CPU."""
+"""Amounts to measure: on a GPU, and in the rehearsal on the CPU."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Rows are command lines of `reproduce.py measure`; `vit` and `resnet` are of `train.py`.
+    """Rows are arguments of `reproduce.py measure`; `vit` and `resnet` are overrides of `train.py`.
 
     `steps`: of an epoch on noise.
     """

@@ -1,4 +1,4 @@
-"""Speeds: matrix products, inference of a ViT, and the rows' own optimiser steps, without Lightning around them."""
+"""Speeds of matrix products, of inference of a ViT, and of the rows' own optimiser steps without Lightning."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ from remeasure.training.recipe import training_loss
 
 
 def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str, Any]:
-    """The chip's own rate: a bfloat16 matrix product of size³, in FLOP/s (2·size³ a product)."""
+    """The chip's rate: a bfloat16 product of two size x size matrices, in TFLOP/s (2·size³ FLOP a product)."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     _, seconds = median_seconds(lambda: left @ right, device=device, repeats=repeats)
     return {"size": size, "precision": "bfloat16", "tflops": round(2 * size**3 / seconds / 1e12, 6)}
@@ -41,14 +41,14 @@ def network_of(config: Config, *, device: torch.device, seed: int = 0) -> nn.Mod
 
 
 def noise(config: Config, *, num: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (num, C, H, W) uint8 and labels (num,)."""
+    """Random images (num, C, H, W) uint8 and labels (num,)."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (num, *config.input_shape), generator=generator, dtype=torch.uint8)
     return images, torch.randint(0, config.data.num_classes, (num,), generator=generator)
 
 
 def compiled_alone(network: nn.Module, **options: Any) -> None:
-    """Compile it for each size that it will see: after other nets and sizes, all but the first would be symbolic."""
+    """Compile it for each size separately: after other nets and sizes, torch would use symbolic sizes."""
     torch._dynamo.reset()
     network.compile(dynamic=False, **options)
 
@@ -69,13 +69,13 @@ def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
 
 
 def vit_from_files(sizes: Sizes, *, device: torch.device) -> Figures:
-    """Images/s from JPEG files: decoding alone, and decoding with the net, beside the net alone."""
+    """Images/s from JPEG files: decoding alone, the net alone, and both together."""
     config = config_of(*sizes.vit, "data=imagenet_sample")
     return [evaluate.throughput(config, device=device, data_root=paths.data_root(), num_images=sizes.num_images)]
 
 
 def resnet_by_batch(sizes: Sizes, *, device: torch.device) -> Figures:
-    """Seconds and images/s of the row's own optimiser step (crop, flip, cut-out, bfloat16) on random pixels."""
+    """Milliseconds and images/s of the row's own optimiser step (crop, flip, cut-out, bfloat16) on random pixels."""
     lines = Figures()
     for compiled in (False, True) if device.type == "cuda" else (False,):
         for batch in sizes.batches:
@@ -85,7 +85,7 @@ def resnet_by_batch(sizes: Sizes, *, device: torch.device) -> Figures:
 
 
 def mlp_by_size(sizes: Sizes, *, device: torch.device) -> Figures:
-    """Seconds of the article's optimiser step by batch, and by the width of one hidden layer."""
+    """Milliseconds of an optimiser step of `mlp2` by batch, and by the width of its one hidden layer."""
     lines = Figures()
     grid = [(batch, 256) for batch in sizes.batches] + [(sizes.batches[0], width) for width in sizes.hidden]
     for batch, width in grid:
@@ -96,7 +96,7 @@ def mlp_by_size(sizes: Sizes, *, device: torch.device) -> Figures:
 
 
 def _training_speed(config: Config, *, compiled: bool, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Of a step in the modes of a run."""
+    """The speed of a step in the modes of a run."""
     with modes(deterministic=device.type == "cuda"):
         call = training_call(config, compiled=compiled, device=device)
         batch = config.recipe.batch_size
@@ -104,7 +104,7 @@ def _training_speed(config: Config, *, compiled: bool, device: torch.device, rep
 
 
 def training_call(config: Config, *, compiled: bool, device: torch.device) -> Callable[[], None]:
-    """One optimiser step as a run makes it, without Lightning around it."""
+    """One optimiser step as in a run, without Lightning."""
     num = config.recipe.batch_size
     images, labels = noise(config, num=num)
     network = network_of(config, device=device)
@@ -132,7 +132,7 @@ def training_call(config: Config, *, compiled: bool, device: torch.device) -> Ca
 
 
 def flop_of(call: Callable[[], object]) -> int:
-    """Floating point operations of a call, a multiplication and an addition being two."""
+    """Floating point operations of a call; a multiplication and an addition count as two."""
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: each step with its sizes, and the clock that times it."""
+"""The steps that are measured on a GPU, in order, each with its sizes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ Step = Callable[[], Figures]
 
 
 def steps(sizes: Sizes, *, kind: DeviceKind, out: Path, deadline: float) -> Iterator[tuple[str, Step]]:
-    """Names and what measures them; archives of rows go into folder `out`."""
+    """The name and the function of each step; archives of rows go into folder `out`."""
     device = torch.device(kind)
 
     def measured(arguments: Sequence[str]) -> tuple[str, Step]:

@@ -1,4 +1,4 @@
-"""The clock, the modes that a run trains in, and a process apart for what may spoil the one it runs in."""
+"""The clock, the modes that a run trains in, and a separate process for calls that may damage theirs."""
 
 import functools
 import multiprocessing
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 @contextmanager
 def clock(device: torch.device) -> Iterator[list[float]]:
-    """Seconds that the block and what it started on the device took, in a list that is filled at its end."""
+    """Seconds of the block, including its work on the device, in a list that is filled at the end."""
     seconds: list[float] = []
     _wait(device)
     began = time.perf_counter()
@@ -36,7 +36,7 @@ def _wait(device: torch.device) -> None:
 
 
 def median_seconds(call: Callable[[], object], *, device: torch.device, repeats: int) -> tuple[float, float]:
-    """(seconds of the first call, which may compile; median seconds of a later one, over five equal groups)."""
+    """(seconds of the first call, which may compile; median seconds of a later call, over five equal groups)."""
     with clock(device) as first:
         call()
     call()
@@ -51,7 +51,7 @@ def median_seconds(call: Callable[[], object], *, device: torch.device, repeats:
 
 @contextmanager
 def modes(*, deterministic: bool, fill: bool = False, benchmark: bool = False) -> Iterator[None]:
-    """torch's switches in the block; a run on CUDA trains with `deterministic` alone."""
+    """Set torch's options in the block; a run on CUDA trains with `deterministic` only."""
     settle()
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
@@ -65,7 +65,7 @@ def modes(*, deterministic: bool, fill: bool = False, benchmark: bool = False) -
 
 
 class Apart:
-    """A process apart, begun anew after a fault: a capture that fails may leave the device's generator unusable."""
+    """A separate process, restarted after an exception: a failed capture may leave the device's generator unusable."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -86,7 +86,7 @@ class Apart:
         self._pool = None
 
     def __call__(self, function: Callable[..., R], *arguments: Any, **named: Any) -> R:
-        """What the function returns, or raises, there."""
+        """The result of the function in that process; raises what it raises."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked torch can hang
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
@@ -98,12 +98,12 @@ class Apart:
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     os.environ["REMEASURE_CAPTURE"] = "1"
 
 
 def here(function: Callable[..., R], *arguments: Any, **named: Any) -> R:
-    """As `Apart`, in this process."""
+    """Call the function in this process, with the interface of `Apart`."""
     return function(*arguments, **named)
 
 
