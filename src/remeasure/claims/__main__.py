@@ -4,7 +4,7 @@
 
 Writes results/claims.json (each seed's numbers, spec hashes, commit, versions, machine, data), results/claims.md and
 results/claims/*.png. A claim is measured again where its experiment or parameters have changed, or with --fresh.
-Trainings lie in runs/claims; stopped at any moment, the same command goes on.
+Trainings are kept in runs/claims; after an interruption the same command resumes them.
 """
 
 import argparse
