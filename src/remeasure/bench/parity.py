@@ -1,6 +1,6 @@
 """Are the accuracies alike? The article's loop beside this project, and bfloat16 beside float32, seed by seed.
 
-Each value is written at once to the project's runs/bench, by commit, so that the same command goes on after an
+Each value is written at once to the project's runs/bench, by commit, so that the same command resumes after an
 interruption.
 """
 

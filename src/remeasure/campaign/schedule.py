@@ -21,7 +21,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A row in the plan: its seconds alone (`_in_all`) and after earlier rows (`_needed`), and how many seeds fit."""
+    """A row in the plan: `seconds_in_all` alone, `seconds_needed` after the rows before it, and how many seeds fit."""
 
     forecast: Forecast
     seconds_in_all: float

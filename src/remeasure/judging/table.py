@@ -39,7 +39,7 @@ _WITHOUT_RECORD = (
 class TableRow:
     """One line of results/table.csv, whose columns are these fields in this order. None: does not apply, or unknown.
 
-    Mean, sd, interval and verdict are the deciding look's. `device`, `commit`, `measured_on` (a UTC date) are those of
+    Mean, sd, interval and verdict are those of `judge`. `device`, `commit`, `measured_on` (a UTC date) are those of
     the judged seed that finished last; the commit ends in `-dirty` if any judged seed ran on uncommitted changes.
     `data_official` and the other facts about data and net are the same for all seeds.
     """

@@ -18,7 +18,7 @@ Events, each with `event` and `time` (ISO 8601, UTC):
     finished   record (the RunRecord as a dict)
 
 A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split). Each line ends with
-"crc32", in hexadecimal, of the object without that key: `read` skips a line that was cut short or changed.
+the key "crc32": the CRC-32, in hexadecimal, of the object without it. `read` skips a line that is cut short or changed.
 """
 
 import errno

@@ -34,7 +34,7 @@ MISLEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "G
 class Revision:
     """The checkout's `commit`, whether a file differs from it or is new, and the `diff` as a patch.
 
-    Without git or a checkout they come from REMEASURE_COMMIT; without that, `commit` is "unknown" and `dirty` None.
+    Without a git checkout, REMEASURE_COMMIT gives the first two; without that, `commit` is "unknown", `dirty` None.
     Only files that can change a number count: code, configs and versions, not results or texts. New files are not in
     `diff`.
     """
