@@ -72,23 +72,24 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         kernels, rest = self.param_groups
         for kernel in _with_gradient(kernels["params"]):
-            update = orthogonalised(self._ahead(kernel, kernels["momentum"]).flatten(1), dtype=self._dtype)
+            assert kernel.grad is not None
+            ahead = self._ahead(kernel, kernel.grad, momentum=kernels["momentum"])
+            update = orthogonalised(ahead.flatten(1), dtype=self._dtype)
             kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
             kernel.sub_(kernels["lr"] * update.view(kernel.shape))
         for parameter in _with_gradient(rest["params"]):
             assert parameter.grad is not None
-            parameter.grad.add_(parameter, alpha=rest["weight_decay"])
-            parameter.sub_(kernels["lr"] * self._share * self._ahead(parameter, rest["momentum"]))
+            decayed = parameter.grad.add(parameter, alpha=rest["weight_decay"])  # the gradient itself stays as it is
+            parameter.sub_(kernels["lr"] * self._share * self._ahead(parameter, decayed, momentum=rest["momentum"]))
         return loss
 
-    def _ahead(self, parameter: Tensor, momentum: float) -> Tensor:
+    def _ahead(self, parameter: Tensor, gradient: Tensor, *, momentum: float) -> Tensor:
         """Nesterov's direction: the gradient plus momentum times the updated momentum buffer."""
-        assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        moved = state["momentum_buffer"].mul_(momentum).add_(parameter.grad)
-        return parameter.grad.add(moved, alpha=momentum)
+        moved = state["momentum_buffer"].mul_(momentum).add_(gradient)
+        return gradient.add(moved, alpha=momentum)
 
 
 def _with_gradient(parameters: Iterable[Tensor]) -> list[Tensor]:
