@@ -4,22 +4,25 @@ import re
 
 from hypothesis import strategies as st
 
-# A list of ten lists of ten lists …: 4 lines, and as a plain value 10 GB.
-BOMB = b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
-    b"%c: &%c [%s]\n" % (name, name, b", ".join([b"*%c" % (name - 1)] * 10)) for name in b"bcdefghij"
-)
 NUMBERS = (
-    *("nan", ".nan", "inf", "-inf", "1e400", "-1e400", "1e308", "1e-400", "-0.0", "0", "-1", "1.5", "0x10", "1_000"),
-    *("9" * 20, "-" + "9" * 20, "9" * 400, "9" * 5000, "9223372036854775808", "1e18", "float(nan)", "int(3)", "0o7"),
+    "nan",
+    ".nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1e308",
+    "1e-400",
+    "-0.0",
+    "0",
+    "-1",
+    "1.5",
+    "0x10",
+    "1_000",
+    "9" * 20,
 )
 TEXTS = (
-    *("", "null", "true", "~", "''", '""', "'", "abc", "a b", "[]", "{}", "[1,2]", "[nan]", "[1e400,1]", "[[1],[2]]"),
-    *("{a: 1}", "{a: [nan]}", "[" * 40, "[" * 300 + "]" * 300, "{a:" * 300 + "1" + "}" * 300, "a" * 300, "a" * 70_000),
-    *("${seed}", "${model}", "${recipe}", "${nope}", "${nope:1}", "${divide:1,0}", "${divide:a}", "${oc.env:NOPE}"),
-    *("${.}", "${..}", "${", "$", "${${seed}}", "${oc.create:[1}", "${oc.decode:'[nan]'}", "${runs:x}", "\\", "\\$"),
-    *("!!python/object/apply:os.system [id]", "!!python/name:os.system", "&a [*a]", "<<: 1", "2026-01-01", "1:30"),
-    *("../../etc/passwd", "/dev/null", "..", "a/b", "\0", "a\0b", "\ud800", "'\udcff'", "\u202e", "'é'", "日本", "😀"),
-    *("1,2", "range(1,3)", "choice(1,2)", "glob(*)", "json_str(3)", "extend_list(1)", "???", "\n", "\t", "\x1b[31m"),
+    *("", "null", "true", "~", "''", "'", "abc", "a b", "[]", "{}", "[1,2]", "[nan]", "[[1],[2]]", "{a: 1}", "[1"),
+    *("{a: 1", "${seed}", "${nope}", "${", "2026-01-01", "1:30", "..", "a/b", "'é'", "日本", "a" * 300, "1,2", "???"),
 )
 KEYS = (
     *("seed", "precision", "engine", "engine_width", "compile", "channels_last", "steps_per_block", "cpu_threads"),
@@ -35,29 +38,22 @@ KEYS = (
     *("recipe.schedule.gamma", "recipe.loss.label_smoothing", "recipe.loss.l2_penalty", "recipe.normalisation"),
     *("recipe.normalisation.mean", "recipe.normalisation.std", "recipe.augmentation.name", "recipe.augmentation"),
     *("recipe.augmentation.probability", "recipe.augmentation.pad_pixels", "recipe.resolution", "recipe.streaming"),
-    *("hydra.run.dir", "hydra.job.name", "hydra.sweep.dir", "hydra/launcher", "hydra.nope"),
+    *("hydra.run.dir", "hydra.nope"),
 )
-FORMS = ("{key}={value}", "+{key}={value}", "++{key}={value}", "~{key}", "~{key}={value}", "{key}", "{key}=")
-ODD_FORMS = (
-    "={value}",
-    "{key}.below={value}",
-    "{key}x={value}",
-    "{key}@nope={value}",
-    "{key}=={value}",
-    "+{key}.a.b={value}",
-)
-FLAGS = ("--config-name=nope", "--config-dir=/nope", "--info=nope", "--nope", "--package=nope.nope", "-c", "--cfg=nope")
+FORMS = ("{key}={value}", "+{key}={value}", "++{key}={value}", "~{key}", "{key}", "{key}=")
+TYPOS = ("{key}.below={value}", "{key}x={value}", "={value}", "{key}=={value}")
+FLAGS = ("--config-name=nope", "--config-dir=/nope", "--nope")
 
 # Nothing between a few hundred and a trillion: a net of so many units would be built, and take all memory.
 amounts = st.one_of(st.integers(-10, 300), st.integers(10**12, 2**70), st.floats(-10, 10)).map(str)
 few_amounts = st.lists(st.one_of(st.integers(-2, 20), st.floats(-2, 2)), max_size=4).map(str)
-values = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(TEXTS), amounts, few_amounts, st.text(max_size=20))
+values = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(TEXTS), amounts, few_amounts)
 
 
 @st.composite
 def overrides(draw: st.DrawFn) -> str:
     """One argument of train.py, broken in some way as a rule."""
-    form = draw(st.one_of(st.just(FORMS[0]), st.sampled_from(FORMS), st.sampled_from(ODD_FORMS)))
+    form = draw(st.one_of(st.just(FORMS[0]), st.sampled_from(FORMS), st.sampled_from(TYPOS)))
     return form.format(key=draw(st.sampled_from(KEYS)), value=draw(values))
 
 
@@ -69,27 +65,8 @@ arguments = st.one_of(
 )
 
 JUNK = (
-    *(
-        b"\0",
-        b"\xff\xfe",
-        b"\xed\xa0\x80",
-        b"\t",
-        b"\r",
-        b"\n",
-        b": ",
-        b"- ",
-        b"[",
-        b"{",
-        b"}",
-        b"'",
-        b'"',
-        b"#",
-        b"|\n",
-    ),
-    *(b"&a ", b"*a", b"<<: ", b"? ", b"%YAML 9.9\n", b"---\n", b"...\n", b"!!python/object/apply:os.system [id] "),
-    *(b"!!int ''", b"!!timestamp x", b"!!bool x", b"!!binary x", b'"\\UFFFFFFFF"', b'"\\ud800"', b"${", b"${nope}"),
-    *(b"nan", b".nan", b".inf", b"1e400", b"-1", b"9" * 400, b"9" * 5000, b"[" * 5000, b"{a: " * 2000, b",", b"\n\n"),
-    *(b"null", b"~", b"true", "é".encode(), "\u202e".encode(), b"x" * 300),
+    *(b"\xff\xfe", b"\t", b"\n\n", b": ", b"- ", b"[", b"{", b"}", b"'", b'"', b"#", b",", b"${nope}", "é".encode()),
+    *(b"nan", b".nan", b".inf", b"1e400", b"-1", b"9" * 20, b"null", b"true", b"abc", b"x" * 300),
 )
 NUMBER = re.compile(rb"\d+(?:\.\d+)?")
 
@@ -98,7 +75,7 @@ NUMBER = re.compile(rb"\d+(?:\.\d+)?")
 def mutations(draw: st.DrawFn, content: bytes) -> bytes:
     """The content after one to three accidents, or something else altogether."""
     if draw(st.integers(0, 9)) == 0:
-        return draw(st.one_of(st.just(b""), st.just(BOMB), st.binary(max_size=40), st.sampled_from(JUNK)))
+        return draw(st.one_of(st.just(b""), st.binary(max_size=40), st.sampled_from(JUNK)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(len(content) - 1, 0)))
         junk = draw(st.sampled_from(JUNK))

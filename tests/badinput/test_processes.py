@@ -34,7 +34,7 @@ def is_an_argument(text: str) -> bool:
         return False
 
 
-@examples(3, full=80)
+@examples(1, full=80)
 @given(arguments.filter(lambda given: all(map(is_an_argument, given))))
 def test_whatever_the_command_line_says_a_process_works_or_refuses_it_by_name(
     entry: Entry, given_arguments: list[str]
@@ -44,7 +44,7 @@ def test_whatever_the_command_line_says_a_process_works_or_refuses_it_by_name(
     assert_well_ended(done, naming=words(*given_arguments) | {*ALSO}, kind="process")
 
 
-@examples(3, full=60)
+@examples(1, full=60)
 @given(mutations(LEDGER.encode()))
 def test_whatever_the_ledger_holds_a_process_works_or_refuses_it_by_name(entry: Entry, content: bytes) -> None:
     with changed(entry.ledger, content=content), untouched(entry):
@@ -54,7 +54,7 @@ def test_whatever_the_ledger_holds_a_process_works_or_refuses_it_by_name(entry: 
     )
 
 
-@examples(2, full=60)
+@examples(1, full=60)
 @given(st.sampled_from(RECORDS), st.data())
 def test_whatever_a_record_holds_a_process_names_it(entry: Entry, name: str, data: st.DataObject) -> None:
     path = entry.results / name

@@ -1,14 +1,11 @@
 """The two commands, `python src/train.py` and `python src/reproduce.py`: light to import, so that `--help` is quick."""
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from remeasure.config import compose
-from remeasure.config.compose import checked, limited, refuse_anchors, refuse_oversized, register_resolvers
-from remeasure.config.errors import all_faults, guarded, is_config_error
-from remeasure.spec.base import InputError
+from remeasure.config.compose import checked, compose, register_resolvers
+from remeasure.config.errors import guarded
 from remeasure.system import paths, signals
 
 if TYPE_CHECKING:
@@ -28,20 +25,9 @@ def train_main() -> int:
     statuses = []
 
     def job(composed: "DictConfig") -> None:
-        with limited(0):  # to train may take as long as it takes
-            statuses.append(guarded(lambda: _train_one(composed)))
+        statuses.append(guarded(lambda: _train_one(composed)))
 
-    def main() -> None:
-        refuse_oversized(sys.argv[1:])
-        refuse_anchors()
-        try:
-            with limited(compose.COMPOSE_SECONDS):
-                hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)()
-        except Exception as error:
-            if not is_config_error(error):
-                raise
-            raise InputError(*all_faults(error, arguments=sys.argv[1:])) from None
-
+    main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
     return guarded(main) or max(statuses, default=0)
 
 
@@ -50,7 +36,7 @@ def reproduce_main(arguments: Sequence[str]) -> int:
     signals.handle()  # imports take a while
     from remeasure.cli import reproduce
 
-    return guarded(lambda: reproduce.main(arguments, compose=compose.compose))
+    return guarded(lambda: reproduce.main(arguments, compose=compose))
 
 
 def _train_one(composed: "DictConfig") -> int:
@@ -61,4 +47,4 @@ def _train_one(composed: "DictConfig") -> int:
         return debug(config)
     from remeasure.cli.train import run_single  # torch and Lightning: seconds, so only once the config is right
 
-    return run_single(config, compose=compose.compose)
+    return run_single(config, compose=compose)

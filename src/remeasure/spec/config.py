@@ -58,19 +58,18 @@ class Config(Strict):
     debug: Debug | None
 
     def _faults(self) -> Iterable[str]:
-        for group in ("model", "data", "recipe"):
-            if not CONFIG_NAME.fullmatch(name := getattr(self, group).name):
-                yield f"{group}.name: expected up to 100 letters, digits, '_', '.' and '-', got {name[:120]!r}"
         yield from count_faults(self)
         for key, most in (("engine_width", MOST_TOGETHER), ("cpu_threads", MOST_THREADS)):
             if getattr(self, key) > most:
                 yield f"{key}: expected at most {most}, got {getattr(self, key)}"
         if self.device not in ("auto", *get_args(DeviceKind)):
             yield f"device: expected auto, {', '.join(get_args(DeviceKind))}, got {self.device!r}"
-        tuning = self.data.split == "validation"
         if self.seed < 0:
             yield f"seed: expected 0 or more, got {self.seed}"
-        elif tuning and self.seed < FIRST_TUNING_SEED:
+        for group in ("model", "data", "recipe"):
+            if not CONFIG_NAME.fullmatch(name := getattr(self, group).name):
+                yield f"{group}.name: expected up to 100 letters, digits, '_', '.' and '-', got {name[:120]!r}"
+        if self.data.split == "validation" and 0 <= self.seed < FIRST_TUNING_SEED:
             yield f"seed: tuning on the validation split uses seeds from {FIRST_TUNING_SEED} up, got {self.seed}"
         if isinstance(self.recipe, Evaluation) and self.seed:
             yield f"seed: an evaluation draws nothing, so its seed is 0, got {self.seed}"
