@@ -34,27 +34,25 @@ def is_an_argument(text: str) -> bool:
         return False
 
 
-@examples(1, full=80)
+@examples(1)
 @given(arguments.filter(lambda given: all(map(is_an_argument, given))))
 def test_whatever_the_command_line_says_a_process_works_or_refuses_it_by_name(
     entry: Entry, given_arguments: list[str]
 ) -> None:
     with untouched(entry):
         done = ended(entry, "train.py", "model=mlp2", "data=digits", "recipe.epochs_total=1", *given_arguments)
-    assert_well_ended(done, naming=words(*given_arguments) | {*ALSO}, kind="process")
+    assert_well_ended(done, naming=words(*given_arguments) | {*ALSO})
 
 
-@examples(1, full=60)
+@examples(1)
 @given(mutations(LEDGER.encode()))
 def test_whatever_the_ledger_holds_a_process_works_or_refuses_it_by_name(entry: Entry, content: bytes) -> None:
     with changed(entry.ledger, content=content), untouched(entry):
         done = ended(entry, "reproduce.py", "verify")
-    assert_well_ended(
-        done, naming=["benchmark.yaml", "table.csv", "belongs to no row", "runs/", "labels"], kind="process"
-    )
+    assert_well_ended(done, naming=["benchmark.yaml", "table.csv", "belongs to no row", "runs/", "labels"])
 
 
-@examples(1, full=60)
+@examples(1)
 @given(st.sampled_from(RECORDS), st.data())
 def test_whatever_a_record_holds_a_process_names_it(entry: Entry, name: str, data: st.DataObject) -> None:
     path = entry.results / name
@@ -62,5 +60,5 @@ def test_whatever_a_record_holds_a_process_names_it(entry: Entry, name: str, dat
     content = data.draw(mutations(before))
     with changed(path, content=content), untouched(entry):
         done = ended(entry, "reproduce.py", "table" if name.startswith("runs") else "verify")
-    assert_well_ended(done, naming=[name, "labels"], kind="process")
+    assert_well_ended(done, naming=[name, "labels"])
     assert (content != before) <= (done.status != 0)

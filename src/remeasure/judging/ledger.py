@@ -21,7 +21,6 @@ from remeasure.system.validation import convert, did_you_mean
 
 T = TypeVar("T")
 
-_MAX_DEPTH = 10  # a source is nested 6 deep; yaml.compose recurses, so depth is checked before it
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
 _LONGEST_NAME = 100  # names are part of file names
@@ -154,11 +153,10 @@ def _read(path: Path) -> bytes:
 
 
 def _event_faults(events: Iterable[yaml.Event]) -> Iterator[str]:
-    """Faults of legal YAML that a ledger must not use: anchors, aliases, tags, unprintable characters, deep nesting.
+    """Faults of legal YAML that a ledger must not use: anchors, aliases, tags, unprintable characters.
 
     They are found in the parser's events, before aliases are expanded and values are built.
     """
-    depth = 0
     for event in events:
         at = _at(event.start_mark)
         if isinstance(event, yaml.NodeEvent) and event.anchor:
@@ -167,10 +165,6 @@ def _event_faults(events: Iterable[yaml.Event]) -> Iterator[str]:
             yield f"{at}tags are refused, got {event.tag!r}; write the plain value"
         for odd in _unprintable(event.value) if isinstance(event, yaml.ScalarEvent) else ():
             yield f"{at}holds the character U+{ord(odd):04X}, which does not print; remove it"
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            yield f"{at}nested more than {_MAX_DEPTH} deep"
-            return
 
 
 def _unprintable(text: str) -> str:
