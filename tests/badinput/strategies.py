@@ -41,7 +41,7 @@ KEYS = (
     *("hydra.run.dir", "hydra.nope"),
 )
 FORMS = ("{key}={value}", "+{key}={value}", "++{key}={value}", "~{key}", "{key}", "{key}=")
-TYPOS = ("{key}.below={value}", "{key}x={value}", "={value}", "{key}=={value}")
+TYPOS = ("{key}.below={value}", "{key}x={value}", "{key}=={value}")
 FLAGS = ("--config-name=nope", "--config-dir=/nope", "--nope")
 
 # Nothing between a few hundred and a trillion: a net of so many units would be built, and take all memory.

@@ -36,7 +36,7 @@ def assert_says(spec: dict[str, Any], *, override: str) -> None:
         assert found == pytest.approx(float(value)), override
 
 
-@examples(20)
+@examples(16)
 @given(given_arguments=arguments)
 def test_whatever_the_command_line_says_it_works_or_is_refused_by_name(
     entry: Entry, given_arguments: list[str]
@@ -95,7 +95,7 @@ FAULTS = {
 }
 
 
-@examples(6)
+@examples(4)
 @given(st.lists(st.sampled_from(sorted(FAULTS)), min_size=2, max_size=4, unique=True))
 @example(["recipe.clip_norm=-2", f"recipe.epochs_total={'9' * 400}", "recipe.schedule.gamma=2"])
 def test_all_faults_of_a_config_are_named_at_once(entry: Entry, planted: list[str]) -> None:
