@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert call(tmp_path) == 2
     told = capsys.readouterr().err
     assert "results: " in told
-    assert "1/" not in told  # the first claim's turn
+    assert "1/" not in told.replace(str(tmp_path), "")  # the first claim's turn
 
 
 def test_numbers_that_were_taken_out_are_missed(

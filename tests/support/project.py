@@ -48,7 +48,7 @@ class Project:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=600,  # a slow machine takes minutes for the demo
         )
 
     def run(self, script: str, *arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
