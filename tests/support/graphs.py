@@ -66,6 +66,7 @@ def _graph(graph: Graph) -> Iterator[None]:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     """Have steps captured here as on a GPU; the graphs that there are."""
+    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
     graphs: list[Graph] = []
     stream = SimpleNamespace(wait_stream=lambda _: None)
 

@@ -40,12 +40,15 @@ STEPS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def handlers() -> Iterator[None]:
-    """The command handles signals; who comes after these tests does not."""
+def handlers_and_environment() -> Iterator[None]:
+    """The command handles signals and sets variables of its process; tests that follow find both as they were."""
+    environment = dict(os.environ)
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="module")

@@ -62,10 +62,9 @@ def end(
 
 @pytest.mark.parametrize("overrides", [(), DROPS, SGD, MUON, CROPPED], ids=["adam", "dropout", "sgd", "muon", "crop"])
 def test_captured_steps_train_to_the_numbers_of_others(
-    overrides: tuple[str, ...], captured: list[Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: tuple[str, ...], captured: list[Graph], tmp_path: Path
 ) -> None:
     """Serial; 20 whole batches an epoch, of which the last 37 of two are replayed."""
-    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
     one = spec(*overrides)
     make = lambda: trained.training(one)  # noqa: E731
     found, reports = end(make, spec=one, folder=tmp_path, wanted=True)
@@ -76,10 +75,7 @@ def test_captured_steps_train_to_the_numbers_of_others(
     assert len(captured) == 1
 
 
-def test_captured_steps_of_several_seeds_train_to_the_numbers_of_others(
-    captured: list[Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
+def test_captured_steps_of_several_seeds_train_to_the_numbers_of_others(captured: list[Graph], tmp_path: Path) -> None:
     both = spec(*test_batched.WIDTH, *DROPS)
     make = lambda: test_batched.together(*DROPS)  # noqa: E731
     found, reports = end(make, spec=both, folder=tmp_path, wanted=True)
@@ -89,11 +85,8 @@ def test_captured_steps_of_several_seeds_train_to_the_numbers_of_others(
     assert reports == curve
 
 
-def test_each_size_of_images_has_a_graph(
-    captured: list[Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_size_of_images_has_a_graph(captured: list[Graph], tmp_path: Path) -> None:
     """Epoch 0 at 4 pixels, 1 and 2 at 6, 3 at all 8; 20 whole batches each."""
-    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
     growing = spec(*GROWING, "recipe.epochs_total=4")
     make = lambda: any_size(growing)  # noqa: E731
     found, _ = end(make, spec=growing, folder=tmp_path, wanted=True)
