@@ -11,13 +11,12 @@ import pytest
 from tests.support import measured, trained
 
 from remeasure.campaign import campaign
-from remeasure.campaign.campaign import Campaign, compare
+from remeasure.campaign.campaign import Campaign
 from remeasure.campaign.executors.local import Task
 from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign
 from remeasure.config.compose import compose as compose_config
 from remeasure.data import fingerprint
-from remeasure.judging import publish as judging_publish
-from remeasure.judging.publish import publish, recover
+from remeasure.judging.publish import offer, publish, recover
 from remeasure.judging.reader import read_row, read_runs
 from remeasure.judging.records import RowResults, SeedResults, put_together
 from remeasure.models import pretrained as published_weights
@@ -267,7 +266,8 @@ def test_the_cheapest_row_is_trained_first_and_what_does_not_fit_is_not_begun(
     workers.seconds = {"article": 61.0, "keras_mlp": 3.0}
     said: list[str] = []
     rows = row(), keras()
-    measure(tmp_path, *rows, said=said, budget_seconds=60.0)
+    _, done = measure(tmp_path, *rows, said=said, budget_seconds=60.0)
+    verdict = done.verdict()
     assert sorted(workers.trained) == [("mlp2-digits-keras", 0), ("mlp2-digits-keras", 1)]
     assert said == [
         "mlp2-digits: no seed was timed here before, timing a few steps",
@@ -275,6 +275,7 @@ def test_the_cheapest_row_is_trained_first_and_what_does_not_fit_is_not_begun(
         "row                seeds here  to train  a seed  in all  in 60 s",
         "mlp2-digits-keras           0         2     3 s     3 s  fits",
         "mlp2-digits                 0         2    61 s    61 s  does not fit; BUDGET=64s would do",
+        f"mlp2-digits-keras: {verdict.verdict}, {verdict.mean_percent:.3f} % (2 seeds here)",
         "mlp2-digits: 2 more seeds do not fit the budget; one takes about 61 s, so BUDGET=61s starts it",
     ]
 
@@ -482,10 +483,13 @@ def test_each_seed_is_published_as_it_ends_where_there_is_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[int] = []
-    publish = judging_publish.publish
-    monkeypatch.setattr(
-        campaign, "publish", lambda *files, **named: (publish(*files, **named), published.append(len(seeds(tmp_path))))
-    )
+
+    def offered(*given: Any, **named: Any) -> bool:
+        taken = offer(*given, **named)
+        published.append(len(seeds(tmp_path)))
+        return taken
+
+    monkeypatch.setattr(campaign, "offer", offered)
     measure(tmp_path, row(looks=(3, 4)), seeds=3)
     assert published == [1, 2, 3]
 
@@ -494,10 +498,10 @@ def test_continue_publishes_every_seed_beyond_the_committed_ones(tmp_path: Path)
     committed(tmp_path, num_seeds=1)
     (done,) = measure(tmp_path, row(looks=(5, 10)), seeds=2, adopt=True)  # the first look is far away
     assert seeds(tmp_path) == [0, 1]
-    assert (done.adopted, done.published) == (1, 2)
+    assert (done.adopted, done.measured_here) == ({0}, True)
     before = measured.snapshot(tmp_path / "results")
     (done,) = measure(tmp_path, row(looks=(5, 10)), seeds=2, adopt=True)
-    assert (done.adopted, done.published) == (2, 2)  # nothing was measured here
+    assert (done.adopted, done.measured_here) == ({0, 1}, False)
     assert measured.snapshot(tmp_path / "results") == before
 
 
@@ -515,27 +519,56 @@ def test_continue_does_not_adopt_seeds_of_another_spec(tmp_path: Path, workers: 
     assert sorted(seed for _, seed in workers.trained) == [0, 1]
 
 
-def test_a_new_measurement_says_whether_it_agrees_with_the_one_it_replaces(tmp_path: Path) -> None:
-    committed(tmp_path, num_seeds=3)
+def test_a_row_ends_with_its_verdict_and_whether_its_seeds_are_the_committed_ones(tmp_path: Path) -> None:
+    committed(tmp_path, num_seeds=2)
     said: list[str] = []
+    (done,) = measure(tmp_path, row(), said=said)
+    mean = done.verdict().mean_percent
+    ended = f"mlp2-digits: reproduced, {mean:.3f} % (2 seeds here); 2 of 2 seeds identical to the committed ones"
+    assert said[-1] == ended
+    said.clear()
     measure(tmp_path, row(), said=said)
-    line = said[-1]
-    assert line.startswith("mlp2-digits: ")
-    assert "(3 seeds) before" in line
-    assert "(2 seeds) now: they agree (Welch's t-test, p = " in line
+    assert said == ["mlp2-digits: 2 seeds are here, reproduced, nothing to train"]
 
 
-def test_records_that_differ_are_called_different() -> None:
-    old = measured.group()
-    later = [dataclasses.replace(entry, finished_at="2030-01-01T00:00:00Z") for entry in old.records]
-    worse = [
-        dataclasses.replace(entry, num_correct=20, accuracy_percent=50.0, predicted_sha256=None) for entry in later
-    ]
-    new = dataclasses.replace(measured.group(), records=old.records)
-    assert compare(old, new, row=row()) == "", "the same runs are not a new measurement"
-    object.__setattr__(new, "records", tuple(worse))  # past the checks: only the accuracies matter here
-    assert "93.750 %" not in compare(old, new, row=row())
-    assert "50.000 % (5 seeds) now: they differ" in compare(old, new, row=row())
+def test_a_committed_row_gives_way_only_to_a_campaign_that_has_ended(tmp_path: Path) -> None:
+    """Undecided after each look, so that it ends with the last one."""
+    (edge,) = measure(tmp_path / "before", row(), seeds=2)
+    entry = row(published=round(edge.verdict().mean_percent or 0.0, 3) - 1.0, margin=1.0, looks=(2, 3, 4))
+    old = committed(tmp_path, num_seeds=4, spec_changed=True)
+    before, said = measured.snapshot(tmp_path / "results"), list[str]()
+    (done,) = measure(tmp_path, entry, seeds=3, said=said)
+    assert measured.snapshot(tmp_path / "results") == before
+    assert not done.measured_here
+    assert said[-1].startswith("mlp2-digits: undecided, ")
+    assert "(3 seeds here); " in said[-1]
+    assert f"; the committed record ({len(old.records)} seeds, undecided) stays" in said[-1]
+    assert "(4 seeds) before" in said[-1]
+    (done,) = measure(tmp_path, entry)
+    assert done.measured_here
+    assert {record.commit for record in read_runs(tmp_path / "results", row="mlp2-digits")} == {"unknown"}
+
+
+def test_more_seeds_of_the_same_campaign_replace_fewer_before_the_first_look(tmp_path: Path) -> None:
+    entry = row(looks=(5, 10))
+    for num in (2, 4):
+        measure(tmp_path, entry, seeds=num)
+        assert seeds(tmp_path) == list(range(num))
+    measure(tmp_path, entry, seeds=3)
+    assert seeds(tmp_path) == [0, 1, 2, 3]
+
+
+def test_fresh_replaces_a_record_of_more_seeds_once_it_has_what_it_was_asked_for(
+    tmp_path: Path, workers: type[InProcess]
+) -> None:
+    measure(tmp_path, row(), seeds=3)
+    before = measured.snapshot(tmp_path / "results")
+    workers.crash = {1}
+    measure(tmp_path, row(), seeds=2, fresh=True)
+    assert measured.snapshot(tmp_path / "results") == before
+    workers.crash = set()
+    measure(tmp_path, row(), seeds=2, fresh=True)
+    assert seeds(tmp_path) == [0, 1]
 
 
 def test_costs_come_from_this_campaign_then_from_records_of_this_device_then_from_a_few_steps() -> None:

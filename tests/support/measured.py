@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from remeasure.judging.records import RowResults
+from remeasure.judging.records import RowResults, SeedResults, from_results, put_together
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.spec.run import TRAINING_VERSION, spec_sha256
 from remeasure.system.digests import environment_sha256, predicted_sha256
@@ -139,6 +139,35 @@ def group(**changes: object) -> RowResults:
         ),
     }
     return RowResults(**{**usual, **changes})
+
+
+def part(seed: int, **changes: object) -> SeedResults:
+    like = from_results(group(findings=()))[seed % 5]
+    curve = tuple(dataclasses.replace(point, seed=seed) for point in like.curve)
+    return dataclasses.replace(like, record=record(seed, **changes), curve=curve, filters=None)
+
+
+def seeds(*numbers: int, **changes: object) -> RowResults:
+    """These seeds of the tiny row, with changes in each record."""
+    return put_together(ROW, seeds=[part(number, **changes) for number in numbers])
+
+
+def diverged(seed: int) -> SeedResults:
+    lost = dict.fromkeys(("accuracy_percent", "num_correct", "loss", "predicted_sha256"))
+    return dataclasses.replace(part(seed, **lost), predicted=None, confidence=None, curve=())
+
+
+def otherwise_wrong(results: RowResults) -> RowResults:
+    """The same accuracy by other predictions."""
+    predicted = results.predicted.copy()
+    predicted[:, 0] = (predicted[:, 0] + 1) % 4
+    assert (predicted[:, 0] != LABELS[0]).all()
+    hashes = [predicted_sha256(line) for line in predicted]
+    records = [
+        dataclasses.replace(entry, predicted_sha256=sha256)
+        for entry, sha256 in zip(results.records, hashes, strict=True)
+    ]
+    return dataclasses.replace(results, predicted=predicted, records=tuple(records))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

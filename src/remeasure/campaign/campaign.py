@@ -12,10 +12,10 @@ from remeasure.campaign.executors.local import Task, Workers
 from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign
 from remeasure.campaign.schedule import Forecast, Planned, Seed
 from remeasure.config.resolve import identify, network_of, remembered
-from remeasure.judging.publish import publish
+from remeasure.judging.comparison import compare
+from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_row
-from remeasure.judging.records import RowResults, from_results, put_together
-from remeasure.judging.verdict import agree
+from remeasure.judging.records import from_results, put_together
 from remeasure.runs import timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, participants
 from remeasure.runs.hardware import with_native_precision
@@ -35,12 +35,23 @@ WAIT_SECONDS = 1.0  # between two checks of the seeds that another process train
 
 
 class Campaign:
-    """Rows measured side by side by worker processes. `say` prints a line for the user."""
+    """Rows measured side by side by worker processes.
+
+    `say` prints a line for the user. `retable` brings the table up to date with results/ each time a row is published.
+    """
 
     def __init__(
-        self, *, place: Place, results: Path, options: Options, observer: Observer, say: Callable[[str], None]
+        self,
+        *,
+        place: Place,
+        results: Path,
+        options: Options,
+        observer: Observer,
+        say: Callable[[str], None],
+        retable: Callable[[], None] = lambda: None,
     ) -> None:
         self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
+        self.retable = retable
         self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
         self._present: dict[str, Presence] = {}  # by row
         self._elsewhere: set[tuple[str, int]] = set()  # (row, seed) that another process trains now
@@ -67,7 +78,7 @@ class Campaign:
         campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options)
         if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
             campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
-            campaign.adopted = campaign.published = len(campaign.done)
+            campaign.adopted, campaign.offered, campaign.published = frozenset(campaign.done), len(campaign.done), True
         if not self.options.fresh:
             self._find_finished(campaign)
         return campaign
@@ -148,9 +159,10 @@ class Campaign:
                 self._work(campaigns, workers=workers, deadline=time.monotonic() + self.options.budget_seconds)
         finally:  # on interruption, too: publish finished seeds, end runs in MLflow
             self._drain(workers)
-            with ExitStack() as ending:  # calls all of them, even if one fails
+            with ExitStack() as ending:  # calls all of them, even if one fails; each row's in reverse order
                 for campaign in campaigns:
                     ending.callback(self._leave, campaign)
+                    ending.callback(self._tell, campaign)
                     ending.callback(self._publish, campaign)
         for campaign in campaigns:
             if seconds := campaign.seconds(device=self._device):
@@ -264,26 +276,35 @@ class Campaign:
         self.say(f"{campaign.row.name} failed: {reason}")
 
     def _keep(self, campaign: RowCampaign, *, outcomes: Sequence[Outcome]) -> None:
-        """Add finished seeds; publish when their look is complete, or at once if that replaces no other record."""
+        """Add finished seeds, publish them if they may replace the record, and tell how a row ended."""
         campaign.done |= {outcome.record.seed: from_run(outcome, row=campaign.row.name) for outcome in outcomes}
-        if campaign.committed is None or campaign.adopted > 0:
-            self._publish(campaign)
+        campaign.has_grown = True
+        self._publish(campaign)
+        if campaign.has_what_was_asked():
+            self._tell(campaign)
         if not campaign.running and (
             not (wanted := campaign.wanted()) or len(campaign.done) in campaign.row.rule.looks
         ):
-            self._publish(campaign)
             self._track(campaign, running=bool(wanted))
         elif campaign.row.name in self._present:
             self._track(campaign, running=True, live=True)
 
     def _publish(self, campaign: RowCampaign) -> None:
-        if not campaign.publishable() or campaign.published == len(campaign.done):
+        """Offer the seeds to results/, once for each number of them, and compare them with the record before."""
+        fresh = self.options.fresh and campaign.has_what_was_asked()
+        if not campaign.done or (campaign.offered == len(campaign.done) and not (fresh and not campaign.published)):
             return
-        old = None if campaign.published else campaign.committed  # compare once, and not with an adopted record
-        results = put_together(campaign.row.name, seeds=list(campaign.done.values()))
-        publish(self.results, row=campaign.row.name, files=results.to_files())
-        campaign.published = len(campaign.done)
-        if old and (line := compare(old, results, row=campaign.row)):
+        new = put_together(campaign.row.name, seeds=list(campaign.done.values()))
+        campaign.published = offer(self.results, new, row=campaign.row, fresh=fresh, then=self.retable)
+        campaign.offered = len(campaign.done)
+        if campaign.committed:
+            campaign.comparison = compare(campaign.committed, new, confidence=campaign.row.rule.confidence)
+
+    def _tell(self, campaign: RowCampaign) -> None:
+        """Say where a row stands that has new seeds here, or others than results/ holds; not twice the same line."""
+        has_news = campaign.has_grown or campaign.comparison or not campaign.published
+        if campaign.done and has_news and (line := campaign.standing()) != campaign.told:
+            campaign.told = line
             self.say(line)
 
     def _track(self, campaign: RowCampaign, *, running: bool, live: bool = False) -> None:
@@ -298,6 +319,7 @@ class Campaign:
             spec_sha256=campaign.spec.spec_sha256,
             device_kind=self.place.device_kind,
             measured="measured here",
+            agreement=campaign.comparison,
             running=running,
         )
         if parent_id:  # "" if the store is unreachable: keep the last id
@@ -313,19 +335,3 @@ def _first(key: Seed, *, seeds_of: Callable[[RowCampaign], list[int]], campaigns
 def _standing(campaign: RowCampaign) -> str:
     """Why nothing is trained."""
     return f"{campaign.verdict().verdict}, nothing to train" if not campaign.failures else campaign.failures[-1]
-
-
-def compare(old: RowResults, new: RowResults, *, row: Row) -> str:
-    """How a measurement compares with the record it replaces, in one line; "" if it is not new or has too few seeds."""
-    if {record.finished_at for record in old.records} <= {record.finished_at for record in new.records}:
-        return ""
-    before, after = (
-        [record.accuracy_percent for record in results.records if record.accuracy_percent is not None]
-        for results in (old, new)
-    )
-    if len(before) < 2 or len(after) < 2:
-        return ""
-    p_value, same = agree(before, after, num_test=new.records[0].num_test, confidence=row.rule.confidence)
-    means = [f"{sum(values) / len(values):.3f} % ({len(values)} seeds)" for values in (before, after)]
-    outcome = "agree" if same else "differ"
-    return f"{row.name}: {means[0]} before, {means[1]} now: they {outcome} (Welch's t-test, p = {p_value:.3f})"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from remeasure.campaign.schedule import Seed
 from remeasure.judging.records import RowResults, SeedResults
+from remeasure.judging.table import verdict_of
 from remeasure.judging.verdict import judge
 from remeasure.spec.claim import Evidence, Row, Verdict
 from remeasure.spec.config import Config
@@ -38,8 +39,12 @@ class RowCampaign:
     done: dict[int, SeedResults] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
-    published: int = 0  # number of seeds
-    adopted: int = 0  # of these, seeds from the committed record (CONTINUE=1)
+    adopted: frozenset[int] = frozenset()  # the seeds from the committed record (CONTINUE=1)
+    has_grown: bool = False  # whether a seed was finished since the start
+    offered: int = 0  # number of seeds when they were last offered to results/
+    published: bool = False  # whether results/ took them
+    comparison: str = ""  # with the record that was there before
+    told: str = ""  # the line on its seeds that the terminal showed last
     timed_seconds: float | None = None  # of one seed, estimated from a few steps
     shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that resume from a checkpoint
 
@@ -104,14 +109,24 @@ class RowCampaign:
         first = self.committed.records[0]
         return (first.spec_sha256, first.device_kind) == (self.spec.spec_sha256, device_kind)
 
-    def publishable(self) -> bool:
-        """Whether the campaign may replace the row in results/: its first look is complete, or no record is lost.
+    @property
+    def measured_here(self) -> bool:
+        """Whether results/ hold seeds that this campaign did not adopt from them."""
+        return self.published and not self.done.keys() <= self.adopted
 
-        No record is lost if the row has none yet, or if the campaign continues it.
-        """
-        loses = self.committed is not None and self.adopted == 0
-        first_look = self._seeds(self.row.rule.looks[0])
-        return bool(self.done) and (not loses or all(seed in self.done for seed in first_look))
+    def has_what_was_asked(self) -> bool:
+        """Whether no seed is running, wanted or lost."""
+        return not (self.running or self.failures or self.wanted())
+
+    def standing(self) -> str:
+        """The verdict on the seeds that are here, how they compare, and what results/ holds if not these."""
+        verdict, num = self.verdict(), len(self.done)
+        mean = "" if verdict.mean_percent is None else f", {verdict.mean_percent:.3f} %"
+        parts = [f"{verdict.verdict}{mean} ({num} seed{'s' * (num > 1)} here)", self.comparison]
+        if not self.published and self.committed:
+            there = verdict_of(self.row, records=self.committed.records).verdict
+            parts.append(f"the committed record ({len(self.committed.records)} seeds, {there}) stays")
+        return f"{self.row.name}: {'; '.join(filter(None, parts))}"
 
 
 @dataclass(frozen=True, kw_only=True)

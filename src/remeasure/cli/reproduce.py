@@ -33,7 +33,7 @@ SUITES = {
 }
 COMMANDS = {
     "reproduce": "plan, measure, write the table, verify it (the default)",
-    "measure": "measure the named rows, or all, without the table",
+    "measure": "measure the named rows, or all; a table that is there is kept up to date",
     "table": "rebuild table, report and README block from results/ alone",
     "verify": "recompute every accuracy and every digit of the table; no training",
     "track": "replay into MLflow what its store lacks",
@@ -53,6 +53,11 @@ class Files:
     store: Path
     readme: Path | None
 
+    def retable(self) -> None:
+        """Bring the table up to date if there is one; the caller holds the lock of results/."""
+        if (self.results / "table.csv").exists():
+            publish.write(self.ledger, results=self.results, readme_path=self.readme)
+
 
 def main(arguments: Sequence[str], *, compose: Compose) -> int:
     """Run one command; returns the exit status. Raises InputError."""
@@ -60,7 +65,7 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     files = _files(suite=options.suite, results=options.results)
     rows = ledger.read(files.ledger)
     chosen = ledger.select(rows, options.rows)
-    recover(files.results)
+    recover(files.results, then=files.retable)
     status, origins = 0, dict[str, str]()
     if options.command in ("reproduce", "measure", "plan"):
         status, origins = _measure(chosen, files=files, options=options, compose=compose)
@@ -166,7 +171,9 @@ def _measure(
     with Observer(project=files.store) as observer:
         say = print if options.command == "plan" else observer.progress.say
         observer.close_orphans(files.runs)
-        campaign = Campaign(place=place, results=files.results, options=chosen, observer=observer, say=say)
+        campaign = Campaign(
+            place=place, results=files.results, options=chosen, observer=observer, say=say, retable=files.retable
+        )
         prepared, faults = list[RowCampaign | NotHere](), list[str]()
         for row in rows.values():
             with gathered(faults):
@@ -180,7 +187,7 @@ def _measure(
             campaign.plan(campaigns)
         else:
             campaign.measure(campaigns)
-        here = [entry.row.name for entry in campaigns if entry.published > entry.adopted]
+        here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
             _replay_committed([row for row in rows.values() if row.name not in here], observer=observer, files=files)
     return int(any(entry.failures for entry in campaigns)), dict.fromkeys(here, "measured here")

@@ -1,13 +1,20 @@
-"""Replaces files under results/: those of a row together, all or none even after a crash, and those of the table."""
+"""Replaces files under results/: those of a row together, all or none even after a crash, and those of the table.
+
+`may_replace` decides whether measured seeds may take the place of a row's record; `offer` is the only way for them into
+results/.
+"""
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from remeasure.judging import ledger, report
-from remeasure.judging.reader import read_findings, read_runs
-from remeasure.judging.table import build, readme_block, to_csv, to_markdown, update_readme
+from remeasure.judging.comparison import differing, same_campaign
+from remeasure.judging.reader import read_findings, read_row, read_runs
+from remeasure.judging.records import RowResults
+from remeasure.judging.table import build, readme_block, to_csv, to_markdown, update_readme, verdict_of
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
 from remeasure.spec.record import RunRecord
@@ -19,6 +26,56 @@ from remeasure.system.paths import read_file, refuse_no_file
 _COMPLETE = "COMPLETE"  # marker file in a staging folder: all files are staged, so `recover` finishes the replacement
 
 
+def may_replace(recorded: RowResults | None, new: RowResults, *, row: Row, fresh: bool) -> bool:
+    """Whether the new seeds may take the place of the recorded ones, so that stronger evidence never gives way.
+
+    They may if there is no record, or if their campaign has ended: the row is decided, or every seed of its last look
+    is there. Before that, they may only if they contain the recorded seeds, of one spec, data fingerprint and device
+    kind, and these decide nothing. A record of more seeds, with the same predictions where both have one, stays.
+    `fresh`: FRESH=1, which replaces any record once the command has measured what it was asked for.
+    """
+    if recorded is None or fresh:
+        return True
+    seeds, known = ({record.seed for record in group.records} for group in (new, recorded))
+    same = same_campaign(recorded, new)
+    if same and seeds < known and not any(differing(recorded, new).values()):
+        return False
+    return has_ended(new, row=row) or (same and known <= seeds and not is_decided(recorded, row=row))
+
+
+def has_ended(results: RowResults, *, row: Row) -> bool:
+    """Whether the row's plan needs no more seeds: a look decides, or all seeds of the last look have a score."""
+    first = row.rule.first_seed
+    scored = {record.seed for record in results.records if record.num_correct is not None}
+    return is_decided(results, row=row) or scored >= set(range(first, first + row.rule.looks[-1]))
+
+
+def is_decided(results: RowResults, *, row: Row) -> bool:
+    return verdict_of(row, records=results.records).verdict not in ("undecided", "not measured")
+
+
+def _nothing() -> None:
+    pass
+
+
+def offer(
+    results: Path, new: RowResults, *, row: Row, fresh: bool = False, then: Callable[[], None] = _nothing
+) -> bool:
+    """Publish the row's new seeds if they `may_replace` what results/ holds now; returns whether they did.
+
+    `then` brings the table up to date. If it raises InputError, `recover` does it again at the next start.
+    """
+    with held_folder(results):
+        with suppress(InputError):
+            _recover(results, then=then)
+        if not may_replace(read_row(results, row=row.name), new, row=row, fresh=fresh):
+            return False
+        staging = _stage(results, row=row.name, files=new.to_files())
+        with suppress(InputError):
+            _finish(staging, results=results, then=then)
+        return True
+
+
 def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
     """Replace the row's files by these (relative path to content), so that a crash leaves all of them or none.
 
@@ -26,19 +83,15 @@ def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
     replacement that a crash interrupted. Environments and findings that no seal names any more are removed.
     """
     with held_folder(results):
-        _recover(results)
-        staging = results / f".staging-{row}"
-        for name, data in files.items():
-            write_synced(staging / name, data)
-        write_synced(staging / _COMPLETE, b"")
-        _finish(staging, results=results)
-        _prune(results)
+        _recover(results, then=_nothing)
+        _finish(_stage(results, row=row, files=files), results=results, then=_nothing)
 
 
-def recover(results: Path) -> None:
+def recover(results: Path, *, then: Callable[[], None] = _nothing) -> None:
     """Finish interrupted replacements whose files were all staged, discard the others. Call it at start.
 
-    InputError: the folder cannot be made or written.
+    `then` brings the table up to date after one was finished. InputError: the folder cannot be made or written, or what
+    `then` raises.
     """
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -47,24 +100,34 @@ def recover(results: Path) -> None:
     except OSError as error:
         raise InputError(f"{results}: cannot be written ({error.strerror}); make it writable and start again") from None
     with held_folder(results):
-        _recover(results)
+        _recover(results, then=then)
 
 
-def _recover(results: Path) -> None:
+def _stage(results: Path, *, row: str, files: Mapping[str, bytes]) -> Path:
+    staging = results / f".staging-{row}"
+    for name, data in files.items():
+        write_synced(staging / name, data)
+    write_synced(staging / _COMPLETE, b"")
+    return staging
+
+
+def _recover(results: Path, *, then: Callable[[], None]) -> None:
     for staging in sorted(results.glob(".staging-*")):
         if (staging / _COMPLETE).exists():
-            _finish(staging, results=results)
+            _finish(staging, results=results, then=then)
         else:
             shutil.rmtree(staging)
 
 
-def _finish(staging: Path, *, results: Path) -> None:
-    """Rename the staged files into place. The marker is removed last, so that an interrupted call can be repeated."""
+def _finish(staging: Path, *, results: Path, then: Callable[[], None]) -> None:
+    """Rename the staged files into place, then the table's. The marker is removed last: a call can be repeated."""
     for path in sorted(staging.glob("*/*")):
         target = results / path.relative_to(staging)
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
         sync_folder(target.parent)
+    _prune(results)
+    then()
     (staging / _COMPLETE).unlink()
     shutil.rmtree(staging)
 

@@ -84,7 +84,7 @@ def build(rows: Mapping[str, Row], *, records: Records) -> tuple[TableRow, ...]:
 
 
 def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
-    verdict = _judge(row, records=records)
+    verdict = verdict_of(row, records=records)
     return TableRow(
         row=row.name,
         model=row.model,
@@ -108,7 +108,8 @@ def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
     )
 
 
-def _judge(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
+def verdict_of(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
+    """The verdict on these records of the row, which share one spec, data set and device kind."""
     if not records:
         return Verdict(verdict="not measured", reason="there is no record of this row yet", num_seeds=0)
     counts = {record.seed: record.num_correct for record in records}
