@@ -129,7 +129,8 @@ def row_content(
     """The content of a row's parent run, which groups the runs of its seeds. `time_ms`: when it was measured."""
     tags = {
         **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
-        **{"verdict": verdict.verdict, "reason": verdict.reason, "agreement": agreement, "measured": measured},
+        **{"verdict": verdict.verdict, "reason": verdict.reason, "measured": measured},
+        **({"agreement": agreement} if agreement else {}),  # a later start, without a comparison, keeps it
         **{"spec_sha256": spec_sha256, "device_kind": device_kind},
     }
     return Content(
