@@ -27,8 +27,7 @@ from remeasure.spec.claim import Published, Row, Rule, Source
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.tracking import mlflow_store
-from remeasure.tracking.observer import Observer
+from remeasure.tracking.observer import Observers
 
 ONE_LOOK = Rule(margin_pp=0.1, looks=(1,))
 OPTIONS = Options(seeds=None, together=1, budget_seconds=3600.0, fresh=False, adopt=False)
@@ -136,7 +135,6 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
     InProcess.asked = []
     InProcess.trained, InProcess.crash, InProcess.timed, InProcess.seconds, InProcess.most = [], set(), [], {}, 0
     monkeypatch.setattr(campaign, "Workers", InProcess)
-    monkeypatch.setattr(mlflow_store, "available", lambda: False)
     return InProcess
 
 
@@ -150,12 +148,12 @@ def measure(
 ) -> list[RowCampaign]:
     """Measure the rows into folder/results, as `make reproduce` does, or only plan it."""
     recover(folder / "results")
-    with Observer(project=folder) as observer:
+    with Observers([]) as observers:
         running = Campaign(
             place=trained.place(folder),
             results=folder / "results",
             options=dataclasses.replace(OPTIONS, **options),
-            observer=observer,
+            observers=observers,
             say=(said if said is not None else []).append,
         )
         prepared = [running.prepare(entry, compose=composed_by) for entry in rows]
@@ -372,12 +370,12 @@ def test_a_seed_that_diverged_is_not_replaced(tmp_path: Path, workers: type[InPr
         return compose([*overrides, *wild])
 
     recover(tmp_path / "results")
-    with Observer(project=tmp_path) as observer:
+    with Observers([]) as observers:
         running = Campaign(
             place=trained.place(tmp_path),
             results=tmp_path / "results",
             options=OPTIONS,
-            observer=observer,
+            observers=observers,
             say=print,
         )
         entry = running.prepare(row(), compose=diverging)
@@ -394,16 +392,16 @@ def test_data_that_are_nowhere_leave_the_row_to_its_record(tmp_path: Path, monke
         raise DataMissingError("digits.csv: missing")
 
     monkeypatch.setattr(fingerprint, "fingerprint", missing)
-    with Observer(project=tmp_path) as observer:
+    with Observers([]) as observers:
         running = Campaign(
-            place=trained.place(tmp_path), results=tmp_path, options=OPTIONS, observer=observer, say=print
+            place=trained.place(tmp_path), results=tmp_path, options=OPTIONS, observers=observers, say=print
         )
         assert running.prepare(row(), compose=compose) == NotHere(row=row(), missing=(("digits.csv: missing",),))
 
 
 def prepare(folder: Path, entry: Row, *, composed_by: Compose = compose) -> RowCampaign | NotHere:
-    with Observer(project=folder) as observer:
-        running = Campaign(place=trained.place(folder), results=folder, options=OPTIONS, observer=observer, say=print)
+    with Observers([]) as observers:
+        running = Campaign(place=trained.place(folder), results=folder, options=OPTIONS, observers=observers, say=print)
         return running.prepare(entry, compose=composed_by)
 
 

@@ -25,6 +25,7 @@ from remeasure.system import redaction
 from remeasure.tracking import mlflow_store
 from remeasure.tracking.best_effort import BestEffort
 from remeasure.tracking.mlflow_store import Tracker
+from remeasure.tracking.observer import Standing
 
 pytestmark = pytest.mark.skipif(not mlflow_store.available(), reason="mlflow is not installed")
 
@@ -483,7 +484,14 @@ REPRODUCED = Verdict(
 
 def project_row(tracker: Tracker, verdict: Verdict, *, running: bool = False) -> str:
     return tracker.project_row(
-        ROW, verdict=verdict, spec_sha256=SPEC, device_kind="cpu", measured="measured here", running=running
+        Standing(
+            row=ROW,
+            verdict=verdict,
+            spec_sha256=SPEC,
+            device_kind="cpu",
+            measured="measured here",
+            state="running" if running else "finished",
+        )
     )
 
 

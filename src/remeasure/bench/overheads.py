@@ -25,7 +25,8 @@ from remeasure.spec.record import Event
 from remeasure.spec.run import DataSpec, RunSpec
 from remeasure.system import paths
 from remeasure.system.formats import Array
-from remeasure.tracking.observer import Observer
+from remeasure.tracking.mlflow_observer import MlflowObserver
+from remeasure.tracking.observer import Observers
 from remeasure.tracking.terminal import Progress
 
 TWO_EPOCHS = "train.py, logreg, 2 epochs"
@@ -231,8 +232,8 @@ def _spec(model: str, *, setting: Setting) -> RunSpec:
     return config.spec(data_sha256=fingerprint.fingerprint(config.data, root=setting.data_root).data_sha256)
 
 
-def _observer(place: Place) -> Observer:
-    return Observer(project=place.project, progress=Progress(io.StringIO()))
+def _observers(place: Place) -> Observers:
+    return Observers([Progress(io.StringIO()), MlflowObserver(project=place.project)])
 
 
 def _single(spec: RunSpec, *, place: Place, tracked: bool) -> None:
@@ -240,8 +241,8 @@ def _single(spec: RunSpec, *, place: Place, tracked: bool) -> None:
     if not tracked:
         execute(spec, seed=0, row="", place=place, sink=_unwatched, fresh=True)
         return
-    with _observer(place) as observer:
-        observer.finish(execute(spec, seed=0, row="", place=place, sink=observer, fresh=True))
+    with _observers(place) as observers:
+        observers.keep(execute(spec, seed=0, row="", place=place, sink=observers, fresh=True))
 
 
 def _unwatched(directory: Path, event: Event) -> None:
@@ -251,8 +252,8 @@ def _unwatched(directory: Path, event: Event) -> None:
 def _campaign(spec: RunSpec, *, workers: Workers, tracked: bool) -> None:
     """Two seeds for each worker, trained and observed as in a campaign."""
     waiting = [Task(row="", seed=seed, spec=spec, fresh=True) for seed in range(2 * workers.num)]
-    with _observer(workers.place) as observer:
-        watch = observer if tracked else _unwatched
+    with _observers(workers.place) as observers:
+        watch = observers if tracked else _unwatched
         while waiting or workers.active:
             while waiting and workers.idle >= workers.cores(spec):
                 workers.submit(waiting.pop(0))
@@ -260,7 +261,7 @@ def _campaign(spec: RunSpec, *, workers: Workers, tracked: bool) -> None:
             for directory, event in workers.events():
                 watch(directory, event)
             for outcome in ended if tracked else ():
-                observer.finish(outcome)
+                observers.keep(outcome)
 
 
 # ---------------------------------------------------------------- memory

@@ -27,7 +27,7 @@ from remeasure.spec.run import RunSpec
 from remeasure.system import signals
 from remeasure.system.locks import Presence, held_folder
 from remeasure.tracking.content import campaign_name
-from remeasure.tracking.observer import Observer
+from remeasure.tracking.observer import Observers, Standing
 from remeasure.tracking.terminal import duration
 
 NUMPY_NEEDS = "the network from scratch computes on the CPU alone; CUDA_VISIBLE_DEVICES= measures it here"
@@ -46,11 +46,11 @@ class Campaign:
         place: Place,
         results: Path,
         options: Options,
-        observer: Observer,
+        observers: Observers,
         say: Callable[[str], None],
         retable: Callable[[], None] = lambda: None,
     ) -> None:
-        self.place, self.results, self.options, self.observer, self.say = place, results, options, observer, say
+        self.place, self.results, self.options, self.observers, self.say = place, results, options, observers, say
         self.retable = retable
         self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
         self._present: dict[str, Presence] = {}  # by row
@@ -97,7 +97,7 @@ class Campaign:
             with gathered(faults):
                 outcome = finished(campaign.spec, seed=seed, place=self.place)
             if outcome and seed not in campaign.done:
-                campaign.done[seed] = from_run(self.observer.finish(outcome), row=campaign.row.name)
+                campaign.done[seed] = from_run(self.observers.keep(outcome), row=campaign.row.name)
             elif (share := timing.share_left(campaign.spec, seed=seed, place=self.place)) < 1:
                 campaign.shares_left[seed] = share
         if faults:
@@ -224,7 +224,7 @@ class Campaign:
             return True
         outcome = finished(campaign.spec, seed=seed, place=self.place)
         if outcome:
-            self._keep(campaign, outcomes=[self.observer.finish(outcome)])
+            self._keep(campaign, outcomes=[self.observers.keep(outcome)])
         elif is_under_way(campaign.spec, seed=seed, place=self.place):
             self._elsewhere.add((campaign.row.name, seed))
             if campaign.row.name not in self._told:
@@ -256,13 +256,13 @@ class Campaign:
 
     def _drain(self, workers: Workers) -> None:
         for directory, event in workers.events():
-            self.observer(directory, event)
+            self.observers(directory, event)
 
     def _take(self, campaign: RowCampaign, *, task: Task, future: Future[list[Outcome]]) -> None:
         """Keep the outcomes of a task that has ended, or why it failed."""
         campaign.running.difference_update(task.spec.together(task.seed))
         try:
-            outcomes = [self.observer.finish(outcome) for outcome in future.result()]
+            outcomes = [self.observers.keep(outcome) for outcome in future.result()]
         except InputError:
             raise
         except Exception as error:  # one run's fault; the other rows go on
@@ -287,7 +287,7 @@ class Campaign:
         ):
             self._track(campaign, running=bool(wanted))
         elif campaign.row.name in self._present:
-            self._track(campaign, running=True, live=True)
+            self._track(campaign, running=True)
 
     def _publish(self, campaign: RowCampaign) -> None:
         """Offer the seeds to results/, once for each number of them, and compare them with the record before."""
@@ -307,23 +307,19 @@ class Campaign:
             campaign.told = line
             self.say(line)
 
-    def _track(self, campaign: RowCampaign, *, running: bool, live: bool = False) -> None:
-        """Send the row's present verdict to MLflow; `live`: may be skipped to save time, as between two looks."""
-        tracker, send = self.observer.tracker, self.observer.best_effort
-        if tracker is None:
-            return
-        parent_id = (send if live else send.at_once)(
-            tracker.project_row,
-            campaign.row,
-            verdict=campaign.verdict(),
-            spec_sha256=campaign.spec.spec_sha256,
-            device_kind=self.place.device_kind,
-            measured="measured here",
-            agreement=campaign.comparison,
-            running=running,
+    def _track(self, campaign: RowCampaign, *, running: bool) -> None:
+        """Tell the observers how the row stands."""
+        self.observers.row(
+            Standing(
+                row=campaign.row,
+                verdict=campaign.verdict(),
+                spec_sha256=campaign.spec.spec_sha256,
+                device_kind=self.place.device_kind,
+                measured="measured here",
+                agreement=campaign.comparison,
+                state="running" if running else "finished",
+            )
         )
-        if parent_id:  # "" if the store is unreachable: keep the last id
-            self.observer.parents[campaign.row.name] = parent_id
 
 
 def _first(key: Seed, *, seeds_of: Callable[[RowCampaign], list[int]], campaigns: Sequence[RowCampaign]) -> RowCampaign:

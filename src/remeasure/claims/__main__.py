@@ -19,6 +19,7 @@ from remeasure.claims import ledger
 from remeasure.claims.ledger import Claim
 from remeasure.claims.verdict import judge, to_markdown
 from remeasure.config import errors
+from remeasure.config.compose import compose
 from remeasure.runs import provenance
 from remeasure.runs.folder import Place
 from remeasure.runs.journal import now
@@ -124,7 +125,7 @@ def _measurements(
     from remeasure.campaign.executors.local import Workers
     from remeasure.claims.context import Lab  # torch and Lightning: seconds to import
     from remeasure.claims.trainings import Pool
-    from remeasure.tracking.observer import Observer
+    from remeasure.tracking.observer import build
 
     place = Place(
         runs=paths.writable(runs),
@@ -134,11 +135,11 @@ def _measurements(
         keep_weights=True,
         doctor=False,  # some fail on purpose
     )
-    with Observer(project=place.project) as observer, Workers(place) as workers:
-        observer.close_orphans(place.runs)
+    with build(compose([]).observer, project=place.project) as observers, Workers(place) as workers:
+        observers.close_orphans(place.runs)
         for number, claim in enumerate(claims, start=1):
             print(f"{number}/{len(claims)} {claim.name} …", file=sys.stderr, flush=True)
-            lab = Lab(place=place, results=results, train=Pool(workers, observer=observer))
+            lab = Lab(place=place, results=results, train=Pool(workers, observers=observers))
             try:
                 yield claim, measure(claim, lab=lab)
             except DataMissingError as error:

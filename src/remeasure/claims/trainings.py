@@ -21,7 +21,7 @@ from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import signals
 from remeasure.system.paths import read_file
-from remeasure.tracking.observer import Observer
+from remeasure.tracking.observer import Observers
 from remeasure.training.augment import normalise
 from remeasure.training.inference import predict
 
@@ -123,10 +123,10 @@ def dead_share(network: nn.Module, images: Tensor) -> float:
 
 
 class Pool:
-    """Trains, on every core, what is not finished in runs/claims; `observer` shows it in MLflow and on the terminal."""
+    """Trains, on every core, what is not finished in runs/claims; `observers` see it."""
 
-    def __init__(self, workers: Workers, *, observer: Observer) -> None:
-        self.workers, self.observer = workers, observer
+    def __init__(self, workers: Workers, *, observers: Observers) -> None:
+        self.workers, self.observers = workers, observers
 
     def __call__(self, wanted: Sequence[tuple[RunSpec, int]]) -> list[Outcome]:
         """The outcomes of (spec, seed), in the same order. Raises what a run raises."""
@@ -151,13 +151,13 @@ class Pool:
         for task, future in self.workers.finished():
             self._watch()
             (outcome,) = future.result()
-            done[task.spec.spec_sha256, task.seed] = self.observer.finish(outcome)
+            done[task.spec.spec_sha256, task.seed] = self.observers.keep(outcome)
         self._watch()
         return done
 
     def _watch(self) -> None:
         for directory, event in self.workers.events():
-            self.observer(directory, event)
+            self.observers(directory, event)
 
 
 def ended(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:

@@ -23,7 +23,7 @@ from remeasure.system.locks import held_folder
 
 if TYPE_CHECKING:
     from remeasure.campaign.row import NotHere
-    from remeasure.tracking.observer import Observer
+    from remeasure.tracking.observer import Observers
 
 EXIT_FAILED = 1
 Compose = Callable[[Sequence[str]], Config]
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
     parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
+    parser.add_argument("--observers", metavar="NAMES", help="further files of conf/observer, such as a,b")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
     suites = parser.add_mutually_exclusive_group()
     for suite, help_text in SUITES.items():
@@ -154,7 +155,7 @@ def _measure(
     from remeasure.runs import provenance
     from remeasure.runs.folder import Place
     from remeasure.runs.hardware import resolve_device
-    from remeasure.tracking.observer import Observer
+    from remeasure.tracking.observer import build
 
     root = paths.project_root()
     place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))
@@ -168,11 +169,12 @@ def _measure(
     ledger.check_configs(rows, conf_dir=paths.conf_dir())
     if options.command != "plan":
         provenance.warn_of_unknown(root)
-    with Observer(project=files.store) as observer:
-        say = print if options.command == "plan" else observer.progress.say
-        observer.close_orphans(files.runs)
+    names = [] if options.observers is None else [f"+observer=[{options.observers}]"]
+    with build(compose(names).observer, project=files.store) as observers:
+        say = print if options.command == "plan" else observers.say
+        observers.close_orphans(files.runs)
         campaign = Campaign(
-            place=place, results=files.results, options=chosen, observer=observer, say=say, retable=files.retable
+            place=place, results=files.results, options=chosen, observers=observers, say=say, retable=files.retable
         )
         prepared, faults = list[RowCampaign | NotHere](), list[str]()
         for row in rows.values():
@@ -189,21 +191,24 @@ def _measure(
             campaign.measure(campaigns)
         here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
-            _replay_committed([row for row in rows.values() if row.name not in here], observer=observer, files=files)
+            _replay_committed([row for row in rows.values() if row.name not in here], observers=observers, files=files)
     return int(any(entry.failures for entry in campaigns)), dict.fromkeys(here, "measured here")
 
 
-def _replay_committed(rows: Sequence[Row], *, observer: "Observer", files: Files) -> None:
+def _replay_committed(rows: Sequence[Row], *, observers: "Observers", files: Files) -> None:
     """Rows that were not measured here stand in MLflow by their committed records."""
+    from remeasure.tracking.mlflow_observer import MlflowObserver
     from remeasure.tracking.replay import replay_row
 
+    tracking = [observer for observer in observers.each if isinstance(observer, MlflowObserver)]
     for row in rows:
         with held_folder(files.results):
             ensure_header(files.results, row=row.name)
-        if observer.tracker:
-            observer.best_effort.at_once(
-                replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
-            )
+        for observer in tracking:
+            if observer.tracker:
+                observer.best_effort.at_once(
+                    replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
+                )
 
 
 def _controls(rows: Mapping[str, Row], *, records: Mapping[str, Sequence[RunRecord]]) -> int:

@@ -17,8 +17,7 @@ from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
-from remeasure.tracking.observer import Observer
-from remeasure.tracking.terminal import Progress
+from remeasure.tracking.observer import build
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -31,12 +30,12 @@ def run_single(config: Config, *, compose: Compose) -> int:
     if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
         name = row.name if row and not departures else ""
         provenance.warn_of_unknown(place.project)
-        with Observer(project=place.project, progress=Progress(prints_epochs=config.print_epochs)) as observer:
-            observer.close_orphans(place.runs)
+        with build(config.observer, project=place.project) as observers:
+            observers.close_orphans(place.runs)
             from remeasure.runs.execute import execute_together  # Lightning: seconds to import
 
-            done = execute_together(spec, seed=config.seed, row=name, place=place, sink=observer, fresh=config.fresh)
-            outcome = [observer.finish(each) for each in done][config.seed - spec.together(config.seed)[0]]
+            done = execute_together(spec, seed=config.seed, row=name, place=place, sink=observers, fresh=config.fresh)
+            outcome = [observers.keep(each) for each in done][config.seed - spec.together(config.seed)[0]]
     for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
         print(line)
     return 0 if outcome.record.accuracy_percent is not None else 1

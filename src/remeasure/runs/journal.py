@@ -15,7 +15,7 @@ Events, each with `event` and `time` (ISO 8601, UTC):
     finding    name, evidence, causes, next_steps: what the doctor found (spec/findings.py); most runs have none
     diverged   epoch, step, reason
     failed     reason                           interrupted   reason
-    finished   record (the RunRecord as a dict)
+    finished   record (the RunRecord as a dict); reason, if it diverged
 
 A resumed run may journal an epoch again: `curve` keeps the last entry for each (epoch, split). Each line ends with
 the key "crc32": the CRC-32, in hexadecimal, of the object without it. `read` skips a line that is cut short or changed.

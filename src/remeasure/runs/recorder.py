@@ -102,16 +102,18 @@ class Attempt:
     def fail(self, error: BaseException) -> None:
         """Journal why the run ended without a result."""
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        with suppress(OSError):  # disk full: the next start closes the run (Observer.close_orphans)
+        with suppress(OSError):  # disk full: the next start closes the run (Observers.close_orphans)
             self.report("interrupted" if stopped else "failed", reason=masked(repr(error)))
 
     def close(self, result: Scored | DivergenceError) -> RunRecord:
         """The record, after writing the files of the result; record.json comes last and marks the run as finished."""
         if self.finished:
             return read_record(self.directory)
+        why = dict[str, str]()
         if isinstance(result, DivergenceError):
+            why = {"reason": str(result)}
             self.chart.note("not finite", str(result))
-            self.report("diverged", epoch=result.epoch, step=result.step, reason=str(result))
+            self.report("diverged", epoch=result.epoch, step=result.step, **why)
             record = RunRecord(**self._facts, **_no_result(self.spec), wall_seconds=0.0, finished_at=now())
         else:
             seconds = round(result.wall_seconds, 1)
@@ -123,7 +125,7 @@ class Attempt:
             point = _last_point(self.spec, record=record)
             self.report("epoch", **point)
             self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
-        finished = self._journal.write("finished", record=asdict(record))
+        finished = self._journal.write("finished", record=asdict(record), **why)
         if self.spec.data.split == "test":  # tuning writes no record
             write_record(self.directory, record)
         self._sink(self.directory, finished)  # last: a run that is killed here is resumed, and ends at another time

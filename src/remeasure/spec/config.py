@@ -15,6 +15,7 @@ from remeasure.spec.base import (
     Strict,
     count_faults,
 )
+from remeasure.spec.plugin import Plugin
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import TRAINING_VERSION, DataSpec, ModelSpec, RunSpec, input_shape
 
@@ -55,6 +56,7 @@ class Config(Strict):
     fresh: bool
     print_epochs: bool
     doctor: bool
+    observer: dict[str, Plugin]
     debug: Debug | None
 
     def _faults(self) -> Iterable[str]:

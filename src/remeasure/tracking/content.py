@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from remeasure.runs import journal
-from remeasure.spec.claim import Row, Verdict
+from remeasure.spec.claim import Verdict
 from remeasure.spec.record import Event, RunRecord
 from remeasure.system.paths import read_file
+from remeasure.tracking.observer import Measured, Standing
 
-Measured = Literal["measured here", "committed record"]
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) to (value, time in milliseconds)
 
 CAMPAIGN_TAG = "remeasure.campaign"
@@ -115,28 +115,21 @@ def record_content(
     )
 
 
-def row_content(
-    row: Row,
-    *,
-    verdict: Verdict,
-    spec_sha256: str,
-    device_kind: str,
-    measured: Measured,
-    agreement: str,
-    running: bool,
-    time_ms: int,
-) -> Content:
-    """The content of a row's parent run, which groups the runs of its seeds. `time_ms`: when it was measured."""
+def row_content(standing: Standing) -> Content:
+    """The content of a row's parent run, which groups the runs of its seeds."""
+    row, verdict = standing.row, standing.verdict
+    spec_sha256, device_kind = standing.spec_sha256, standing.device_kind
+    time_ms = milliseconds(standing.at or journal.now())
     tags = {
         **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
-        **{"verdict": verdict.verdict, "reason": verdict.reason, "measured": measured},
-        **({"agreement": agreement} if agreement else {}),  # a later start, without a comparison, keeps it
+        **{"verdict": verdict.verdict, "reason": verdict.reason, "measured": standing.measured},
+        **({"agreement": standing.agreement} if standing.agreement else {}),  # a later start, without one, keeps it
         **{"spec_sha256": spec_sha256, "device_kind": device_kind},
     }
     return Content(
         identity=(CAMPAIGN_TAG, campaign_name(row.name, spec_sha256=spec_sha256, device_kind=device_kind)),
         name=row.name,
-        status="RUNNING" if running else "FINISHED",
+        status=_STATUS["started" if standing.state == "running" else standing.state],
         started_ms=time_ms,
         ended_ms=time_ms,
         tags={key: _cut(value) for key, value in tags.items()},

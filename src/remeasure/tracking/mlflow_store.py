@@ -23,9 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remeasure.runs import journal
 from remeasure.spec.base import InputError
-from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.record import RunRecord
 from remeasure.system import locks
 from remeasure.system.redaction import masked
@@ -33,12 +31,11 @@ from remeasure.tracking.best_effort import first_line
 from remeasure.tracking.content import (
     CAMPAIGN_TAG,
     Content,
-    Measured,
-    milliseconds,
     record_content,
     row_content,
     run_content,
 )
+from remeasure.tracking.observer import Standing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -145,33 +142,9 @@ class Tracker:
         content = run_content(run_directory, parent_id=parent_id)
         return self._bring_up_to_date(content) if content else ""
 
-    def project_row(
-        self,
-        row: Row,
-        *,
-        verdict: Verdict,
-        spec_sha256: str,
-        device_kind: str,
-        measured: Measured,
-        agreement: str = "",
-        running: bool = False,
-        at: str | None = None,
-    ) -> str:
-        """Bring the parent run of a row's campaign up to date and return its id.
-
-        `agreement`: how the older record compares, in words. `at`: the time of the measurement, ISO 8601; None is now.
-        """
-        content = row_content(
-            row,
-            verdict=verdict,
-            spec_sha256=spec_sha256,
-            device_kind=device_kind,
-            measured=measured,
-            agreement=agreement,
-            running=running,
-            time_ms=milliseconds(at or journal.now()),
-        )
-        return self._bring_up_to_date(content)
+    def project_row(self, standing: Standing) -> str:
+        """Bring the parent run of a row's campaign up to date and return its id."""
+        return self._bring_up_to_date(row_content(standing))
 
     def close_campaign(self, campaign: str) -> str:
         """End a row's parent run that a killed campaign left running; returns its id, or "" where there is none.

@@ -1,35 +1,95 @@
-"""Observes runs while they train: progress on the terminal, and MLflow. Neither can stop a run."""
+"""Observers: who watches runs. Each is a small class and a YAML in conf/observer; none can stop a run."""
 
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
-from remeasure.runs.folder import CAMPAIGNS, Outcome, read_record, recorded_run_id, remove_leftovers, write_record
+from remeasure.runs.folder import CAMPAIGNS, Outcome, read_record, recorded_run_id, remove_leftovers
 from remeasure.runs.journal import JOURNAL_FILE, Journal, under_way
+from remeasure.spec.claim import Row, Verdict
+from remeasure.spec.plugin import Plugin
 from remeasure.spec.record import Event
 from remeasure.system import locks
-from remeasure.tracking import mlflow_store
-from remeasure.tracking.best_effort import BestEffort
-from remeasure.tracking.terminal import Progress
+from remeasure.tracking.best_effort import first_line
 
-ENDINGS = ("finished", "failed", "diverged", "interrupted")
+METHODS = {  # event of the journal to the method that gets it
+    **{"started": "started", "resumed": "started", "epoch": "epoch", "images": "images", "finding": "finding"},
+    **dict.fromkeys(("finished", "failed", "interrupted"), "finished"),
+}
+Measured = Literal["measured here", "committed record"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a ledger row stands: its verdict on the seeds so far, and whether its campaign goes on.
+
+    `agreement`: how the older record compares, in words. `at`: the time of the measurement, ISO 8601; None is now.
+    """
+
+    row: Row
+    verdict: Verdict
+    spec_sha256: str
+    device_kind: str
+    measured: Measured
+    state: Literal["running", "finished", "failed", "interrupted"]
+    agreement: str = ""
+    at: str | None = None
 
 
 class Observer:
-    """Called with each journal event; as a context manager, it closes progress bars and metric samplers on exit.
+    """Watches runs; override what is of interest. `run`: the run's directory; runs/journal.py lists the keys of events.
 
-    Raises InputError when made if the store cannot be reached; one that is locked, or fails later, falls behind.
+    An observer is called in the process that the user started, never in a worker. What it raises is reported in one
+    line, and the run goes on.
     """
 
-    def __init__(self, *, project: Path, progress: Progress | None = None) -> None:
-        self.progress = progress or Progress()
-        self.tracker = _tracker(project)
-        self.best_effort = BestEffort()
-        self.parents: dict[str, str] = {}  # row to the MLflow run of its campaign
-        self.samplers: dict[Path, ExitStack] = {}
+    def started(self, run: Path, event: Event) -> None:
+        """A run has started, or was resumed."""
+
+    def epoch(self, run: Path, event: Event) -> None:
+        """An epoch was trained, or the final weights were scored (`split` is then not "train")."""
+
+    def images(self, run: Path, event: Event) -> None:
+        """Photographs were scored: `done` of `total`, at `images_per_second`."""
+
+    def finding(self, run: Path, event: Event) -> None:
+        """The doctor found something."""
+
+    def finished(self, run: Path, event: Event) -> None:
+        """A run has ended, once: it is finished, failed or interrupted. One that diverged is finished: the accuracy in
+        its `record` is None, and it has a `reason`.
+        """
+
+    def keep(self, outcome: Outcome) -> Outcome:
+        """The outcome of a finished or reused run, perhaps with an id of its own."""
+        return outcome
+
+    def row(self, standing: Standing) -> None:
+        """A row has begun, has another seed, or has ended."""
+
+    def abandoned(self, campaign: str) -> None:
+        """The processes of a row's campaign (content.campaign_name) were killed."""
+
+    def say(self, line: str) -> None:
+        """A line for the person at the terminal."""
+
+    def close(self) -> None:
+        """The command ends."""
+
+    def __call__(self, run: Path, event: Event) -> None:
+        """Pass an event to its method."""
+        if name := METHODS.get(event["event"]):
+            getattr(self, name)(run, event)
+
+
+class Observers(Observer):
+    """Passes everything to each of them, in order; as a context manager, closes them on exit."""
+
+    def __init__(self, each: Sequence[Observer]) -> None:
+        self.each, self._failed = tuple(each), set[str]()
 
     def __enter__(self) -> Self:
         return self
@@ -37,74 +97,72 @@ class Observer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for directory in list(self.samplers):
-            self._stop_sampling(directory)
-        self.progress.close()
+        self.close()
 
-    def __call__(self, directory: Path, event: Event) -> None:
-        self.progress(directory, event)
-        if self.tracker is None:
-            return
-        if event["event"] in ("started", "resumed"):
-            mlflow_run_id = self._project(directory, row=event["row"])
-            sampler = ExitStack()
-            sampler.enter_context(self.tracker.system_metrics(mlflow_run_id))
-            self.samplers[directory] = sampler
-        elif event["event"] == "epoch":
-            self.best_effort(self.tracker.project, directory)
-        elif event["event"] in ENDINGS:
-            self._stop_sampling(directory)
-            self._project(directory, row="")
+    def __call__(self, run: Path, event: Event) -> None:
+        self._tell("__call__", run, event)
+
+    def row(self, standing: Standing) -> None:
+        self._tell("row", standing)
+
+    def abandoned(self, campaign: str) -> None:
+        self._tell("abandoned", campaign)
+
+    def say(self, line: str) -> None:
+        if all(type(observer).say is Observer.say for observer in self.each):
+            print(line, file=sys.stderr, flush=True)
+        self._tell("say", line)
+
+    def close(self) -> None:
+        self._tell("close")
+
+    def keep(self, outcome: Outcome) -> Outcome:
+        for observer in self.each:
+            try:
+                outcome = observer.keep(outcome)
+            except Exception as error:
+                self._report(observer, error)
+        return outcome
+
+    def _tell(self, method: str, *arguments: object) -> None:
+        for observer in self.each:
+            try:
+                getattr(observer, method)(*arguments)
+            except Exception as error:
+                self._report(observer, error)
+
+    def _report(self, observer: Observer, error: Exception) -> None:
+        """One line for each kind of failure of each observer."""
+        fault = f"{type(observer).__name__}: {type(error).__name__}"
+        if fault not in self._failed:
+            self._failed.add(fault)
+            print(f"observer {fault}: {first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
 
     def close_orphans(self, runs: Path) -> None:
-        """Close the runs and campaigns of this checkout that killed processes left RUNNING."""
+        """Close the runs and campaigns of this checkout that killed processes left unfinished."""
         for path in sorted(runs.glob(f"*/{JOURNAL_FILE}")):
             self._close_run(path.parent)
-        if self.tracker is None:
-            return
         for path in sorted(runs.glob(f"{CAMPAIGNS}/*")):
             for campaign in locks.orphaned(path):
-                self.best_effort.at_once(self.tracker.close_campaign, campaign)
+                self.abandoned(campaign)
 
     def _close_run(self, directory: Path) -> None:
-        """Mark a run whose process was killed as interrupted; send a finished one that MLflow lacks."""
+        """Journal that a run whose process was killed is interrupted; pass on a finished one that nobody has kept."""
         if (directory / "record.json").is_file():
-            if self.tracker and not recorded_run_id(directory):
-                self.finish(Outcome(record=read_record(directory), directory=directory, reused=False))
+            if not recorded_run_id(directory):
+                self.keep(Outcome(record=read_record(directory), directory=directory, reused=False))
             remove_leftovers(directory)
             return
         with locks.held_if_free(directory / "lock") as free:
             if free and under_way(directory):
-                Journal(directory).write("interrupted", reason="its process was killed")
-                if self.tracker:
-                    self._project(directory, row="")
-
-    def finish(self, outcome: Outcome) -> Outcome:
-        """The outcome with its MLflow run id, also put into its record; a reused outcome with an id is unchanged."""
-        if self.tracker is None or (outcome.reused and outcome.record.mlflow_run_id):
-            return outcome
-        directory, row = outcome.directory, outcome.record.row
-        with locks.held(directory / "lock"):  # another campaign may finish it at the same time
-            mlflow_run_id = self._project(directory, row=row)
-            record = replace(outcome.record, mlflow_run_id=mlflow_run_id)
-            if mlflow_run_id and (directory / "record.json").is_file():  # tuning writes none
-                write_record(directory, record)
-                self._project(directory, row=row)
-        return replace(outcome, record=record)
-
-    def _project(self, directory: Path, *, row: str) -> str:
-        assert self.tracker is not None
-        return self.best_effort.at_once(self.tracker.project, directory, parent_id=self.parents.get(row, ""))
-
-    def _stop_sampling(self, directory: Path) -> None:
-        if sampler := self.samplers.pop(directory, None):
-            sampler.close()
+                self(directory, Journal(directory).write("interrupted", reason="its process was killed"))
 
 
-def _tracker(project: Path) -> mlflow_store.Tracker | None:
-    """None where mlflow is not installed, or its database is locked."""
-    try:
-        return mlflow_store.open_tracker(project) if mlflow_store.available() else None
-    except mlflow_store.BusyError as error:
-        print(f"tracking is behind: {error.faults[0]}; `make track` completes it", file=sys.stderr)
-        return None
+def build(plugins: Mapping[str, Plugin], *, project: Path) -> Observers:
+    """The observers of a config. `project`: the folder of the tracking database, unless MLFLOW_TRACKING_URI names one.
+
+    Raises InputError: a class that is not there, or does not take its options; a store that cannot be reached.
+    """
+    return Observers(
+        [plugin.build(Observer, where=f"observer.{name}", project=project) for name, plugin in plugins.items()]
+    )

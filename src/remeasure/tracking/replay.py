@@ -15,17 +15,18 @@ from remeasure.system.locks import held_folder
 from remeasure.system.redaction import masked
 from remeasure.tracking import mlflow_store
 from remeasure.tracking.content import campaign_name
-from remeasure.tracking.observer import Observer
+from remeasure.tracking.mlflow_observer import MlflowObserver
+from remeasure.tracking.observer import Observers, Standing
 
 
 def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, say: Callable[[str], None]) -> None:
     """Send runs and records to MLflow, without what it has already. Raises InputError: no mlflow, or no store."""
     if not mlflow_store.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
-    observer = Observer(project=project)
+    observer = MlflowObserver(project=project)
     if (tracker := observer.tracker) is None:
         raise InputError("MLflow's store is locked by another process; try again when that has ended")
-    observer.close_orphans(runs)
+    Observers([observer]).close_orphans(runs)
     directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
     for directory in directories:  # before the records, so that none is replayed beside its own run
         tracker.project(directory)
@@ -52,14 +53,16 @@ def replay_row(row: Row, *, tracker: "mlflow_store.Tracker", results: Path, runs
         return ""
     counts = {record.seed: record.num_correct for record in group.records}
     evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)
-    parent_id = tracker.project_row(
-        row,
+    standing = Standing(
+        row=row,
         verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
         spec_sha256=sha256,
         device_kind=kind,
         measured="committed record",
+        state="finished",
         at=max(record.finished_at for record in group.records),
     )
+    parent_id = tracker.project_row(standing)
     for part in from_results(group):
         curve = [vars(point) for point in part.curve]
         found = {point.finding: point.evidence for point in part.findings}

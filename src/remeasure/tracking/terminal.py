@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TextIO
 
 from remeasure.spec.record import Event
+from remeasure.tracking.observer import Observer
 
 PLAIN_LINE_SECONDS = 10.0  # without a terminal, a run prints at most this often, and at its end
 DRAW_SECONDS = 0.1  # bars are drawn at most this often
 CLEAR = "\r\x1b[J"  # from the start of this line to the end of the screen
 
 
-class Progress:
-    """Called with each journal event of each run; runs are keyed by their directories.
+class Progress(Observer):
+    """Shows each run while it is under way.
 
     The bars are drawn below all lines, with the cursor at the start of the first bar: after other output there, such
     as a terminal's ^C, they are drawn again. A closed terminal or pipe ends the display, not the run. `clock` returns
@@ -35,25 +36,30 @@ class Progress:
         self.runs: dict[Path, _Run] = {}
         self.drawn = 0.0
 
-    def __call__(self, directory: Path, event: Event) -> None:
-        if event["event"] in ("started", "resumed"):
-            run = self.runs[directory] = _Run(event, now=self.clock())
-            if not self.bars:
-                epochs = f", {run.total} epochs" if run.total else ""
-                self.say(f"{run.title}: {event['event']}{epochs}")
-        elif event["event"] == "images":
-            if directory in self.runs:
-                self._epoch(self.runs[directory], event=event)
-        elif event["event"] == "epoch":
-            if self.prints_epochs and directory in self.runs:
-                self.say(_as_a_loop_prints(event, epochs_total=self.runs[directory].total))
-            if event["split"] == "train" and directory in self.runs:
-                self._epoch(self.runs[directory], event=event)
-        elif event["event"] == "finding":
-            if directory in self.runs:
-                self.say(f"{self.runs[directory].title}: {_found(event)}")
-        elif directory in self.runs:
-            self.say(f"{self.runs.pop(directory).title}: {_ending(event)}")
+    def started(self, run: Path, event: Event) -> None:
+        shown = self.runs[run] = _Run(event, now=self.clock())
+        if not self.bars:
+            epochs = f", {shown.total} epochs" if shown.total else ""
+            self.say(f"{shown.title}: {event['event']}{epochs}")
+
+    def images(self, run: Path, event: Event) -> None:
+        if run in self.runs:
+            self._advance(self.runs[run], event=event)
+
+    def epoch(self, run: Path, event: Event) -> None:
+        if run in self.runs:
+            if self.prints_epochs:
+                self.say(_as_a_loop_prints(event, epochs_total=self.runs[run].total))
+            if event["split"] == "train":
+                self._advance(self.runs[run], event=event)
+
+    def finding(self, run: Path, event: Event) -> None:
+        if run in self.runs:
+            self.say(f"{self.runs[run].title}: {_found(event)}")
+
+    def finished(self, run: Path, event: Event) -> None:
+        if run in self.runs:
+            self.say(f"{self.runs.pop(run).title}: {_ending(event)}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bars."""
@@ -64,7 +70,7 @@ class Progress:
         while self.runs:
             self.say(f"{self.runs.pop(next(iter(self.runs))).title}: {_ending({'event': 'interrupted'})}")
 
-    def _epoch(self, run: "_Run", *, event: Event) -> None:
+    def _advance(self, run: "_Run", *, event: Event) -> None:
         now = self.clock()
         run.take(event, now=now)
         if self.bars and now - self.drawn >= DRAW_SECONDS:
@@ -164,7 +170,8 @@ def _ending(event: Event) -> str:
         return f"{record['accuracy_percent']:.3f} % in {record['wall_seconds']:.1f} s"
     if event["event"] == "interrupted":
         return "interrupted; start it again and it goes on"
-    return f"{event['event']}: {event['reason']}" if event.get("reason") else str(event["event"])
+    ended = "diverged" if record else event["event"]
+    return f"{ended}: {event['reason']}" if event.get("reason") else str(ended)
 
 
 def _size(stream: TextIO) -> tuple[int, int]:
