@@ -1,9 +1,9 @@
 """Whether two samples of accuracies are alike is told as the textbooks tell it, and no value is measured twice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from remeasure.bench import parity
 from remeasure.bench.baselines import ours
 from remeasure.bench.parity import ARTICLE_LOOP, BFLOAT16, FLOAT32, Kept, compare
 from remeasure.bench.series import Setting
+from remeasure.campaign.executors.local import Task
 from remeasure.runs import provenance
 
 RNG = np.random.default_rng(0)
@@ -56,19 +57,34 @@ def keep(setting: Setting, values: dict[str, Sequence[float]]) -> Kept:
     return kept
 
 
+class MadeUp:
+    """Workers whose runs have these accuracies; `trained` gets the specs and seeds of each call."""
+
+    def __init__(self, percent: Callable[[int], float | None], *, trained: list[tuple[Any, list[int]]]) -> None:
+        self.percent, self.trained = percent, trained
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, tasks: Sequence[Task], *, keep: Callable[[Any], object]) -> None:
+        self.trained.append((tasks[0].spec, [task.seed for task in tasks]))
+        for task in tasks:
+            record = SimpleNamespace(seed=task.seed, accuracy_percent=self.percent(task.seed))
+            keep(SimpleNamespace(record=record))
+
+
 def test_an_interrupted_run_goes_on_with_the_seeds_that_are_missing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep(setting, {ARTICLE_LOOP: [70.0, 71.0, 72.0], FLOAT32: [70.5, 71.5]})
-    trained: list[tuple[str, list[int]]] = []
-
-    def campaign(_: object, *, spec: str, seeds: list[int]) -> list[Any]:
-        trained.append((spec, seeds))
-        return [SimpleNamespace(record=SimpleNamespace(seed=seed, accuracy_percent=75.0 + seed)) for seed in seeds]
+    trained: list[tuple[Any, list[int]]] = []
 
     monkeypatch.setattr(parity, "own_process", lambda **_: pytest.fail("all of (a) is there"))
     monkeypatch.setattr(ours, "compose_spec", lambda *overrides, **_: overrides[2])
-    monkeypatch.setattr(ours, "campaign", campaign)
+    monkeypatch.setattr(parity, "Workers", lambda _: MadeUp(lambda seed: 75.0 + seed, trained=trained))
     part = parity.accuracy(setting)
     assert trained == [("precision=float32", [2]), ("precision=bfloat16", [0, 1, 2])]
     assert {series.name: series.values for series in part.series} == {
@@ -110,9 +126,8 @@ def test_the_rehearsal_and_another_commit_have_values_of_their_own(
 
 
 def test_a_seed_that_diverged_is_not_passed_over(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    diverged = SimpleNamespace(record=SimpleNamespace(seed=0, accuracy_percent=None))
     monkeypatch.setattr(ours, "compose_spec", lambda *_, **__: None)
-    monkeypatch.setattr(ours, "campaign", lambda *_, **__: [diverged])
+    monkeypatch.setattr(parity, "Workers", lambda _: MadeUp(lambda _: None, trained=[]))
     kept = keep(setting, {})
     with pytest.raises(ArithmeticError, match="seed 0 diverged"):
         parity.by_us(setting, FLOAT32, kept=kept, seeds=[0], epochs=1, precision="float32")

@@ -103,7 +103,7 @@ def test_a_campaign_trains_each_seed_once_on_the_workers(tmp_path: Path) -> None
     spec = trained.spec("recipe.epochs_total=1")
     place = trained.place(tmp_path)
     with Workers(place) as workers:
-        outcomes = list(ours.campaign(workers, spec=spec, seeds=[5, 6, 7]))
+        outcomes = workers.run(ours.tasks(spec, seeds=[5, 6, 7]))
         assert not workers.active
     assert sorted(outcome.record.seed for outcome in outcomes) == [5, 6, 7]
     assert len(list(place.runs.iterdir())) == 3
@@ -122,9 +122,8 @@ def test_further_epochs_cost_what_the_measured_one_did_spread_over_the_workers(
         journal.write("epoch", epoch=1, split="train", seconds=seconds)
         journal.write("epoch", epoch=1, split="test", seconds=None)
     ticks = iter((100.0, 107.0))
-    monkeypatch.setattr(ours, "campaign", lambda *_, **__: iter(outcomes))
     monkeypatch.setattr(ours.time, "perf_counter", lambda: next(ticks))
-    workers: Any = SimpleNamespace(num=2, cores=lambda _: num_cores)
+    workers: Any = SimpleNamespace(num=2, cores=lambda _: num_cores, run=lambda _: outcomes)
     spec: Any = SimpleNamespace(recipe=SimpleNamespace(epochs_total=1))
     assert ours.campaign_seconds(workers, spec=spec, seeds=[0, 1], epochs=epochs) == expected
 

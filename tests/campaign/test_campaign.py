@@ -1,8 +1,8 @@
 """Campaigns on scikit-learn's digits: one epoch of mlp2 a seed, trained in this process instead of in workers."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support import measured, trained
 
 from remeasure.campaign import campaign
 from remeasure.campaign.campaign import Campaign
-from remeasure.campaign.executors.local import Task
+from remeasure.campaign.executors.local import Task, Workers
 from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign
 from remeasure.config.compose import compose as compose_config
 from remeasure.data import fingerprint
@@ -65,14 +65,29 @@ def compose(overrides: Sequence[str]) -> Config:
     return compose_config([*overrides, "recipe.epochs_total=1"])
 
 
-class InProcess:
+class Immediate(Executor):
+    """A pool that calls what is submitted at once, in this process."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def submit(self, call: Callable[[], Any], /) -> Future[Any]:  # type: ignore[override]
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call())
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class InProcess(Workers):
     """Workers on two cores, without processes: a task runs when it is submitted.
 
     `trained` lists the tasks, `asked` who asked for them; a seed in `crash` raises. A seed of a recipe costs `seconds`,
     or raises them; `timed` lists the recipes that were asked about. `most` is how many cores were taken at once.
     """
 
-    num = 2
+    num_cores: int
     trained: list[tuple[str, int]]
     asked: list[tuple[str, int]]
     timed: list[str]
@@ -81,60 +96,34 @@ class InProcess:
     most: int
 
     def __init__(self, place: Place) -> None:
-        self.place, self.pending = place, list[tuple[Task, Future[list[Outcome]]]]()
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert not self.pending
-
-    @property
-    def idle(self) -> int:
-        return self.num - sum(self.cores(task.spec) for task, _ in self.pending)
-
-    def cores(self, spec: RunSpec) -> int:
-        return min(spec.cpu_threads, self.num)
+        super().__init__(place, num=self.num_cores, execute=self.train, new_pool=Immediate)
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
         assert num_seeds > 0
-        assert not self.pending, "nothing else may run while a row is timed"
+        assert not self.active, "nothing else may run while a row is timed"
         self.timed.append(spec.recipe.name)
         found = self.seconds.get(spec.recipe.name, 1.0)
         if isinstance(found, Exception):
             raise found
         return found
 
-    @property
-    def active(self) -> list[Task]:
-        return [task for task, _ in self.pending]
-
     def submit(self, task: Task) -> None:
-        self.trained.append((task.row, task.seed))
-        self.asked.append((task.asked_by, task.seed))
-        future: Future[list[Outcome]] = Future()
-        if task.seed in self.crash:
-            future.set_exception(MemoryError("no room"))
-        else:
-            place = self.place.runs.parent
-            done = trained.run_together(task.spec, place, seed=task.seed, row=task.row, fresh=task.fresh)
-            future.set_result(done)
-        self.pending.append((task, future))
+        super().submit(task)
         InProcess.most = max(self.most, self.num - self.idle)
-        assert self.idle >= 0
 
-    def finished(self) -> Iterator[tuple[Task, Future[list[Outcome]]]]:
-        yield self.pending.pop(0)
-
-    def events(self) -> Iterator[Any]:
-        return iter(())
+    @classmethod
+    def train(cls, task: Task, place: Place, sink: object) -> list[Outcome]:  # noqa: ARG003
+        cls.trained.append((task.row, task.seed))
+        cls.asked.append((task.asked_by, task.seed))
+        if task.seed in cls.crash:
+            raise MemoryError("no room")
+        return trained.run_together(task.spec, place.runs.parent, seed=task.seed, row=task.row, fresh=task.fresh)
 
 
 @pytest.fixture(autouse=True)
-def workers(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    InProcess.asked = []
+def workers() -> type[InProcess]:
+    InProcess.num_cores, InProcess.asked = 2, []
     InProcess.trained, InProcess.crash, InProcess.timed, InProcess.seconds, InProcess.most = [], set(), [], {}, 0
-    monkeypatch.setattr(campaign, "Workers", InProcess)
     return InProcess
 
 
@@ -155,6 +144,7 @@ def measure(
             options=dataclasses.replace(OPTIONS, **options),
             observers=observers,
             say=(said if said is not None else []).append,
+            new_workers=InProcess,
         )
         prepared = [running.prepare(entry, compose=composed_by) for entry in rows]
         campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
@@ -288,7 +278,7 @@ def test_single_seeds_that_fit_are_trained_although_their_look_does_not(
     tmp_path: Path, workers: type[InProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 s a seed, one core, 60 s: the first seed begins with 60 s left, the second would with 20 s."""
-    monkeypatch.setattr(InProcess, "num", 1)
+    workers.num_cores = 1
     workers.seconds = {"article": 40.0}
     clock = iter([0.0, 0.0, *[40.0] * 100])  # the deadline, the first start, and all after it
     monkeypatch.setattr(campaign, "time", SimpleNamespace(monotonic=clock.__next__))

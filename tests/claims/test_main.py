@@ -1,11 +1,11 @@
 """`python -m remeasure.claims` measures what is missing, once; judges from the file alone; refuses a wrong ledger."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from remeasure.campaign.executors import local
 from remeasure.claims import __main__ as command
 from remeasure.config import errors
 from remeasure.system import paths
@@ -58,7 +58,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / path.name).symlink_to(path)
     (folder / "claims.yaml").write_text(LEDGER)
     monkeypatch.setattr(paths, "conf_dir", lambda: folder)
-    monkeypatch.setattr(local, "num_workers", lambda place: 1)  # noqa: ARG005 - each imports torch and Lightning
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one worker: each imports torch and Lightning
     monkeypatch.setattr(observer, "_tracker", lambda project: None)  # noqa: ARG005
     return folder
 

@@ -3,42 +3,60 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from remeasure.campaign.executors import local
 from remeasure.campaign.executors.local import Task
 from remeasure.runs.folder import Place
+from remeasure.spec.record import Event
+
+Sink = Callable[[Path, Event], None]
+SECONDS_TO_WAIT = 30.0  # for a test that fails, for ever
 
 
-def report(task: Task, place: Place) -> Any:
+def report(task: Task, place: Place, sink: Sink) -> Any:
     """Two events, then the process's own state."""
     for number in (1, 2):
-        local._SINK.put((place.runs, {"event": "epoch", "epoch": number, "seed": task.seed}))
+        sink(place.runs, {"event": "epoch", "epoch": number, "seed": task.seed})
     return {"seed": task.seed, "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
 
 
-def wait_for_ever(task: Task, place: Place) -> Any:
+def wait_for_ever(task: Task, place: Place, sink: Sink) -> Any:  # noqa: ARG001
     """Until SIGTERM: the file then says that what waited was left as a run is, by an exception."""
     path = Path(place.runs) / f"{task.seed}"
     path.write_text(str(os.getpid()))
     try:
-        time.sleep(30)  # for a test that fails, for ever
+        time.sleep(SECONDS_TO_WAIT)
     except SystemExit as reason:
         time.sleep(0.5 * (task.seed == 0))  # one has ended already: nothing breaks off what the other says at its end
         path.write_text(f"SystemExit({reason.code})")
         raise
 
 
-def wait_for_ever_if_seed_1(task: Task, place: Place) -> Any:
-    return wait_for_ever(task, place) if task.seed == 1 else report(task, place)
+def wait_for_ever_if_seed_1(task: Task, place: Place, sink: Sink) -> Any:
+    return wait_for_ever(task, place, sink) if task.seed == 1 else report(task, place, sink)
 
 
-def kill_itself_if_seed_0(task: Task, place: Place) -> Any:
+def kill_itself_if_seed_0(task: Task, place: Place, sink: Sink) -> Any:
     """Seed 0 dies as of lack of memory."""
     if task.seed == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return report(task, place)
+    return report(task, place, sink)
+
+
+def ignore_sigterm(task: Task, place: Place, sink: Sink) -> Any:  # noqa: ARG001
+    """As a worker that hangs."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (place.runs / f"{task.seed}").write_text(str(os.getpid()))
+    time.sleep(SECONDS_TO_WAIT)
+
+
+def slowly_if_seed_0(task: Task, place: Place, sink: Sink) -> Any:
+    """The seed is the only outcome."""
+    sink(place.runs, {"event": "epoch", "epoch": 1, "seed": task.seed})
+    time.sleep(1.0 * (task.seed == 0))
+    return [task.seed]
 
 
 def wait_for_each_other(spec: Any, place: Place) -> float:  # noqa: ARG001

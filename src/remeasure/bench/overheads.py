@@ -20,8 +20,8 @@ from remeasure.data import catalog, fingerprint
 from remeasure.judging import ledger, publish, verify
 from remeasure.runs.execute import execute
 from remeasure.runs.folder import Place
+from remeasure.runs.recorder import unwatched
 from remeasure.spec.base import DataMissingError
-from remeasure.spec.record import Event
 from remeasure.spec.run import DataSpec, RunSpec
 from remeasure.system import paths
 from remeasure.system.formats import Array
@@ -239,29 +239,20 @@ def _observers(place: Place) -> Observers:
 def _single(spec: RunSpec, *, place: Place, tracked: bool) -> None:
     """One run, as `python src/train.py` makes it."""
     if not tracked:
-        execute(spec, seed=0, row="", place=place, sink=_unwatched, fresh=True)
+        execute(spec, seed=0, row="", place=place, sink=unwatched, fresh=True)
         return
     with _observers(place) as observers:
         observers.keep(execute(spec, seed=0, row="", place=place, sink=observers, fresh=True))
 
 
-def _unwatched(directory: Path, event: Event) -> None:
-    """A sink that does nothing."""
-
-
 def _campaign(spec: RunSpec, *, workers: Workers, tracked: bool) -> None:
     """Two seeds for each worker, trained and observed as in a campaign."""
-    waiting = [Task(row="", seed=seed, spec=spec, fresh=True) for seed in range(2 * workers.num)]
+    tasks = [Task(row="", seed=seed, spec=spec, fresh=True) for seed in range(2 * workers.num)]
     with _observers(workers.place) as observers:
-        watch = observers if tracked else _unwatched
-        while waiting or workers.active:
-            while waiting and workers.idle >= workers.cores(spec):
-                workers.submit(waiting.pop(0))
-            ended = [outcome for _, future in workers.finished() for outcome in future.result()]
-            for directory, event in workers.events():
-                watch(directory, event)
-            for outcome in ended if tracked else ():
-                observers.keep(outcome)
+        if tracked:
+            workers.run(tasks, watch=observers, keep=observers.keep)
+        else:
+            workers.run(tasks)
 
 
 # ---------------------------------------------------------------- memory

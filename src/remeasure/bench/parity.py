@@ -19,6 +19,7 @@ from remeasure.bench.series import Measure, Part, Ratio, Series, Setting
 from remeasure.bench.speed import held_back, place_of, sizes_of
 from remeasure.campaign.executors.local import Workers, num_workers
 from remeasure.runs import journal, provenance
+from remeasure.runs.folder import Outcome
 
 # Chosen before any result: the standard deviation of one run of an MNIST row, as in the ledger's rule.
 MARGIN_PP = 0.10
@@ -132,12 +133,16 @@ def by_us(setting: Setting, name: str, *, kept: Kept, seeds: Sequence[int], epoc
         return
     overrides = ["model=article_mlp", f"recipe.epochs_total={epochs}", f"precision={precision}"]
     spec = ours.compose_spec(*overrides, *held_back(sizes_of(setting)), data_root=setting.data_root)
+
+    def keep(outcome: Outcome) -> Outcome:
+        record = outcome.record
+        if record.accuracy_percent is None:
+            raise ArithmeticError(f"{name}: seed {record.seed} diverged")
+        kept.add(name, seed=record.seed, accuracy_percent=record.accuracy_percent)
+        return outcome
+
     with Workers(place_of(setting)) as workers:
-        for outcome in ours.campaign(workers, spec=spec, seeds=missing):
-            record = outcome.record
-            if record.accuracy_percent is None:
-                raise ArithmeticError(f"{name}: seed {record.seed} diverged")
-            kept.add(name, seed=record.seed, accuracy_percent=record.accuracy_percent)
+        workers.run(ours.tasks(spec, seeds=missing), keep=keep)
 
 
 def _missing(name: str, *, kept: Kept, seeds: Sequence[int]) -> list[int]:

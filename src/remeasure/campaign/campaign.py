@@ -1,9 +1,10 @@
 """A campaign trains the seeds of each row, look by look, until the row is decided, and publishes complete looks."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from remeasure.campaign import schedule
@@ -24,18 +25,16 @@ from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
-from remeasure.system import signals
 from remeasure.system.locks import Presence, held_folder
 from remeasure.tracking.content import campaign_name
 from remeasure.tracking.observer import Observers, Standing
 from remeasure.tracking.terminal import duration
 
 NUMPY_NEEDS = "the network from scratch computes on the CPU alone; CUDA_VISIBLE_DEVICES= measures it here"
-WAIT_SECONDS = 1.0  # between two checks of the seeds that another process trains
 
 
 class Campaign:
-    """Rows measured side by side by worker processes.
+    """Rows measured side by side by the workers of `new_workers`.
 
     `say` prints a line for the user. `retable` brings the table up to date with results/ each time a row is published.
     """
@@ -49,9 +48,10 @@ class Campaign:
         observers: Observers,
         say: Callable[[str], None],
         retable: Callable[[], None] = lambda: None,
+        new_workers: Callable[[Place], Workers] = Workers,
     ) -> None:
         self.place, self.results, self.options, self.observers, self.say = place, results, options, observers, say
-        self.retable = retable
+        self.retable, self.new_workers = retable, new_workers
         self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
         self._present: dict[str, Presence] = {}  # by row
         self._elsewhere: set[tuple[str, int]] = set()  # (row, seed) that another process trains now
@@ -105,7 +105,7 @@ class Campaign:
 
     def plan(self, campaigns: Sequence[RowCampaign]) -> None:
         """Say what would be trained."""
-        with Workers(self.place) as workers:
+        with self.new_workers(self.place) as workers:
             self._plan(campaigns, workers=workers)
 
     def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> None:
@@ -152,13 +152,19 @@ class Campaign:
         """Train what is wanted and fits the budget, cheapest row first, until every row is decided or none fits."""
         for campaign in campaigns:
             self._publish(campaign)
-        workers = Workers(self.place)
+        workers = self.new_workers(self.place)
+        by_name = {campaign.row.name: campaign for campaign in campaigns}
         try:
             with workers:
                 self._plan(campaigns, workers=workers)
-                self._work(campaigns, workers=workers, deadline=time.monotonic() + self.options.budget_seconds)
+                deadline = time.monotonic() + self.options.budget_seconds
+                workers.work(
+                    partial(self._start_wanted, campaigns, workers=workers, deadline=deadline),
+                    take=lambda task, future: self._take(by_name[task.asked_by], task=task, future=future),
+                    watch=self.observers,
+                )
         finally:  # on interruption, too: publish finished seeds, end runs in MLflow
-            self._drain(workers)
+            workers.drain(self.observers)
             with ExitStack() as ending:  # calls all of them, even if one fails; each row's in reverse order
                 for campaign in campaigns:
                     ending.callback(self._leave, campaign)
@@ -174,29 +180,14 @@ class Campaign:
             return f"{line}the same command goes on"
         return f"{line}one takes about {duration(min(seconds))}, so BUDGET={schedule.budget(min(seconds))} starts it"
 
-    def _work(self, campaigns: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> None:
-        """Keep every core busy until there is nothing left to train, or no time."""
+    def _start_wanted(self, campaigns: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> bool:
+        """Start seeds on idle cores; returns whether another process trains seeds that may be reused."""
         by_name = {campaign.row.name: campaign for campaign in campaigns}
-        while self._turn(by_name, workers=workers, deadline=deadline):
-            pass
-
-    @signals.held()
-    def _turn(self, by_name: Mapping[str, RowCampaign], *, workers: Workers, deadline: float) -> bool:
-        """Start seeds on idle cores and collect finished runs, within a second; returns whether there is more to do."""
-        campaigns = list(by_name.values())
         self._elsewhere.clear()
         for entry in self.planned(campaigns, workers=workers):
             seconds_left = deadline - time.monotonic()
             self._start(by_name[entry.forecast.row], campaigns=campaigns, workers=workers, seconds_left=seconds_left)
-        if not workers.active:
-            if self._elsewhere:
-                time.sleep(WAIT_SECONDS)
-            return bool(self._elsewhere)
-        for task, future in workers.finished():
-            self._drain(workers)
-            self._take(by_name[task.asked_by], task=task, future=future)
-        self._drain(workers)
-        return True
+        return bool(self._elsewhere)
 
     def _start(
         self,
@@ -253,10 +244,6 @@ class Campaign:
         present = self._present.pop(campaign.row.name, None) or self._presence(campaign)
         if present.leave():
             self._track(campaign, running=False)
-
-    def _drain(self, workers: Workers) -> None:
-        for directory, event in workers.events():
-            self.observers(directory, event)
 
     def _take(self, campaign: RowCampaign, *, task: Task, future: Future[list[Outcome]]) -> None:
         """Keep the outcomes of a task that has ended, or why it failed."""

@@ -124,7 +124,7 @@ def _measurements(
     paths.writable(results)
     from remeasure.campaign.executors.local import Workers
     from remeasure.claims.context import Lab  # torch and Lightning: seconds to import
-    from remeasure.claims.trainings import Pool
+    from remeasure.claims.trainings import train_all
     from remeasure.tracking.observer import build
 
     place = Place(
@@ -136,10 +136,11 @@ def _measurements(
         doctor=False,  # some fail on purpose
     )
     with build(compose([]).observer, project=place.project) as observers, Workers(place) as workers:
+        train = functools.partial(train_all, workers=workers, observers=observers)
         observers.close_orphans(place.runs)
         for number, claim in enumerate(claims, start=1):
             print(f"{number}/{len(claims)} {claim.name} …", file=sys.stderr, flush=True)
-            lab = Lab(place=place, results=results, train=Pool(workers, observers=observers))
+            lab = Lab(place=place, results=results, train=train)
             try:
                 yield claim, measure(claim, lab=lab)
             except DataMissingError as error:

@@ -19,7 +19,6 @@ from remeasure.runs.folder import Outcome, Place, attempts, finished
 from remeasure.spec.base import FIRST_TUNING_SEED
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system import signals
 from remeasure.system.paths import read_file
 from remeasure.tracking.observer import Observers
 from remeasure.training.augment import normalise
@@ -122,42 +121,19 @@ def dead_share(network: nn.Module, images: Tensor) -> float:
 # ---------------------------------------------------------------- the workers
 
 
-class Pool:
-    """Trains, on every core, what is not finished in runs/claims; `observers` see it."""
-
-    def __init__(self, workers: Workers, *, observers: Observers) -> None:
-        self.workers, self.observers = workers, observers
-
-    def __call__(self, wanted: Sequence[tuple[RunSpec, int]]) -> list[Outcome]:
-        """The outcomes of (spec, seed), in the same order. Raises what a run raises."""
-        waiting = {(spec.spec_sha256, seed): spec for spec, seed in wanted}
-        done: dict[tuple[str, int], Outcome] = {}
-        for key, spec in list(waiting.items()):
-            if outcome := ended(spec, seed=key[1], place=self.workers.place):
-                done[key] = outcome
-                del waiting[key]
-        while waiting or self.workers.active:
-            done |= self._turn(waiting)
-        return [done[spec.spec_sha256, seed] for spec, seed in wanted]
-
-    @signals.held()
-    def _turn(self, waiting: dict[tuple[str, int], RunSpec]) -> dict[tuple[str, int], Outcome]:
-        """Start waiting seeds on idle cores; return those that end within POLL_SECONDS."""
-        done = {}
-        for key, spec in list(waiting.items()):
-            if self.workers.cores(spec) <= self.workers.idle:
-                self.workers.submit(Task(row="", seed=key[1], spec=spec, fresh=False))
-                del waiting[key]
-        for task, future in self.workers.finished():
-            self._watch()
-            (outcome,) = future.result()
-            done[task.spec.spec_sha256, task.seed] = self.observers.keep(outcome)
-        self._watch()
-        return done
-
-    def _watch(self) -> None:
-        for directory, event in self.workers.events():
-            self.observers(directory, event)
+def train_all(wanted: Sequence[tuple[RunSpec, int]], *, workers: Workers, observers: Observers) -> list[Outcome]:
+    """The outcomes of (spec, seed), in the same order: those that are not finished in runs/claims are trained on all
+    cores, and shown by `observers`. Raises what a run raises.
+    """
+    waiting = {(spec.spec_sha256, seed): spec for spec, seed in wanted}
+    done: dict[tuple[str, int], Outcome] = {}
+    for key, spec in list(waiting.items()):
+        if outcome := ended(spec, seed=key[1], place=workers.place):
+            done[key] = outcome
+            del waiting[key]
+    tasks = [Task(row="", seed=seed, spec=spec, fresh=False) for (_, seed), spec in waiting.items()]
+    done |= zip(waiting, workers.run(tasks, watch=observers, keep=observers.keep), strict=True)
+    return [done[spec.spec_sha256, seed] for spec, seed in wanted]
 
 
 def ended(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:

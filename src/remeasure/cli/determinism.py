@@ -24,6 +24,7 @@ from remeasure.runs.execute import execute, execute_together
 from remeasure.runs.folder import Outcome, Place
 from remeasure.runs.hardware import resolve_device, with_native_precision
 from remeasure.runs.journal import now
+from remeasure.runs.recorder import unwatched
 from remeasure.spec.base import DataMissingError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
@@ -69,10 +70,6 @@ def bits(outcome: Outcome) -> str:
     return hashlib.sha256(b"".join(parts) + repr(outcome.record.loss).encode()).hexdigest()
 
 
-def quiet(directory: Path, event: Event) -> None:
-    """A sink that nobody watches."""
-
-
 class Runs:
     """Each call trains in a folder of its own, from nothing."""
 
@@ -84,7 +81,7 @@ class Runs:
         return replace(self.place, runs=self.place.runs / str(self._num))
 
     def alone(self, spec: RunSpec) -> str:
-        return bits(execute(spec, seed=SEED, row="", place=self.fresh(), sink=quiet))
+        return bits(execute(spec, seed=SEED, row="", place=self.fresh(), sink=unwatched))
 
     def in_a_process(self, spec: RunSpec) -> str:
         return self._in_processes(spec, seeds=(SEED,))
@@ -94,14 +91,9 @@ class Runs:
         return self._in_processes(spec, seeds=(*OTHER_SEEDS, SEED))
 
     def _in_processes(self, spec: RunSpec, *, seeds: Sequence[int]) -> str:
-        found: dict[int, Outcome] = {}
-        waiting = list(seeds)
+        tasks = [Task(row="", seed=seed, spec=spec, fresh=False) for seed in seeds]
         with Workers(self.fresh()) as workers:
-            while waiting or workers.active:
-                while waiting and workers.idle >= workers.cores(spec):
-                    workers.submit(Task(row="", seed=waiting.pop(0), spec=spec, fresh=False))
-                found |= {task.seed: future.result()[0] for task, future in workers.finished()}
-        return bits(found[SEED])
+            return bits(workers.run(tasks)[-1])
 
     def cut_short(self, spec: RunSpec) -> str:
         """Cut after each epoch's report, before its checkpoint; checkpoints after every block."""
@@ -113,13 +105,13 @@ class Runs:
                     execute(spec, seed=SEED, row="", place=place, sink=_cutting(epoch))
                 except CutError:
                     continue
-            return bits(execute(spec, seed=SEED, row="", place=place, sink=quiet))
+            return bits(execute(spec, seed=SEED, row="", place=place, sink=unwatched))
         finally:
             remeasure.training.engines.loop.CHECKPOINT_SECONDS = interval
 
     def batched(self, spec: RunSpec) -> str:
         group = replace(spec, engine="batched", engine_width=2)
-        return bits(execute_together(group, seed=SEED, row="", place=self.fresh(), sink=quiet)[0])
+        return bits(execute_together(group, seed=SEED, row="", place=self.fresh(), sink=unwatched)[0])
 
 
 def _cutting(epoch: int) -> Callable[[Path, Event], None]:

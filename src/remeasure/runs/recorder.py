@@ -30,6 +30,10 @@ from remeasure.training.inference import Predictions
 Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
 
 
+def unwatched(directory: Path, event: Event) -> None:
+    """A sink that does nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """The result of a run: the network, its predictions, the labels (N,) int64 that score them, and the seconds."""

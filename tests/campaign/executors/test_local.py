@@ -13,7 +13,10 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,49 +53,52 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def pool(place: Place, monkeypatch: pytest.MonkeyPatch) -> Workers:
-    monkeypatch.setattr(local, "num_workers", lambda _: 2)
+def workers(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Workers]:
+    """Makes two workers that do a job of tests/support/jobs.py."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    return Workers(place)
+    return partial(Workers, place, num=2, time_seed=jobs.wait_for_each_other)
 
 
 def task(seed: int, *, cpu_threads: int = 1) -> Task:
-    spec: Any = SimpleNamespace(cpu_threads=cpu_threads, mode="train")
+    spec: Any = SimpleNamespace(cpu_threads=cpu_threads, mode="train", spec_sha256="", together=together)
     return Task(row="mlp2-digits", seed=seed, spec=spec, fresh=False)
 
 
-def results(pool: Workers) -> dict[int, Any]:
+def together(seed: int) -> range:
+    return range(seed, seed + 1)
+
+
+def results(pool: Workers, watch: jobs.Sink | None = None) -> dict[int, Any]:
     """Wait for all tasks; seed to what came back, a result or an exception."""
     found: dict[int, Any] = {}
-    while pool.active:
-        found |= {entry.seed: future.exception() or future.result() for entry, future in pool.finished()}
+    pool.work(
+        lambda: False,
+        take=lambda entry, future: found.update({entry.seed: future.exception() or future.result()}),
+        watch=watch,
+    )
     return found
 
 
 def test_a_worker_is_kept_has_one_thread_and_reports_its_events_in_order(
-    pool: Workers, place: Place, monkeypatch: pytest.MonkeyPatch
+    workers: Callable[..., Workers], place: Place
 ) -> None:
-    monkeypatch.setattr(local, "_execute", jobs.report)
-    with pool:
+    with workers(execute=jobs.report) as pool:
         pids = set()
         for seed in (5, 6, 7):
             assert pool.idle == 2
             pool.submit(task(seed))
             assert (pool.idle, [entry.seed for entry in pool.active]) == (1, [seed])
-            result = results(pool)[seed]
+            events: list[Any] = []
+            result = results(pool, watch=lambda *event, seen=events: seen.append(event))[seed]
             assert (result["seed"], result["threads"]) == (seed, "1")
             pids.add(result["pid"])
-            events = list(pool.events())
             assert events == [(place.runs, {"event": "epoch", "epoch": number, "seed": seed}) for number in (1, 2)]
     assert len(pids) <= 2  # three tasks, and never a third process
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), seconds=SECONDS_TO_END)
 
 
-def test_a_task_takes_as_many_cores_as_it_has_threads_and_at_most_all(
-    pool: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "_execute", jobs.report)
-    with pool:
+def test_a_task_takes_as_many_cores_as_it_has_threads_and_at_most_all(workers: Callable[..., Workers]) -> None:
+    with workers(execute=jobs.report) as pool:
         for seed, cpu_threads, idle in ((0, 1, 1), (1, 2, 0), (2, 8, 0)):
             pool.submit(task(seed, cpu_threads=cpu_threads))
             assert pool.idle == idle
@@ -102,17 +108,16 @@ def test_a_task_takes_as_many_cores_as_it_has_threads_and_at_most_all(
             assert pool.idle == 2
 
 
-def test_a_seed_is_timed_beside_as_many_as_will_run_at_once(pool: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_is_timed_beside_as_many_as_will_run_at_once(workers: Callable[..., Workers]) -> None:
     """On two cores; each timing waits until two have begun, and costs its seconds: 1, 2, … in the order of arrival."""
-    monkeypatch.setattr(local, "_time", jobs.wait_for_each_other)
-    with pool:
+    with workers() as pool:
         assert pool.seconds_of_seed(timed(pool, cpu_threads=1), num_seeds=5) == 2.0
         assert pool.seconds_of_seed(timed(pool, cpu_threads=2), num_seeds=5) == 1.0
         assert pool.seconds_of_seed(timed(pool, cpu_threads=1, together=1), num_seeds=1) == 1.0
 
 
-def test_an_evaluation_takes_every_core_for_its_decoding(pool: Workers) -> None:
-    assert pool.cores(SimpleNamespace(cpu_threads=1, mode="evaluate")) == 2  # type: ignore[arg-type]
+def test_an_evaluation_takes_every_core_for_its_decoding(workers: Callable[..., Workers]) -> None:
+    assert workers().cores(SimpleNamespace(cpu_threads=1, mode="evaluate")) == 2  # type: ignore[arg-type]
 
 
 def timed(pool: Workers, *, cpu_threads: int, together: int | None = None) -> Any:
@@ -122,19 +127,18 @@ def timed(pool: Workers, *, cpu_threads: int, together: int | None = None) -> An
     return SimpleNamespace(cpu_threads=cpu_threads, mode="train", folder=folder, together=together)
 
 
-def test_a_pool_without_a_task_starts_no_process(pool: Workers) -> None:
-    with pool:
+def test_a_pool_without_a_task_starts_no_process(workers: Callable[..., Workers]) -> None:
+    with workers():
         assert [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())] == []
 
 
 def test_leaving_early_ends_every_run_by_an_exception_and_every_process(
-    pool: Workers, place: Place, monkeypatch: pytest.MonkeyPatch
+    workers: Callable[..., Workers], place: Place
 ) -> None:
-    monkeypatch.setattr(local, "_execute", jobs.wait_for_ever)
     files = [place.runs / "0", place.runs / "1"]
 
     def leave() -> None:
-        with pool:
+        with workers(execute=jobs.wait_for_ever) as pool:
             pool.submit(task(0))
             pool.submit(task(1))
             wait_until(lambda: all(path.exists() and path.read_text() for path in files))
@@ -149,12 +153,11 @@ def test_leaving_early_ends_every_run_by_an_exception_and_every_process(
 
 
 def test_leaving_early_does_not_wait_for_a_worker_that_is_starting(
-    pool: Workers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    workers: Callable[..., Workers], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(local, "_execute", jobs.wait_for_ever)
 
     def leave() -> None:
-        with pool:
+        with workers(execute=jobs.wait_for_ever) as pool:
             pool.submit(task(0))
             raise SystemExit(143)
 
@@ -166,11 +169,10 @@ def test_leaving_early_does_not_wait_for_a_worker_that_is_starting(
 
 
 def test_ctrl_c_does_not_hit_a_worker_at_any_moment(
-    pool: Workers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    workers: Callable[..., Workers], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A terminal sends SIGINT to all processes in front; workers leave it to the parent, from their first moment."""
-    monkeypatch.setattr(local, "_execute", jobs.report)
-    with pool:
+    with workers(execute=jobs.report) as pool:
         pool.submit(task(0))
         children = psutil.Process().children()
         started = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
@@ -182,34 +184,69 @@ def test_ctrl_c_does_not_hit_a_worker_at_any_moment(
     assert capfd.readouterr().err == ""
 
 
-def test_a_worker_that_is_killed_fails_its_own_run_and_the_next_ones_go_on(
-    pool: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "_execute", jobs.kill_itself_if_seed_0)
-    with pool:
+def test_a_worker_that_is_killed_fails_its_own_run_and_the_next_ones_go_on(workers: Callable[..., Workers]) -> None:
+    with workers(execute=jobs.kill_itself_if_seed_0) as pool:
         pool.submit(task(0))
         assert "terminated abruptly" in str(results(pool)[0])
         pool.submit(task(1))
         assert results(pool)[1]["seed"] == 1
 
 
-def test_a_worker_that_is_killed_when_idle_leaves_nobody_waiting(
-    pool: Workers, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_is_killed_when_idle_leaves_nobody_waiting(workers: Callable[..., Workers], place: Place) -> None:
     """It holds the lock of the queue from which the other one, whose run is then ended, would take its next task."""
-    monkeypatch.setattr(local, "_execute", jobs.wait_for_ever_if_seed_1)
     waiting = place.runs / "1"
-    with pool:
+    with workers(execute=jobs.wait_for_ever_if_seed_1) as pool:
         pool.submit(task(1))
         pool.submit(task(0))
         wait_until(lambda: waiting.exists() and waiting.read_text())
         busy = psutil.Process(int(waiting.read_text()))
-        ended: list[Any] = []
-        wait_until(lambda: ended.extend(pool.finished()) or ended)
-        psutil.Process(ended[0][1].result()["pid"]).kill()
-        assert "terminated abruptly" in str(results(pool)[1])
+        ended: dict[int, Any] = {}
+
+        def take(entry: Task, future: Future[Any]) -> None:
+            ended[entry.seed] = future.exception()
+            if entry.seed == 0:
+                psutil.Process(future.result()["pid"]).kill()
+
+        pool.work(lambda: False, take=take, watch=None)
+        assert ended[0] is None
+        assert "terminated abruptly" in str(ended[1])
         assert psutil.wait_procs([busy], timeout=SECONDS_TO_END)[1] == []
     assert waiting.read_text() == "SystemExit(143)"
+
+
+def test_a_worker_that_does_not_end_is_killed(workers: Callable[..., Workers], place: Place) -> None:
+    deaf = place.runs / "0"
+
+    def leave() -> None:
+        with workers(execute=jobs.ignore_sigterm, end_seconds=0.5) as pool:
+            pool.submit(task(0))
+            wait_until(lambda: deaf.exists() and deaf.read_text())
+            raise SystemExit(130)
+
+    began = time.monotonic()
+    with pytest.raises(SystemExit):
+        leave()
+    assert not psutil.pid_exists(int(deaf.read_text()))
+    assert time.monotonic() - began < jobs.SECONDS_TO_WAIT
+
+
+def test_all_tasks_are_run_and_their_outcomes_come_in_the_order_of_the_tasks(
+    workers: Callable[..., Workers], place: Place
+) -> None:
+    kept, events = list[int](), list[Any]()
+    tasks = [task(seed, cpu_threads=threads) for seed, threads in ((0, 1), (1, 2), (2, 1), (3, 1))]
+    with workers(execute=jobs.slowly_if_seed_0) as pool:
+        outcomes = pool.run(tasks, watch=lambda *event: events.append(event), keep=lambda o: kept.append(o) or o)
+    assert outcomes == [0, 1, 2, 3]
+    assert sorted(kept) == outcomes
+    assert kept[0] != 0, "each is kept as it ends"
+    assert sorted(event["seed"] for _, event in events) == outcomes
+    assert {folder for folder, _ in events} == {place.runs}
+
+
+def test_a_task_that_fails_ends_the_others(workers: Callable[..., Workers]) -> None:
+    with pytest.raises(BrokenProcessPool), workers(execute=jobs.kill_itself_if_seed_0) as pool:
+        pool.run([task(0), task(1)])
 
 
 # ---------------------------------------------------------------- one run, interrupted

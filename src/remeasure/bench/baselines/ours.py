@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from remeasure.runs.hardware import processor
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.loop import train
 from remeasure.training.engines.serial import Training
-from remeasure.training.losses import training_loss
+from remeasure.training.recipe import training_loss
 from remeasure.training.seeding import derive
 
 
@@ -32,21 +32,14 @@ def compose_spec(*overrides: str, data_root: Path) -> RunSpec:
 # ---------------------------------------------------------------- campaigns
 
 
-def campaign(workers: Workers, *, spec: RunSpec, seeds: Sequence[int]) -> Iterator[Outcome]:
-    """Train these seeds on the workers as campaign/campaign.py does; yields each outcome when it ends."""
-    waiting = [Task(row="", seed=seed, spec=spec, fresh=False) for seed in seeds]
-    while waiting or workers.active:
-        while waiting and workers.cores(spec) <= workers.idle:
-            workers.submit(waiting.pop(0))
-        for _, future in workers.finished():
-            yield from future.result()
-        for _ in workers.events():  # which an observer would show
-            pass
+def tasks(spec: RunSpec, *, seeds: Iterable[int]) -> list[Task]:
+    """A task for each seed, to train as in a campaign that nobody watches."""
+    return [Task(row="", seed=seed, spec=spec, fresh=False) for seed in seeds]
 
 
 def warm_up(workers: Workers, *, spec: RunSpec, seeds: Iterator[int]) -> None:
     """Train one untimed seed on each worker, so that it has imported everything and read the data."""
-    list(campaign(workers, spec=spec, seeds=list(itertools.islice(seeds, workers.num))))
+    workers.run(tasks(spec, seeds=itertools.islice(seeds, workers.num)))
 
 
 def campaign_seconds(workers: Workers, *, spec: RunSpec, seeds: Sequence[int], epochs: int) -> float:
@@ -56,7 +49,7 @@ def campaign_seconds(workers: Workers, *, spec: RunSpec, seeds: Sequence[int], e
     the workers: nothing else depends on their number.
     """
     began = time.perf_counter()
-    outcomes = list(campaign(workers, spec=spec, seeds=seeds))
+    outcomes = workers.run(tasks(spec, seeds=seeds))
     wall_seconds = time.perf_counter() - began
     assert not any(outcome.reused for outcome in outcomes)
     trained = sum(sum(_epoch_seconds(outcome)) for outcome in outcomes) / spec.recipe.epochs_total

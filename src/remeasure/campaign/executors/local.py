@@ -8,26 +8,31 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
 from remeasure.runs.folder import Outcome, Place
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-from remeasure.system import startup
+from remeasure.system import signals, startup
 
-W = TypeVar("W")
+if TYPE_CHECKING:
+    from remeasure.runs.recorder import Sink  # torch: seconds to import
+
+P = ParamSpec("P")
 R = TypeVar("R")
 MOST_ON_DEVICE = 10  # each process takes some of an accelerator's memory
 POLL_SECONDS = 0.2  # how long an event of a worker may wait to be read
+WAIT_SECONDS = 1.0  # between two looks for work that may follow, while no task runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +49,9 @@ class Task:
     asked_by: str = ""
 
     @property
-    def keys(self) -> set[tuple[str, int]]:
+    def keys(self) -> list[tuple[str, int]]:
         """(spec_sha256, seed) of each seed that it trains."""
-        return {(self.spec.spec_sha256, seed) for seed in self.spec.together(self.seed)}
+        return [(self.spec.spec_sha256, seed) for seed in self.spec.together(self.seed)]
 
 
 def num_workers(place: Place) -> int:
@@ -56,22 +61,35 @@ def num_workers(place: Place) -> int:
 
 
 def _searches_lines(spec: RunSpec) -> bool:
-    return isinstance(spec.recipe, Recipe) and spec.recipe.optimizer.searches_lines
+    return isinstance(spec.recipe, Recipe) and spec.recipe.optimizer.name == "lbfgs"
 
 
 class Workers:
-    """A process pool that starts with the first task and ends all its processes on exit, exceptions included."""
+    """A process pool that starts with the first task and ends all its processes on exit, exceptions included.
 
-    def __init__(self, place: Place) -> None:
-        self.place, self.num = place, num_workers(place)
-        self._context = multiprocessing.get_context("spawn")  # a forked torch can hang
-        self._events: SimpleQueue[tuple[Path, Event]] = self._context.SimpleQueue()
+    `num`: how many processes. In a worker, `execute` trains a task and `time_seed` times a few steps of a spec.
+    A worker that runs for `end_seconds` after SIGTERM is killed. `new_pool` makes the pool, from the arguments of
+    ProcessPoolExecutor.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        num: int | None = None,
+        execute: "Callable[[Task, Place, Sink], list[Outcome]] | None" = None,
+        time_seed: Callable[[RunSpec, Place], float] | None = None,
+        end_seconds: float = 60.0,
+        new_pool: Callable[..., Executor] = ProcessPoolExecutor,
+    ) -> None:
+        self.place, self.num, self.end_seconds = place, num or num_workers(place), end_seconds
+        self._execute, self._time_seed = execute or execute_task, time_seed or seconds_of_seed
+        context = multiprocessing.get_context("spawn")  # a forked torch can hang
+        self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
+        start = (self._events, os.getpid())
+        self._new_pool = partial(new_pool, self.num, mp_context=context, initializer=_begin, initargs=start)
         self._pool = self._new_pool()
         self._active: dict[Future[list[Outcome]], Task] = {}
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        start = (self._events, os.getpid())
-        return ProcessPoolExecutor(self.num, mp_context=self._context, initializer=_begin, initargs=start)
 
     def __enter__(self) -> Self:
         return self
@@ -79,10 +97,72 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        killing = threading.Timer(self.end_seconds, _kill_children)
         if kind:  # interrupted: each run journals it and keeps its checkpoint
             for process in multiprocessing.active_children():
                 process.terminate()
+            killing.start()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        killing.cancel()
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        *,
+        watch: "Sink | None" = None,
+        keep: Callable[[Outcome], Outcome] = lambda outcome: outcome,
+    ) -> list[Outcome]:
+        """Train all tasks, each as soon as its cores are idle; returns their outcomes in the order of the tasks.
+
+        `watch` gets what the runs journal, `keep` each outcome at once. Raises what a run raises.
+        """
+        waiting, found = list(tasks), dict[tuple[str, int], Outcome]()
+
+        def start() -> bool:
+            for task in list(waiting):
+                if self.cores(task.spec) <= self.idle:
+                    waiting.remove(task)
+                    self.submit(task)
+            return bool(waiting)
+
+        def take(task: Task, future: Future[list[Outcome]]) -> None:
+            found.update(zip(task.keys, map(keep, future.result()), strict=True))
+
+        self.work(start, take=take, watch=watch)
+        return [found[key] for task in tasks for key in task.keys]
+
+    def work(
+        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
+    ) -> None:
+        """Keep the cores busy: `start` submits tasks, and says whether more may follow; `take` gets each that ended.
+
+        `start` is called again after each end, until no task runs and none may follow. A signal is deferred to the end
+        of such a turn.
+        """
+        while self._turn(start, take=take, watch=watch):
+            pass
+
+    @signals.held()
+    def _turn(
+        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
+    ) -> bool:
+        more = start()
+        if not self._active:
+            if more:
+                time.sleep(WAIT_SECONDS)
+            return more
+        done, _ = wait(self._active, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        self.drain(watch)
+        for future in [future for future in self._active if future in done]:
+            take(self._active.pop(future), future)
+        return True
+
+    def drain(self, watch: "Sink | None") -> None:
+        """Give `watch` what the workers have journaled, as (run directory, event)."""
+        while not self._events.empty():
+            entry = self._events.get()
+            if watch:
+                watch(*entry)
 
     @property
     def idle(self) -> int:
@@ -102,32 +182,27 @@ class Workers:
     def submit(self, task: Task) -> None:
         """Start a task. Enough cores must be idle, or its threads would compete with others."""
         assert self.cores(task.spec) <= self.idle
-        self._active[self._submit(_execute, task)] = task
+        self._active[self._submit(_with_sink, self._execute, task, self.place)] = task
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
         """Seconds of each of `num_seeds` seeds, timed side by side as they will run; raises what a worker raises."""
         side_by_side = min(self.num // self.cores(spec), num_seeds)
-        timings = [self._submit(_time, spec) for _ in range(side_by_side)]
+        timings = [self._submit(self._time_seed, spec, self.place) for _ in range(side_by_side)]
         return max(timing.result() for timing in timings)
 
-    def _submit(self, function: Callable[[W, Place], R], work: W) -> Future[R]:
+    def _submit(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> Future[R]:
+        call = partial(_until_terminated, partial(function, *args, **named))
         with _interrupts_held():
             try:
-                return self._pool.submit(_until_terminated, function, work, self.place)
+                return self._pool.submit(call)
             except BrokenProcessPool:  # a worker was killed, which failed its own task only
                 self._pool = self._new_pool()
-                return self._pool.submit(_until_terminated, function, work, self.place)
+                return self._pool.submit(call)
 
-    def finished(self) -> Iterator[tuple[Task, Future[list[Outcome]]]]:
-        """Wait up to POLL_SECONDS for tasks to end, and yield those that did."""
-        done, _ = wait(self._active, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield self._active.pop(future), future
 
-    def events(self) -> Iterator[tuple[Path, Event]]:
-        """What the workers journaled since the last call, as (run directory, event)."""
-        while not self._events.empty():
-            yield self._events.get()
+def _kill_children() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @contextmanager
@@ -161,12 +236,12 @@ def _terminated(number: int, frame: object) -> NoReturn:  # noqa: ARG001
     raise SystemExit(128 + number)
 
 
-def _until_terminated(function: Callable[[W, Place], R], work: W, place: Place) -> R:
+def _until_terminated(call: Callable[[], R]) -> R:
     """Run a task, and end the process on SystemExit. The pool would take SystemExit for the task's exception and let
     the worker wait for another task: for ever, if a killed worker held the lock of the task queue.
     """
     try:
-        return function(work, place)
+        return call()
     except SystemExit as reason:
         startup.end(int(reason.code or 0))
 
@@ -177,16 +252,19 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _execute(task: Task, place: Place) -> list[Outcome]:
-    from remeasure.runs.execute import execute_together
+def _with_sink(execute: "Callable[[Task, Place, Sink], R]", task: Task, place: Place) -> R:
+    return execute(task, place, lambda directory, event: _SINK.put((directory, event)))
 
-    def sink(directory: Path, event: Event) -> None:
-        _SINK.put((directory, event))
+
+def execute_task(task: Task, place: Place, sink: "Sink") -> list[Outcome]:
+    """Train a task in this process."""
+    from remeasure.runs.execute import execute_together
 
     return execute_together(task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh)
 
 
-def _time(spec: RunSpec, place: Place) -> float:
+def seconds_of_seed(spec: RunSpec, place: Place) -> float:
+    """Seconds of a seed in this process, estimated from a few steps."""
     from remeasure.runs.timing import seconds_of_seed
 
     return seconds_of_seed(spec, place=place)
