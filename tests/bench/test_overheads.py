@@ -5,7 +5,6 @@ import os
 import sqlite3
 import sys
 import warnings
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -167,8 +166,14 @@ def test_the_bytes_of_a_data_set_are_its_pixels_and_eight_for_each_label() -> No
 
 def test_the_bytes_of_a_net_are_weights_gradients_moments_and_buffers() -> None:
     num_params = 4 * 3 + 3 + 3 * 2 + 2
-    assert memory.net_bytes(Tiny(), moments=2) == 4 * (num_params * 4) + 5 * 4  # Adam: two moments
-    assert memory.net_bytes(Tiny(), moments=1) == 3 * (num_params * 4) + 5 * 4
+    kept = {torch.optim.Adam: 2, torch.optim.AdamW: 2, torch.optim.SGD: 0, torch.optim.RMSprop: 1}  # moments
+    for optimizer, num_kept in kept.items():
+        net = Tiny()
+        found = memory.net_bytes(net, optimizer=optimizer(net.parameters(), lr=0.1))
+        assert found == (2 + num_kept) * (num_params * 4) + 5 * 4, optimizer
+    net = Tiny()
+    momentum = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    assert memory.net_bytes(net, optimizer=momentum) == 3 * (num_params * 4) + 5 * 4
 
 
 def test_what_a_forward_pass_saves_is_counted_once_and_without_images_and_weights() -> None:
@@ -182,21 +187,6 @@ def test_a_batch_is_float32_pixels_and_what_is_saved_of_it() -> None:
     spec = config.spec(data_sha256="")
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
     assert memory.batch_bytes(network, spec=spec) == 64 * 64 * 4 + 64 * 256 * 4
-
-
-def test_optimisers_keep_as_many_tensors_for_each_parameter_as_torch_makes() -> None:
-    made: Mapping[str, torch.optim.Optimizer] = {
-        "adam": torch.optim.Adam([nn.Parameter(torch.ones(7))]),
-        "adamw": torch.optim.AdamW([nn.Parameter(torch.ones(7))]),
-        "sgd": torch.optim.SGD([nn.Parameter(torch.ones(7))], momentum=0.9),
-        "rmsprop": torch.optim.RMSprop([nn.Parameter(torch.ones(7))]),
-    }
-    for name, optimizer in made.items():
-        (parameter,) = optimizer.param_groups[0]["params"]
-        parameter.grad = torch.ones(7)
-        optimizer.step()
-        kept = [value for value in optimizer.state[parameter].values() if value.shape == (7,)]
-        assert memory.MOMENTS[name] == len(kept), name
 
 
 def test_what_is_unaccounted_is_what_training_held_less_code_data_net_and_batch() -> None:

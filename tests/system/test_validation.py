@@ -18,14 +18,9 @@ from remeasure.system.validation import convert, did_you_mean
 OPTIMIZER: dict[str, Any] = {
     "name": "adam",
     "lr_peak": 0.001,
-    "momentum": None,
-    "nesterov": None,
     "weight_decay": None,
     "betas": None,
-    "alpha": None,
     "eps": None,
-    "history_size": None,
-    "sgd_lr_peak": None,
 }
 SCHEDULE: dict[str, Any] = {
     "name": "constant",
@@ -43,19 +38,7 @@ RECIPE: dict[str, Any] = {
     "schedule": SCHEDULE,
     "loss": {"name": "cross_entropy", "label_smoothing": 0.0, "l2_penalty": 0.0},
     "normalisation": {"mean": [0.0], "std": [1.0]},
-    "augmentation": {
-        "name": "none",
-        "probability": None,
-        "translation_pixels": None,
-        "scaling": None,
-        "squeezing": None,
-        "shear": None,
-        "pad_pixels": None,
-        "flip_probability": None,
-        "cutout_pixels": None,
-        "padding": None,
-        "flips": None,
-    },
+    "augmentation": {"name": "none"},
     "resolution": None,
     "streaming": None,
     "averaging": None,
@@ -94,7 +77,7 @@ def test_faults_of_several_blocks_are_named_together_each_with_its_dotted_key() 
     assert set(found) == {
         "recipe.batch_size: expected a valid integer, got 'eight'",
         "recipe.optimizer.lr_peak: expected a number above 0, got -1.0",
-        "recipe.optimizer.momentum: adam has no such argument; it has weight_decay, betas, eps",
+        "recipe.optimizer.momentum: optimizer 'adam' has no such argument; it has lr_peak, weight_decay, betas, eps",
         "recipe.schedule.epochs_warmup: expected 0 or more, got -1.0",
         "recipe.colour: no such key; valid: name, epochs_total, batch_size, optimizer, schedule, loss, "
         "normalisation, augmentation, resolution, streaming, averaging, clip_norm",
@@ -125,15 +108,15 @@ def test_without_a_place_a_fault_begins_with_its_key() -> None:
 @pytest.mark.parametrize(
     ("key", "guess"),
     [
-        ("momentun", " (did you mean 'momentum'?)"),
+        ("weight_decy", " (did you mean 'weight_decay'?)"),
         ("lr", " (did you mean 'lr_peak'?)"),  # the beginning of a key
         ("zzz", ""),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_valid_ones_and_a_guess(key: str, guess: str) -> None:
     (fault,) = faults(Recipe, {**RECIPE, "optimizer": {**OPTIMIZER, key: 1}}, where="recipe")
-    valid = "name, lr_peak, momentum, nesterov, weight_decay, betas, alpha, eps, history_size, sgd_lr_peak"
-    assert fault == f"recipe.optimizer.{key}: no such key{guess}; valid: {valid}"
+    has = f"optimizer 'adam' has no such argument{guess}; it has lr_peak, weight_decay, betas, eps"
+    assert fault == f"recipe.optimizer.{key}: {has}"
 
 
 def test_an_unknown_key_inside_a_list_entry_is_placed() -> None:
@@ -145,11 +128,13 @@ def test_an_unknown_key_inside_a_list_entry_is_placed() -> None:
 
 
 def test_a_missing_key_is_named() -> None:
-    short = {key: value for key, value in OPTIMIZER.items() if key not in ("lr_peak", "eps")}
-    assert faults(Optimizer, short, where="recipe.optimizer") == (
-        "recipe.optimizer.lr_peak: missing",
-        "recipe.optimizer.eps: missing",
+    assert faults(Optimizer, {"name": "muon", "momentum": 0.9}, where="recipe.optimizer") == (
+        "recipe.optimizer.lr_peak: missing; muon needs it",
+        "recipe.optimizer.sgd_lr_peak: missing; muon needs it",
     )
+    assert faults(Optimizer, {"lr_peak": 0.9}, where="recipe.optimizer") == ("recipe.optimizer.name: missing",)
+    short = {key: value for key, value in SCHEDULE.items() if key != "gamma"}
+    assert faults(Schedule, short, where="recipe.schedule") == ("recipe.schedule.gamma: missing",)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +143,6 @@ def test_a_missing_key_is_named() -> None:
         ("lr_peak", "0.1", "lr_peak: expected a valid number, got '0.1'"),  # text is never read as a number
         ("lr_peak", True, "lr_peak: expected a valid number, got True"),
         ("lr_peak", None, "lr_peak: expected a valid number, got None"),
-        ("history_size", 1.5, "history_size: expected a valid integer, got 1.5"),
-        ("nesterov", 1, "nesterov: expected a valid boolean, got 1"),
         ("name", "adm", "name: expected 'adam', 'adamw', 'sgd', 'rmsprop', 'lbfgs' or 'muon', got 'adm'"),
         ("betas", 0.9, "betas: expected a valid array, got 0.9"),
         ("betas", [0.9], "betas.1: missing"),
@@ -174,6 +157,17 @@ def test_a_missing_key_is_named() -> None:
 )
 def test_a_wrong_type_is_refused_with_what_was_expected_and_what_came(key: str, value: object, message: str) -> None:
     assert message in faults(Optimizer, {**OPTIMIZER, key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("lbfgs", "history_size", 1.5, "history_size: expected a valid integer, got 1.5"),
+        ("sgd", "nesterov", 1, "nesterov: expected a valid boolean, got 1"),
+    ],
+)
+def test_a_wrong_type_is_refused_in_any_optimiser(name: str, key: str, value: object, message: str) -> None:
+    assert faults(Optimizer, {"name": name, "lr_peak": 0.1, key: value}) == (message,)
 
 
 def test_a_date_that_yaml_made_of_unquoted_text_is_refused_by_key() -> None:
@@ -212,7 +206,10 @@ def test_did_you_mean_guesses_a_near_word_a_beginning_or_nothing() -> None:
         ("recipe.optimizer.lr_peak=nan", "recipe.optimizer.lr_peak: expected a finite number, got nan"),
         ("recipe.epochs_total=ten", "recipe.epochs_total: expected a valid integer, got 'ten'"),
         ("seed=-1", "seed: expected 0 or more, got -1"),
-        ("+recipe.loss.smoothing=0.1", "recipe.loss.smoothing: no such key (did you mean 'label_smoothing'?); "),
+        (
+            "+recipe.loss.smoothing=0.1",
+            "recipe.loss.smoothing: loss 'cross_entropy' has no such argument (did you mean 'label_smoothing'?); ",
+        ),
         ("precision=float16", "precision: expected 'auto', 'float32' or 'bfloat16', got 'float16'"),
     ],
 )

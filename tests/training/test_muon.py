@@ -10,7 +10,7 @@ from remeasure.config.compose import compose
 from remeasure.models import registry
 from remeasure.spec.base import InputError
 from remeasure.training.muon import Muon, orthogonalised
-from remeasure.training.recipe import build_optimizer
+from remeasure.training.optimizers import build_optimizer
 
 ARGUMENTS = {"lr": 0.1, "momentum": 0.6, "sgd_lr_peak": 0.02, "weight_decay": 0.01}
 

@@ -17,15 +17,17 @@ from torchvision.transforms import functional
 from remeasure.config.compose import compose
 from remeasure.data import catalog
 from remeasure.models import registry
-from remeasure.spec.recipe import Augmentation, Averaging, Loss, Normalisation, Optimizer, Recipe, Resolution, Schedule
+from remeasure.spec.base import Choice
+from remeasure.spec.recipe import Averaging, Normalisation, Optimizer, Recipe, Resolution, Schedule
 from remeasure.system import paths
-from remeasure.training.augment import affine_maps, augment, crop_flip_cutout, distort, normalise, resized
+from remeasure.training.augment import Affine, Crop, NoAugmentation, augment, normalise, resized
 from remeasure.training.engines.loop import train
 from remeasure.training.engines.serial import Training
-from remeasure.training.recipe import build_optimizer, learning_rate, training_loss
+from remeasure.training.losses import CrossEntropy, training_loss
+from remeasure.training.optimizers import build_optimizer
+from remeasure.training.recipe import learning_rate
 
 STEPS, EPOCHS = 7, 10  # a run of 70 steps
-UNSET = dict.fromkeys(field.name for field in dataclasses.fields(Augmentation)[1:])  # but for the name
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -33,8 +35,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def an_optimizer(name: str, **arguments: object) -> Optimizer:
-    unset = dict.fromkeys(field.name for field in dataclasses.fields(Optimizer))
-    return Optimizer(**{**unset, "lr_peak": 0.1, **arguments, "name": name})
+    optimizer: Optimizer = Optimizer.choices[name](**{"lr_peak": 0.1, **arguments})
+    return optimizer
 
 
 def a_schedule(name: str, **changes: object) -> Schedule:
@@ -42,18 +44,14 @@ def a_schedule(name: str, **changes: object) -> Schedule:
     return Schedule(**{**plain, **changes, "name": name})
 
 
-def a_loss(**changes: float) -> Loss:
-    return Loss(**{"name": "cross_entropy", "label_smoothing": 0.0, "l2_penalty": 0.0, **changes})
-
-
-def affine(**changes: float) -> Augmentation:
+def affine(**changes: float) -> Affine:
     still = {"probability": 1.0, "translation_pixels": 0.0, "scaling": 0.0, "squeezing": 0.0, "shear": 0.0}
-    return Augmentation(**{**UNSET, **still, **changes, "name": "affine"})
+    return Affine(**{**still, **changes})
 
 
-def crop(**changes: float) -> Augmentation:
+def crop(**changes: float) -> Crop:
     still = {"pad_pixels": 0, "flip_probability": 0.0, "cutout_pixels": 0}
-    return Augmentation(**{**UNSET, **still, **changes, "name": "crop"})
+    return Crop(**{**still, **changes})
 
 
 # ---------------------------------------------------------------- learning rate
@@ -337,13 +335,13 @@ LABELS = torch.tensor([0, 1])
 
 
 def test_the_loss_is_mean_cross_entropy() -> None:
-    found = training_loss(LOGITS, LABELS, loss=a_loss(), parameters=[])
+    found = training_loss(LOGITS, LABELS, loss=CrossEntropy(), parameters=[])
     assert found.item() == pytest.approx((math.log(2) + math.log(8)) / 2)
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
     """Szegedy et al. 2016: 1-ε on the label plus ε/K on each of the K classes."""
-    found = training_loss(LOGITS, LABELS, loss=a_loss(label_smoothing=0.3), parameters=[])
+    found = training_loss(LOGITS, LABELS, loss=CrossEntropy(label_smoothing=0.3), parameters=[])
     first = 0.7 * math.log(2) + 0.1 * (math.log(2) + 2 * math.log(4))
     second = 0.7 * math.log(8) + 0.1 * (2 * math.log(8) - math.log(0.75))
     assert found.item() == pytest.approx((first + second) / 2)
@@ -351,8 +349,8 @@ def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
 
 def test_the_l2_penalty_is_half_the_sum_of_squares_of_matrices_and_kernels_but_not_biases() -> None:
     matrix, bias, kernel = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([100.0]), torch.full((1, 1, 2, 2), 0.5)
-    plain = training_loss(LOGITS, LABELS, loss=a_loss(), parameters=[])
-    found = training_loss(LOGITS, LABELS, loss=a_loss(l2_penalty=0.1), parameters=iter([matrix, bias, kernel]))
+    plain = training_loss(LOGITS, LABELS, loss=CrossEntropy(), parameters=[])
+    found = training_loss(LOGITS, LABELS, loss=CrossEntropy(l2_penalty=0.1), parameters=iter([matrix, bias, kernel]))
     assert (found - plain).item() == pytest.approx(0.05 * (1 + 4 + 9 + 16 + 4 * 0.25))
 
 
@@ -377,13 +375,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 COLOURS = Normalisation(mean=(0.5, 0.25, 0.0), std=(0.25, 0.5, 1.0))
 
 
-def distorted(image: Tensor, augmentation: Augmentation) -> Tensor:
-    return distort(image[None, None], augmentation=augmentation, generator=generator())[0, 0]
+def distorted(image: Tensor, augmentation: Affine) -> Tensor:
+    return augmentation.distort(image[None, None], generator=generator())[0, 0]
 
 
 def test_no_augmentation_normalises_and_no_more() -> None:
     images = torch.randint(0, 256, (2, 3, 4, 4), generator=generator(), dtype=torch.uint8)
-    nothing = Augmentation(**UNSET, name="none")
+    nothing = NoAugmentation()
     found = augment(images, augmentation=nothing, normalisation=COLOURS, generator=generator())
     assert torch.equal(found, normalise(images, normalisation=COLOURS))
 
@@ -393,7 +391,7 @@ def test_affine_images_are_normalised_after_they_were_distorted() -> None:
     images = torch.full((9, 3, 4, 4), 255, dtype=torch.uint8)
     moving = affine(translation_pixels=3.0)
     found = augment(images, augmentation=moving, normalisation=COLOURS, generator=generator(1))
-    expected = distort(images, augmentation=moving, generator=generator(1))
+    expected = moving.distort(images, generator=generator(1))
     assert torch.equal(found, normalise(expected, normalisation=COLOURS))
     assert found[:, 0].min() == pytest.approx((0 - 0.5) / 0.25)
 
@@ -401,13 +399,13 @@ def test_affine_images_are_normalised_after_they_were_distorted() -> None:
 def test_probability_zero_distorts_nothing() -> None:
     images = torch.randint(0, 256, (50, 1, 28, 28), generator=generator(), dtype=torch.uint8)
     still = affine(probability=0.0, translation_pixels=9.0, scaling=0.5, squeezing=0.5, shear=0.5)
-    found = distort(images, augmentation=still, generator=generator())
+    found = still.distort(images, generator=generator())
     torch.testing.assert_close(found, images.float(), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.9, 1.0])
 def test_the_distorted_share_is_the_probability(probability: float) -> None:
-    maps = affine_maps(20_000, augmentation=affine(probability=probability, shear=1.0), size=28, generator=generator())
+    maps = affine(probability=probability, shear=1.0).maps(20_000, size=28, generator=generator())
     share = (maps != torch.eye(2, 3)).any(dim=(1, 2)).float().mean().item()
     assert share == pytest.approx(probability, abs=5 * math.sqrt(probability * (1 - probability) / 20_000) + 1e-3)
 
@@ -468,7 +466,7 @@ def test_shear_moves_each_row_by_so_many_pixels_more_than_the_one_above(drawn: C
 def test_each_range_is_filled_evenly_to_both_bounds_and_moves_nothing_else(
     name: str, value: float, bounds: dict[tuple[int, int], tuple[float, float]]
 ) -> None:
-    maps = affine_maps(20_000, augmentation=affine(**{name: value}), size=28, generator=generator())
+    maps = affine(**{name: value}).maps(20_000, size=28, generator=generator())
     for at in np.ndindex(2, 3):
         entry = maps[:, at[0], at[1]]
         if at not in bounds:
@@ -487,7 +485,7 @@ def test_each_range_is_filled_evenly_to_both_bounds_and_moves_nothing_else(
 
 def test_draws_are_independent_of_each_other() -> None:
     every = affine(translation_pixels=2.0, scaling=0.1, squeezing=0.1, shear=0.2)
-    maps = affine_maps(20_000, augmentation=every, size=28, generator=generator()).double()
+    maps = every.maps(20_000, size=28, generator=generator()).double()
     x, y = maps[:, 0, 0].log(), maps[:, 1, 1].log()
     draws = torch.stack([x + y, x - y, maps[:, 0, 1], maps[:, 0, 2], maps[:, 1, 2]])
     torch.testing.assert_close(torch.corrcoef(draws), torch.eye(5).double(), atol=5 / math.sqrt(20_000), rtol=0)
@@ -495,8 +493,8 @@ def test_draws_are_independent_of_each_other() -> None:
 
 def test_black_stays_black_and_the_range_stays_0_to_255() -> None:
     every = affine(translation_pixels=2.0, scaling=0.1, squeezing=0.1, shear=0.2)
-    assert not distort(torch.zeros(9, 1, 28, 28), augmentation=every, generator=generator()).any()
-    found = distort(torch.full((9, 1, 28, 28), 255, dtype=torch.uint8), augmentation=every, generator=generator())
+    assert not every.distort(torch.zeros(9, 1, 28, 28), generator=generator()).any()
+    found = every.distort(torch.full((9, 1, 28, 28), 255, dtype=torch.uint8), generator=generator())
     assert (found.dtype, found.shape) == (torch.float32, (9, 1, 28, 28))
     assert found.min() == 0
     assert 254.9 < found.max() <= 255.1
@@ -505,7 +503,7 @@ def test_black_stays_black_and_the_range_stays_0_to_255() -> None:
 def test_the_same_generator_seed_gives_the_same_maps_and_another_one_others() -> None:
     every = affine(probability=0.9, translation_pixels=2.0, scaling=0.1, squeezing=0.1, shear=0.2)
     torch.manual_seed(1)
-    first, again, other = (affine_maps(9, augmentation=every, size=28, generator=generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (every.maps(9, size=28, generator=generator(seed)) for seed in (1, 1, 2))
     after = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(first, again)
@@ -523,9 +521,7 @@ def random_images(num: int, *, size: tuple[int, int] = (6, 9)) -> Tensor:
 
 
 def cropped(images: Tensor, *, seed: int = 0, normalisation: Normalisation = AS_THEY_ARE, **changes: float) -> Tensor:
-    return crop_flip_cutout(
-        images, augmentation=crop(**changes), normalisation=normalisation, generator=generator(seed)
-    )
+    return crop(**changes).apply(images, normalisation=normalisation, generator=generator(seed))
 
 
 def moves(images: Tensor, found: Tensor, *, pad: int) -> Tensor:
@@ -627,9 +623,8 @@ def test_a_crop_follows_from_its_generator_alone_and_leaves_its_input_alone() ->
 
 def test_augment_hands_crops_on() -> None:
     images, chosen = random_images(50), crop(pad_pixels=2, flip_probability=0.5, cutout_pixels=3)
-    options = {"augmentation": chosen, "normalisation": COLOURS}
-    found = augment(images, **options, generator=generator(1))
-    assert torch.equal(found, crop_flip_cutout(images, **options, generator=generator(1)))
+    found = augment(images, augmentation=chosen, normalisation=COLOURS, generator=generator(1))
+    assert torch.equal(found, chosen.apply(images, normalisation=COLOURS, generator=generator(1)))
 
 
 def test_reflected_padding_is_torchs() -> None:
@@ -697,7 +692,7 @@ BASE = Recipe(
     batch_size=8,
     optimizer=SGD,
     schedule=a_schedule("linear", epochs_warmup=0.5),
-    loss=a_loss(),
+    loss=CrossEntropy(),
     normalisation=Normalisation(mean=(0.25,), std=(0.5,)),
     augmentation=affine(),
     resolution=Resolution(pixels=(4,), until_epoch=(1,)),
@@ -761,7 +756,10 @@ def options(recipe: Recipe) -> set[str]:
     found = set()
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, Choice):
+            arguments = {name for choice in value.choices.values() for name in choice.argument_names()}
+            found |= {f"{field.name}.{name}" for name in ("name", *arguments)}
+        elif dataclasses.is_dataclass(value):
             found |= {f"{field.name}.{inner.name}" for inner in dataclasses.fields(value)}
         elif field.name != "name":
             found.add(field.name)
@@ -772,8 +770,12 @@ def with_option(recipe: Recipe, option: str, value: object) -> Recipe:
     group, _, key = option.rpartition(".")
     if not group:
         return dataclasses.replace(recipe, **{key: value})
-    unset = UNSET if option == "augmentation.name" else {}
-    return dataclasses.replace(recipe, **{group: dataclasses.replace(getattr(recipe, group), **{key: value}, **unset)})
+    block = getattr(recipe, group)
+    if isinstance(block, Choice) and key == "name":
+        other = block.choices[value]
+        kept = {name: getattr(block, name) for name in block.argument_names() if name in other.argument_names()}
+        return dataclasses.replace(recipe, **{group: other(**kept)})
+    return dataclasses.replace(recipe, **{group: dataclasses.replace(block, **{key: value})})
 
 
 def trained(recipe: Recipe, folder: Path) -> Tensor:

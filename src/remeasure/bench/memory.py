@@ -29,15 +29,9 @@ from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.training.augment import normalise
 from remeasure.training.inference import memory_format
+from remeasure.training.optimizers import build_optimizer
 
 MIB = 2**20
-MOMENTS = {
-    "adam": 2,
-    "adamw": 2,
-    "sgd": 1,
-    "rmsprop": 1,
-    "muon": 1,
-}  # tensors of the optimiser for each parameter; sgd: with momentum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +102,7 @@ def _footprint(spec: RunSpec, *, stages: dict[str, float], imported: float, code
         scored=stages["test"] - imported,
         code=code,
         data=data_bytes(num_train, image_shape=spec.data.image_shape) / MIB,
-        net=net_bytes(network, moments=MOMENTS[spec.recipe.optimizer.name]) / MIB,
+        net=net_bytes(network, optimizer=build_optimizer(network.parameters(), optimizer=spec.recipe.optimizer)) / MIB,
         batch=batch_bytes(network, spec=spec) / MIB,
     )
 
@@ -121,10 +115,15 @@ def data_bytes(num: int, *, image_shape: Sequence[int]) -> int:
     return num * (math.prod(image_shape) + 8)
 
 
-def net_bytes(network: nn.Module, *, moments: int) -> int:
-    """Bytes of weights, gradients, `moments` tensors of the optimiser for each parameter, and buffers."""
-    parameters = sum(each.nbytes for each in network.parameters())
-    return (2 + moments) * parameters + sum(each.nbytes for each in network.buffers())
+def net_bytes(network: nn.Module, *, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of weights, gradients, buffers and, after a step, what the optimiser keeps in each parameter's shape."""
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(lambda: 0.0)
+    state = [(parameter, kept) for parameter, states in optimizer.state.items() for kept in states.values()]
+    moments: int = sum(kept.nbytes for parameter, kept in state if getattr(kept, "shape", None) == parameter.shape)
+    weights = sum(each.nbytes for each in network.parameters())
+    return 2 * weights + moments + sum(each.nbytes for each in network.buffers())
 
 
 def batch_bytes(network: nn.Module, *, spec: RunSpec) -> int:

@@ -248,7 +248,7 @@ def _one_epoch(contest: Contest, model: str) -> tuple[RunSpec, int]:
     """The row's spec with its schedule scaled to one epoch, and the row's epochs; L-BFGS keeps all its iterations."""
     recipe = contest.spec(f"model={model}").recipe
     assert isinstance(recipe, Recipe)
-    if recipe.optimizer.name == "lbfgs":
+    if recipe.optimizer.searches_lines:
         epochs = contest.sizes.iterations
         return contest.spec(f"model={model}", f"recipe.epochs_total={epochs}"), epochs
     warmup = f"recipe.schedule.epochs_warmup={recipe.schedule.epochs_warmup / recipe.epochs_total}"

@@ -19,12 +19,13 @@ from remeasure.models import registry
 from remeasure.runs.hardware import processor, resolve_device, with_native_precision
 from remeasure.spec.base import InputError
 from remeasure.spec.config import Config, Debug
-from remeasure.spec.recipe import Augmentation, Recipe
+from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
-from remeasure.training.augment import augment, resized
+from remeasure.training.augment import NoAugmentation, augment, resized
 from remeasure.training.inference import memory_format
-from remeasure.training.recipe import build_optimizer, training_loss
+from remeasure.training.losses import training_loss
+from remeasure.training.optimizers import build_optimizer
 from remeasure.training.seeding import derive, permutation
 
 OVERFITTED = 0.01  # of ln C, what guessing gets: a loss that is as good as 0
@@ -107,9 +108,8 @@ def _bench(spec: RunSpec, *, config: Config, plain: bool) -> Bench:
         generator_seed=derive(config.seed, purpose="weights", step=0),
     )
     if plain:
-        no_values: Any = dict.fromkeys(vars(recipe.augmentation)) | {"name": "none"}
-        loss = replace(recipe.loss, label_smoothing=0.0, l2_penalty=0.0)
-        recipe = replace(recipe, augmentation=Augmentation(**no_values), resolution=None, loss=loss)
+        loss = recipe.loss.unregularised()
+        recipe = replace(recipe, augmentation=NoAugmentation(), resolution=None, loss=loss)
         for layer in network.modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = 0.0

@@ -38,6 +38,8 @@ def compose(overrides: Sequence[str]) -> Config:
 def _to_config(composed: "DictConfig") -> Config:
     from omegaconf import OmegaConf
 
+    from remeasure.training import augment, losses, optimizers  # noqa: F401 - the recipe's choices; torch: seconds to import
+
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise InputError(*(f"{key}: has no value; give it one ({key}=…)" for key in missing))
     values = OmegaConf.to_container(composed, resolve=True)
@@ -69,7 +71,13 @@ def _faults_of_choices(composed: "DictConfig") -> list[str]:
 
 
 def register_resolvers() -> None:
+    """Also the node `open_choices` of conf/recipe_base.yaml, in which a command line may set keys that conf/ does not
+    name: which arguments the chosen optimiser, augmentation or loss has, its class says.
+    """
+    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
+    choices = {key: OmegaConf.create({}, flags={"struct": False}) for key in ("optimizer", "augmentation", "loss")}
+    ConfigStore.instance().store("open_choices", OmegaConf.create(choices))
     OmegaConf.register_new_resolver("runs", lambda name: str(paths.project_root() / "runs" / name), replace=True)

@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args
 
 CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # a model, data set or recipe; becomes part of folder names
 LARGEST = 2**63 - 1  # integer in a config, ledger or record: a larger one may overflow to inf as a float
@@ -48,6 +50,70 @@ class Strict:
 
     def _faults(self) -> Iterable[str]:
         return ()
+
+
+@dataclass(frozen=True)
+class Within:
+    """The range of an argument: `eps: Annotated[float | None, Within("a number above 0", lambda eps: eps > 0)]`.
+
+    A null argument is in every range.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Strict, ABC):
+    """One of several by `name`, such as one optimiser of all: a class with its arguments as fields, and its builder.
+
+    Defining a class with a `name` registers it in the `choices` of its base (Optimizer, Augmentation, Loss), where
+    configs find it. A null argument is one that is not set. `key`: where a config has the choice. `engines`: those that
+    implement it, photographs included; the others refuse it by name.
+    """
+
+    name: str
+    key: ClassVar[str]
+    engines: ClassVar[tuple[str, ...]] = ("serial",)
+    choices: ClassVar[dict[str, type[Any]]]
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if Choice in cls.__bases__:
+            cls.choices = {}
+        elif (name := vars(cls).get("name")) in cls.choices:
+            raise TypeError(f"{cls.__name__}: {cls.key}.name={name} is {cls.choices[name].__name__} already")
+        elif name:
+            cls.choices[name] = cls
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """For pydantic: the choice that `name` names; of a choice itself, its fields."""
+        if cls in cls.choices.values():
+            return handler(source)
+        choices = {name: handler.generate_schema(choice) for name, choice in cls.choices.items()}
+        return {"type": "tagged-union", "discriminator": "name", "choices": choices}
+
+    @classmethod
+    def argument_names(cls) -> list[str]:
+        return [entry.name for entry in fields(cls) if entry.name != "name"]
+
+    def unsupported(self, engine: str) -> Iterable[str]:
+        """What of this choice the engine does not implement; each continues "the … engine"."""
+        if engine not in self.engines:
+            known = [name for name, choice in self.choices.items() if engine in choice.engines]
+            yield f"has {', '.join(known)}, not {self.key}.name={self.name}"
+
+    def _faults(self) -> Iterable[str]:
+        for entry in fields(self):
+            value, parts = getattr(self, entry.name), (entry.type, *get_args(entry.type))  # Annotated, or that or None
+            for limit in (each for part in parts for each in getattr(part, "__metadata__", ())):
+                if value is not None and not limit.holds(value):
+                    yield f"{entry.name}: expected {limit.expected}, got {_shown(value)}"
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def count_faults(run: object) -> Iterable[str]:

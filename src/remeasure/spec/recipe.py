@@ -1,72 +1,46 @@
 """How a model is trained or evaluated: a recipe and its parts."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from remeasure.spec.base import Strict
+from remeasure.spec.base import Choice, Engine, Precision, Strict, Within
 from remeasure.spec.photographs import Streaming, Transform
+
+Positive = Annotated[float, Within("a number above 0", lambda value: value > 0)]
+NotNegative = Annotated[float, Within("0 or more", lambda value: value >= 0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer(Strict):
-    """Arguments of the optimiser; those that an optimiser does not have must be null.
+class Optimizer(Choice):
+    """An optimiser with its arguments; each stands in training/optimizers.py.
 
-    `sgd_lr_peak`: with muon, the peak rate of the parameters that it updates by SGD; both rates follow the schedule.
+    `lr_peak`: the rate that the schedule scales. `capturable`: a CUDA graph can capture its step. `searches_lines`: it
+    evaluates the loss several times a step.
     """
 
-    name: Literal["adam", "adamw", "sgd", "rmsprop", "lbfgs", "muon"]
-    lr_peak: float
-    momentum: float | None
-    nesterov: bool | None
-    weight_decay: float | None
-    betas: tuple[float, float] | None
-    alpha: float | None
-    eps: float | None
-    history_size: int | None
-    sgd_lr_peak: float | None
-
-    _USES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "adam": ("weight_decay", "betas", "eps"),
-        "adamw": ("weight_decay", "betas", "eps"),
-        "sgd": ("momentum", "nesterov", "weight_decay"),
-        "rmsprop": ("alpha", "eps", "momentum", "weight_decay"),
-        "lbfgs": ("history_size",),
-        "muon": ("momentum", "sgd_lr_peak", "weight_decay"),
-    }
+    lr_peak: Positive
+    key = "recipe.optimizer"
+    capturable: ClassVar[bool] = False
+    searches_lines: ClassVar[bool] = False
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that are set, without name and learning rate."""
-        return {key: getattr(self, key) for key in self._USES[self.name] if getattr(self, key) is not None}
+        names = [name for name in self.argument_names() if name != "lr_peak"]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def _faults(self) -> Iterable[str]:
-        if not self.lr_peak > 0:
-            yield f"lr_peak: expected a number above 0, got {self.lr_peak}"
-        if self.weight_decay is not None and not self.weight_decay >= 0:
-            yield f"weight_decay: expected 0 or more, got {self.weight_decay}"
-        for key in ("momentum", "alpha"):
-            value = getattr(self, key)
-            if value is not None and not 0 <= value < 1:
-                yield f"{key}: expected a number in [0, 1), got {value}"
-        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            yield f"betas: expected two numbers in [0, 1), got {list(self.betas)}"
-        if self.eps is not None and not self.eps > 0:
-            yield f"eps: expected a number above 0, got {self.eps}"
-        if self.history_size is not None and not self.history_size >= 1:
-            yield f"history_size: expected 1 or more, got {self.history_size}"
-        if self.sgd_lr_peak is not None and not self.sgd_lr_peak > 0:
-            yield f"sgd_lr_peak: expected a number above 0, got {self.sgd_lr_peak}"
-        if self.name == "muon" and self.sgd_lr_peak is None:
-            yield "sgd_lr_peak: muon needs it, the rate of the parameters that it leaves to SGD"
-        if self.name == "muon" and not self.momentum:
-            yield "momentum: muon needs one above 0"
-        if self.name == "sgd" and self.nesterov and not self.momentum:
-            yield "nesterov: needs a momentum above 0"
-        allowed = self._USES[self.name]
-        for entry in fields(self):
-            if entry.name in ("name", "lr_peak", *allowed) or getattr(self, entry.name) is None:
-                continue
-            yield f"{entry.name}: {self.name} has no such argument; it has {', '.join(allowed)}"
+    @abstractmethod
+    def build(self, parameters: Any, *, rate: Any, precision: Precision) -> Any:
+        """The torch optimiser of these parameters.
+
+        `rate`: the learning rate, a float; or a tensor () on the device, for steps that a CUDA graph captures.
+        `precision`: of the optimiser's own matrix products.
+        """
+
+    def from_scratch(self, arrays: Any) -> Any:
+        """For engine=numpy: the same optimiser in NumPy (models.scratch.optimizers) of these arrays."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,67 +79,42 @@ class Schedule(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(Strict):
-    """Cross-entropy on logits plus `l2_penalty`·½·Σw² over weight matrices (not biases)."""
+class Loss(Choice):
+    """A loss of logits, plus `l2_penalty`·½·Σw² over weight matrices and kernels (not biases); training/losses.py."""
 
-    name: Literal["cross_entropy"]
-    label_smoothing: float
-    l2_penalty: float
+    l2_penalty: NotNegative = 0.0
+    key = "recipe.loss"
 
-    def _faults(self) -> Iterable[str]:
-        if not 0 <= self.label_smoothing < 1:
-            yield f"label_smoothing: expected a fraction in [0, 1), got {self.label_smoothing}"
-        if not self.l2_penalty >= 0:
-            yield f"l2_penalty: expected 0 or more, got {self.l2_penalty}"
+    @abstractmethod
+    def mean(self, logits: Any, labels: Any) -> Any:
+        """The batch's mean loss () of logits (B, num_classes) and labels (B,), or target shares (B, num_classes)."""
+
+    def each(self, logits: Any, labels: Any) -> Any:
+        """For engine=batched: each image's loss, (B,)."""
+        raise NotImplementedError
+
+    def unregularised(self) -> Self:
+        """The same loss with nothing that keeps it from 0 on a batch that is known by heart."""
+        return replace(self, l2_penalty=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation(Strict):
-    """`affine`: random planar affine maps of the training images (LeCun et al. 1998, section III-C).
+class Augmentation(Choice):
+    """A change of the training images, drawn anew for each batch; training/augment.py."""
 
-    `probability`: the share of images that are distorted. Every other argument is the bound of a uniform u in ±:
-    `translation_pixels` on each axis; `scaling`, both axes by exp(u); `squeezing`, the axes by exp(u) and exp(-u);
-    `shear`, horizontal, pixels a row.
+    key = "recipe.augmentation"
 
-    `crop`: a random crop of the image's own size after `pad_pixels` of black on each side (He et al. 2016, section
-    4.2); a left-right mirror with `flip_probability`; then a square of `cutout_pixels` (0: none) at a random place,
-    clipped at the image's border, is set to the mean pixel (DeVries and Taylor 2017). `padding`: `reflect` mirrors
-    the image at its border in place of black. `flips`: `alternating` draws once which images are mirrored, and then
-    mirrors each one in every second epoch (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.6).
-    """
+    @abstractmethod
+    def apply(self, images: Any, *, normalisation: "Normalisation", generator: Any) -> Any:
+        """Images (N, C, H, W) uint8 in 0..255, changed and normalised to float32. All draws are from `generator`; None:
+        from the global generator of the images' device, which works in a CUDA graph.
+        """
 
-    name: Literal["none", "affine", "crop"]
-    probability: float | None
-    translation_pixels: float | None
-    scaling: float | None
-    squeezing: float | None
-    shear: float | None
-    pad_pixels: int | None
-    flip_probability: float | None
-    cutout_pixels: int | None
-    padding: Literal["reflect"] | None
-    flips: Literal["alternating"] | None
-
-    _USES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "none": (),
-        "affine": ("probability", "translation_pixels", "scaling", "squeezing", "shear"),
-        "crop": ("pad_pixels", "flip_probability", "cutout_pixels", "padding", "flips"),
-    }
-    _MAY_BE_NULL: ClassVar[tuple[str, ...]] = ("padding", "flips")
-
-    def _faults(self) -> Iterable[str]:
-        used = self._USES[self.name]
-        for entry in fields(self)[1:]:
-            key, value = entry.name, getattr(self, entry.name)
-            if value is None and key in used and key not in self._MAY_BE_NULL:
-                yield f"{key}: augmentation {self.name!r} needs it"
-            elif value is not None and key not in used:
-                yield f"{key}: augmentation {self.name!r} has no such argument; it has {', '.join(used) or 'none'}"
-            elif isinstance(value, (int, float)) and not value >= 0:
-                yield f"{key}: expected 0 or more, got {value}"
-        for key in ("probability", "flip_probability"):
-            if (value := getattr(self, key)) is not None and value > 1:
-                yield f"{key}: expected a fraction in [0, 1], got {value}"
+    def mirrored_first(self, num: int, *, seed: int) -> Any:  # noqa: ARG002
+        """Which of `num` images `apply` gets as `mirrored` in the first epoch, (num,) bool; the others in the second,
+        and so on. None: `apply` has no such argument.
+        """
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +213,16 @@ class Recipe(Strict):
         if self.streaming:
             yield from self._streaming_faults()
 
+    def unsupported(self, engine: Engine) -> Iterable[str]:
+        """What of the recipe's choices the engine does not implement; each continues "the … engine"."""
+        for choice in (self.optimizer, self.loss, self.augmentation):
+            yield from choice.unsupported(engine)
+
     def _streaming_faults(self) -> Iterable[str]:
         if self.augmentation.name != "none" or self.resolution:
             yield "streaming: has its own augmentation; set augmentation.name to none and resolution to null"
-        if self.optimizer.name == "lbfgs":
-            yield "streaming: takes its images in batches, and L-BFGS does not"
-        if self.optimizer.name == "muon":
-            yield "streaming: groups the parameters by weight decay, and muon has groups of its own"
+        for choice in (self.optimizer, self.loss):
+            yield from (f"streaming: {fault}" for fault in choice.unsupported("photographs"))
         if self.averaging:
             yield "streaming: has its own moving average (ema_decay); set averaging to null"
 

@@ -12,7 +12,6 @@ from remeasure.spec.base import Control, Engine, Mode, Precision, Strict, canoni
 from remeasure.spec.recipe import Evaluation, Recipe
 
 TRAINING_VERSION = 1  # raise it by hand whenever trained numbers change; tests/test_golden.py detects when
-IN_ENGINE = {"batched": ("adam", "adamw", "sgd", "rmsprop"), "numpy": ("adam", "sgd")}  # optimisers; serial has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +127,9 @@ class RunSpec(Strict):
             return
         if self.engine == "numpy":
             yield "is torch's"
-        if (name := self.recipe.optimizer.name) not in IN_ENGINE["batched"]:
-            has = f"has {', '.join(IN_ENGINE['batched'])}, not recipe.optimizer.name={name}"
-            yield has + (": L-BFGS searches a line for each seed" if name == "lbfgs" else "")
+        yield from self.recipe.unsupported("batched")
         if self.recipe.averaging:
             yield "keeps no average of its nets (averaging: null)"
-        if self.recipe.augmentation.flips:
-            yield "draws all its seeds' flips anew (augmentation.flips: null)"
         if self.recipe.streaming:
             yield "needs its images in memory"
         if self.control != "none":
@@ -149,13 +144,7 @@ class RunSpec(Strict):
         if isinstance(self.recipe, Evaluation):
             yield "trains, and nothing is trained here"
             return
-        optimizer, loss = self.recipe.optimizer, self.recipe.loss
-        if optimizer.name not in IN_ENGINE["numpy"]:
-            yield f"has {', '.join(IN_ENGINE['numpy'])}, not recipe.optimizer.name={optimizer.name}"
-        elif optimizer.weight_decay or optimizer.nesterov:
-            yield "has SGD with momentum and Adam, without weight decay"
-        if loss.label_smoothing or loss.l2_penalty:
-            yield "has the cross-entropy alone (label_smoothing: 0, l2_penalty: 0)"
+        yield from self.recipe.unsupported("numpy")
         if self.recipe.averaging:
             yield "keeps no average of its net (averaging: null)"
         if self.recipe.streaming:
@@ -190,20 +179,28 @@ _LATER: Mapping[str, Any] = {
     "weights_sha256": None,
     "resolution": None,
     "streaming": None,
+    "averaging": None,
     "dropout_masks": "bernoulli",
     "batch_norm": False,
     "control": "none",
-    **dict.fromkeys(("pad_pixels", "flip_probability", "cutout_pixels", "padding", "flips")),
-    **dict.fromkeys(("sgd_lr_peak", "averaging")),
+}
+# The recipe's choices, of which the hash holds what is set. The first specs held the arguments of all optimisers and
+# augmentations of their time, null where they did not apply; the hash keeps these nulls, so that theirs stays valid.
+_FIRST_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "optimizer": ("momentum", "nesterov", "weight_decay", "betas", "alpha", "eps", "history_size"),
+    "augmentation": ("probability", "translation_pixels", "scaling", "squeezing", "shear"),
+    "loss": (),
 }
 
 
 def spec_sha256(spec: Mapping[str, Any]) -> str:
     """SHA-256 over what in `asdict(RunSpec)` can affect a weight: no names, paths, devices, logging or budget."""
+    recipe = {key: value for key, value in spec["recipe"].items() if key != "name"}
+    recipe |= {key: _chosen(recipe[key], first=first) for key, first in _FIRST_ARGUMENTS.items() if key in recipe}
     identity = {
         "model": _said({key: spec["model"][key] for key in ("builder", "options")}),
         "data": {key: spec["data"][key] for key in ("num_classes", "num_validation", "split")},
-        "recipe": _said({key: value for key, value in spec["recipe"].items() if key != "name"}),
+        "recipe": _said(recipe),
         **{key: spec[key] for key in ("precision", "engine", "engine_width", "compile", "cpu_threads")},
         **{key: spec[key] for key in ("data_sha256", "training_version")},
         **_said(
@@ -211,6 +208,10 @@ def spec_sha256(spec: Mapping[str, Any]) -> str:
         ),
     }
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def _chosen(choice: Mapping[str, Any], *, first: Iterable[str]) -> dict[str, Any]:
+    return dict.fromkeys(first) | {key: value for key, value in choice.items() if value is not None}
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from inspect import isabstract
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from remeasure.spec.base import LARGEST, InputError
+from remeasure.spec.base import LARGEST, Choice, InputError
 
 T = TypeVar("T")
 
@@ -21,6 +22,7 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
     Raises InputError with one line for each fault; each begins with `where` and the dotted key.
     """
     faults = list(_not_plain(value, key=where))
+    value = _without_foreign_nulls(cls, value)
     try:
         converted = _read(cls, value)
     except ValidationError as error:
@@ -37,12 +39,40 @@ def _read(cls: type[T], value: object) -> T:
     return TypeAdapter(cls).validate_json(text, strict=True)
 
 
+def _chosen(cls: Any, value: object) -> Any:
+    """Of the base of choices, the one that `value` names; `cls` itself where it names none, and of all else."""
+    name = value.get("name") if isinstance(value, Mapping) else None
+    return cls.choices.get(name, cls) if _is_choice(cls) and isinstance(name, str) else cls
+
+
+def _is_choice(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Choice)
+
+
+def _without_foreign_nulls(cls: Any, value: object) -> object:
+    """`value` without the nulls for arguments that only other choices have: the config of another optimiser, say, whose
+    name the command line has changed.
+    """
+    if not isinstance(value, Mapping) or not is_dataclass(cls):
+        return value
+    if _is_choice(cls):
+        chosen: Any = _chosen(cls, value)
+        known = {name for choice in chosen.choices.values() for name in choice.argument_names()}
+        foreign = known - set(chosen.argument_names())
+        return {key: entry for key, entry in value.items() if entry is not None or key not in foreign}
+    hints = get_type_hints(cls)
+    return {key: _without_foreign_nulls(hints.get(key), entry) for key, entry in value.items()}
+
+
 def _beside(cls: type, value: object, *, key: str) -> Iterator[str]:
     """The faults that a dataclass's own checks find in its other fields, up to the first check of a faulty field.
 
     pydantic runs these checks only where all fields have the right type and their own checks pass.
     """
     if not isinstance(value, Mapping):
+        return
+    cls = _chosen(cls, value)
+    if isabstract(cls):  # a choice whose name is wrong
         return
     partial: Any = object.__new__(cls)
     hints = get_type_hints(cls)
@@ -85,24 +115,45 @@ def _dotted(*parts: str) -> str:
 
 
 def _explain(fault: Mapping[str, Any], *, cls: type, where: str) -> list[str]:
-    key = _dotted(where, *(str(part) for part in fault["loc"]))
+    keys, around = _place(cls, fault["loc"])
+    key, last = _dotted(where, *keys), keys[-1] if keys else ""
     match fault["type"]:
+        case "unexpected_keyword_argument" if _is_choice(around):
+            valid = around.argument_names()
+            what = f"{around.key.rpartition('.')[2]} {around.name!r} has no such argument{did_you_mean(last, valid)}"
+            return [f"{key}: {what}; it has {', '.join(valid) or 'none'}"]
         case "unexpected_keyword_argument":
-            valid = _keys_beside(cls, fault["loc"])
-            return [f"{key}: no such key{did_you_mean(str(fault['loc'][-1]), valid)}; valid: {', '.join(valid)}"]
+            valid = [entry.name for entry in fields(around)]
+            return [f"{key}: no such key{did_you_mean(last, valid)}; valid: {', '.join(valid)}"]
+        case "union_tag_invalid":
+            expected = " or ".join(fault["ctx"]["expected_tags"].rsplit(", ", 1))
+            return [f"{_dotted(key, 'name')}: expected {expected}, got {fault['input']['name']!r}"]
+        case "missing" if _is_choice(around) and last in around.argument_names():
+            return [f"{key}: missing; {around.name} needs it"]
         case "missing":
             return [f"{key}: missing"]
+        case "union_tag_not_found":
+            return [f"{_dotted(key, 'name')}: missing"]
         case "value_error":
             return [_dotted(key, line) for line in str(fault["ctx"]["error"]).splitlines()]
         case _:
             return [f"{key}: {fault['msg'].replace('Input should be', 'expected')}, got {fault['input']!r}"]
 
 
-def _keys_beside(cls: type, location: tuple[str | int, ...]) -> list[str]:
-    """The valid keys of the dataclass in which the last key of `location` stands."""
-    for part in location[:-1]:
-        cls = get_args(cls)[0] if isinstance(part, int) else get_type_hints(cls)[part]
-    return [entry.name for entry in fields(cls)]
+def _place(cls: Any, location: Iterable[str | int]) -> tuple[list[str], Any]:
+    """The keys of pydantic's `location`, without the names of choices that it has among them; and the dataclass around
+    the last one.
+    """
+    keys, around = list[str](), cls
+    for part in location:
+        if _is_choice(cls) and cls not in cls.choices.values():
+            cls = around = cls.choices[part]
+            continue
+        keys.append(str(part))
+        if not isinstance(part, int):
+            around, hint = cls, get_type_hints(cls).get(part)
+            cls = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+    return keys, around
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from remeasure.data import catalog
 from remeasure.models import registry
 from remeasure.runs.folder import Place
 from remeasure.system import paths
+from remeasure.training.augment import Affine
 
 NUM_IMAGES, STEPS = 2_000, 32  # ceil(2000 / 64)
 BATCHES = [64] * 31 + [16]  # 2000 - 31 * 64
@@ -184,6 +185,7 @@ def test_unpacking_reads_either_layout_and_leaves_the_data_root_alone(root: Path
 
 def test_distorted_images_are_mapped_one_by_one_in_a_black_frame() -> None:
     augmentation = compose(["model=lenet5"]).recipe.augmentation
+    assert isinstance(augmentation, Affine)
     image = torch.zeros(1, 1, 28, 28)
     image[..., 9:19, 9:19] = 1.0
     torch.manual_seed(0)

@@ -149,7 +149,7 @@ ALTERNATING = (
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (("model=logreg", "recipe=lbfgs"), "not recipe.optimizer.name=lbfgs: L-BFGS searches a line for each"),
+        (("model=logreg", "recipe=lbfgs"), "has adam, adamw, sgd, rmsprop, not recipe.optimizer.name=lbfgs"),
         (MUON, "not recipe.optimizer.name=muon"),
         (("recipe.averaging={from_epoch: 1, decay: 0.9}",), "keeps no average of its nets"),
         ((ALTERNATING,), "draws all its seeds' flips anew"),

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from remeasure.runs.hardware import processor
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Optimizer
 from remeasure.spec.run import RunSpec
-from remeasure.training import recipe
 from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.doctor import LOOK_STEPS, Doctor
 from remeasure.training.diagnostics.nonfinite import WatchedTraining
@@ -30,6 +28,7 @@ from remeasure.training.engines import capture
 from remeasure.training.engines.capture import STEPS_BEFORE_CAPTURE, Captured
 from remeasure.training.engines.loop import CheckpointCallback, train
 from remeasure.training.engines.serial import DivergenceError, Training
+from remeasure.training.optimizers import build_optimizer
 from remeasure.training.seeding import derive
 
 DROPS = ("model=mlp4", "recipe=article", "recipe.epochs_total=2")  # its masks are drawn in each step
@@ -197,17 +196,16 @@ def test_on_cuda_distortions_are_drawn_on_the_device_and_elsewhere_as_ever(monke
     assert one.generator(3) is None
 
 
-@pytest.mark.parametrize("name", sorted(recipe.CAPTURABLE))
+@pytest.mark.parametrize("name", sorted(set(Optimizer.choices) - {"lbfgs"}))
 def test_the_rate_of_a_captured_optimiser_is_the_tensor_it_was_given(name: str, captured: list[Graph]) -> None:  # noqa: ARG001
-    no_values: dict[str, Any] = dict.fromkeys(entry.name for entry in fields(Optimizer))
     muons = {"momentum": 0.6, "sgd_lr_peak": 0.1} if name == "muon" else {}
-    optimizer = Optimizer(**no_values | {"name": name, "lr_peak": 0.1} | muons)
+    optimizer = Optimizer.choices[name](lr_peak=0.1, **muons)
+    assert optimizer.capturable
     rate = torch.tensor(0.1)
     parameters = [nn.Parameter(torch.zeros(2, 2)) for _ in range(3)]
-    built = recipe.build_optimizer(parameters, optimizer=optimizer, captured_rate=rate)
+    built = build_optimizer(parameters, optimizer=optimizer, captured_rate=rate)
     assert built.param_groups[0]["lr"] is rate
     assert built.param_groups[0].get("capturable", True)
-    assert set(recipe.OPTIMIZERS) - set(recipe.CAPTURABLE) == {"lbfgs"}
 
 
 def test_without_a_gpu_nothing_is_captured() -> None:

@@ -33,10 +33,10 @@ from remeasure.spec.recipe import Normalisation, Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.training.engines.serial import DivergenceError
+from remeasure.training.losses import training_loss
 from remeasure.training.photographs import train as photographs_train
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order
 from remeasure.training.photographs.train import StreamTraining, parameter_groups, set_drop_path
-from remeasure.training.recipe import training_loss
 
 NUM_TRAIN = 1_281_167  # photographs of ImageNet's training split
 NUM_FILES, BATCH, STEPS = 16, 4, 4  # of the small runs here: files, images a step, steps an epoch
@@ -269,7 +269,7 @@ def test_values_out_of_range_are_refused(override: str, fault: str) -> None:
         ),
         (
             ("recipe.optimizer={name: lbfgs, weight_decay: null, betas: null, eps: null}",),
-            "recipe.streaming: takes its images in batches",
+            "recipe.streaming: has adam, adamw, sgd, rmsprop, not recipe.optimizer.name=lbfgs",
         ),
     ],
 )

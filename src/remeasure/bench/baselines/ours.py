@@ -19,7 +19,7 @@ from remeasure.runs.hardware import processor
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.loop import train
 from remeasure.training.engines.serial import Training
-from remeasure.training.recipe import training_loss
+from remeasure.training.losses import training_loss
 from remeasure.training.seeding import derive
 
 

@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader, Subset
 
 from remeasure.data import catalog, mnist
 from remeasure.models import registry
-from remeasure.spec.recipe import Augmentation, Recipe
+from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
+from remeasure.training.augment import Affine
+from remeasure.training.optimizers import Adam, Lbfgs, RmsProp
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, as every tutorial has them
 LEARNING_RATE, BATCH_SIZE, CLIP_NORM = 1e-3, 64, 1.0
@@ -310,10 +312,10 @@ def hand_row(
     torch.manual_seed(seed)
     model = registry.build(spec.model, image_shape=spec.input_shape, num_classes=10, generator_seed=seed)
     mean, std = recipe.normalisation.mean[0], recipe.normalisation.std[0]
-    distorts = recipe.augmentation.name == "affine"
-    known = {"mean": 0.0, "std": 1.0} if distorts else {"mean": mean, "std": std}  # distortions pad with 0 pixels
+    affine = recipe.augmentation if isinstance(recipe.augmentation, Affine) else None
+    known = {"mean": 0.0, "std": 1.0} if affine else {"mean": mean, "std": std}  # distortions pad with 0 pixels
     images, labels = in_memory(root, split="train", num_images=num_images, **known)
-    if recipe.optimizer.name == "lbfgs":
+    if recipe.optimizer.searches_lines:
         seconds = _lbfgs(model, images, labels, recipe=recipe, iterations=epochs)
     else:
         optimizer = _optimizer(model, recipe=recipe)
@@ -326,7 +328,7 @@ def hand_row(
             optimizer=optimizer,
             clip_norm=recipe.clip_norm,
             scheduler=_one_cycle(optimizer, recipe=recipe, num_images=len(images), epochs=epochs),
-            change=(lambda batch: (distorted(batch, recipe.augmentation) - mean) / std) if distorts else None,
+            change=(lambda batch: (distorted(batch, affine) - mean) / std) if affine else None,
         )
     scored_percent = accuracy_percent(model, root=root, mean=mean, std=std) if scored else None
     return Timed(seconds=seconds, accuracy_percent=scored_percent)
@@ -334,9 +336,9 @@ def hand_row(
 
 def _optimizer(model: nn.Module, *, recipe: Recipe) -> torch.optim.Optimizer:
     optimizer = recipe.optimizer
-    if optimizer.name == "adam":
+    if isinstance(optimizer, Adam):
         return torch.optim.Adam(model.parameters(), lr=optimizer.lr_peak)
-    assert optimizer.name == "rmsprop"
+    assert isinstance(optimizer, RmsProp)
     assert optimizer.alpha is not None
     assert optimizer.eps is not None
     return torch.optim.RMSprop(model.parameters(), lr=optimizer.lr_peak, alpha=optimizer.alpha, eps=optimizer.eps)
@@ -360,7 +362,7 @@ def _one_cycle(
     )
 
 
-def distorted(images: Tensor, augmentation: Augmentation) -> Tensor:
+def distorted(images: Tensor, augmentation: Affine) -> Tensor:
     """The images (N, 1, 28, 28) in [0, 1], each under its own random affine map, padded with 0.
 
     One grid_sample for all: torchvision's RandomAffine takes images one by one, and nine times as long.
@@ -369,17 +371,18 @@ def distorted(images: Tensor, augmentation: Augmentation) -> Tensor:
     scaling, squeezing, shear, shift_x, shift_y = torch.empty(5, num).uniform_(-1, 1)
     stretch_x = torch.exp(scaling * augmentation.scaling + squeezing * augmentation.squeezing)
     stretch_y = torch.exp(scaling * augmentation.scaling - squeezing * augmentation.squeezing)
-    pixels = 2 * (augmentation.translation_pixels or 0.0) / images.shape[-1]
+    pixels = 2 * augmentation.translation_pixels / images.shape[-1]
     maps = torch.zeros(num, 2, 3)
     maps[:, 0, 0], maps[:, 0, 1], maps[:, 0, 2] = stretch_x, shear * augmentation.shear, shift_x * pixels
     maps[:, 1, 1], maps[:, 1, 2] = stretch_y, shift_y * pixels
-    maps[torch.rand(num) >= (augmentation.probability or 0.0)] = torch.eye(2, 3)
+    maps[torch.rand(num) >= augmentation.probability] = torch.eye(2, 3)
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
 
 
 def _lbfgs(model: nn.Module, images: Tensor, labels: Tensor, *, recipe: Recipe, iterations: int) -> tuple[float, ...]:
     """Seconds of full-batch L-BFGS with a line search, on the recipe's loss."""
+    assert isinstance(recipe.optimizer, Lbfgs)
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     optimizer = torch.optim.LBFGS(
         model.parameters(),

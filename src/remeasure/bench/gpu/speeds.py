@@ -17,8 +17,8 @@ from remeasure.spec.config import Config
 from remeasure.system import paths
 from remeasure.training.engines.serial import Training
 from remeasure.training.inference import forward
+from remeasure.training.losses import training_loss
 from remeasure.training.photographs import evaluate
-from remeasure.training.recipe import training_loss
 
 
 def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str, Any]:

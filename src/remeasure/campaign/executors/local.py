@@ -61,7 +61,7 @@ def num_workers(place: Place) -> int:
 
 
 def _searches_lines(spec: RunSpec) -> bool:
-    return isinstance(spec.recipe, Recipe) and spec.recipe.optimizer.name == "lbfgs"
+    return isinstance(spec.recipe, Recipe) and spec.recipe.optimizer.searches_lines
 
 
 class Workers:

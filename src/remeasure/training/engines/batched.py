@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from remeasure.spec.base import InputError
@@ -126,11 +125,8 @@ class BatchedTraining(Training):
         return ()
 
     def _losses(self, logits: Tensor, labels: Tensor, *, loss: Loss) -> Tensor:
-        """Each seed's mean cross-entropy and penalty, (S,)."""
-        smoothing = loss.label_smoothing
-        each = functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), label_smoothing=smoothing, reduction="none"
-        )
+        """Each seed's mean loss and penalty, (S,)."""
+        each: Tensor = loss.each(logits.flatten(0, 1).float(), labels.flatten())
         losses = each.view(labels.shape).mean(dim=1)
         if loss.l2_penalty:
             squares = [weight.flatten(1).square().sum(dim=1) for weight in self._trained if weight.ndim > 2]

@@ -15,10 +15,8 @@ from remeasure.models.scratch.activations import ACTIVATIONS, Array
 from remeasure.models.scratch.layers import Activate, Dense, Layer
 from remeasure.models.scratch.network import Network
 from remeasure.spec.base import InputError
-from remeasure.spec.recipe import Optimizer as OptimizerSpec
+from remeasure.spec.recipe import Optimizer
 from remeasure.training.engines.serial import Training
-
-BETAS, EPS = (0.9, 0.999), 1e-8  # torch's defaults, for a recipe that leaves them out
 
 
 class NumpyTraining(Training):
@@ -93,17 +91,13 @@ def _array(parameter: Tensor) -> Array:
 
 
 class NumpyOptimizer(torch.optim.Optimizer):
-    """SGD or Adam in NumPy behind torch's interface, so that checkpoints save and restore its state as any other's."""
+    """An optimiser in NumPy behind torch's interface, so that checkpoints save and restore its state as any other's."""
 
-    def __init__(self, parameters: list[nn.Parameter], *, optimizer: OptimizerSpec) -> None:
+    def __init__(self, parameters: list[nn.Parameter], *, optimizer: Optimizer) -> None:
         super().__init__(parameters, {"lr": optimizer.lr_peak})
         arrays = [_array(parameter) for parameter in parameters]
         self._parameters = parameters
-        self._scratch: optimizers.Adam | optimizers.Sgd
-        if optimizer.name == "adam":
-            self._scratch = optimizers.Adam(arrays, betas=optimizer.betas or BETAS, eps=optimizer.eps or EPS)
-        else:
-            self._scratch = optimizers.Sgd(arrays, momentum=optimizer.momentum or 0.0)
+        self._scratch: optimizers.Adam | optimizers.Sgd = optimizer.from_scratch(arrays)
 
     def step(self, closure: Any = None) -> Any:  # noqa: ARG002 - torch's signature
         gradients = [parameter.grad.numpy() for parameter in self._parameters if parameter.grad is not None]

@@ -25,7 +25,9 @@ from remeasure.training import seeding
 from remeasure.training.augment import augment, resized
 from remeasure.training.engines import capture
 from remeasure.training.inference import memory_format
-from remeasure.training.recipe import CAPTURABLE, build_optimizer, rate_of, training_loss
+from remeasure.training.losses import training_loss
+from remeasure.training.optimizers import build_optimizer
+from remeasure.training.recipe import rate_of
 from remeasure.training.seeding import permutation
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no list of the accelerators it found
@@ -73,7 +75,7 @@ class Training(LightningModule):
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("loss_total", torch.zeros(()))  # over this epoch's images so far; checkpoints keep both
         self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
-        self._mirrored_first = self._drawn_once(len(images)) if spec.recipe.augmentation.flips else None
+        self._mirrored_first: Tensor | None = self.recipe.augmentation.mirrored_first(len(images), seed=seed)
         self.num_steps = 0  # optimiser steps done; checkpoints keep them
         self._whole: tuple[Tensor, Tensor] | None = None
         self._evaluated: Evaluated | None = None
@@ -84,7 +86,7 @@ class Training(LightningModule):
         self.blocks_per_epoch = math.ceil(self.steps_per_epoch / self.steps_per_block)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        if capture.possible(self.device) and self.recipe.optimizer.name in CAPTURABLE:
+        if capture.possible(self.device) and self.recipe.optimizer.capturable:
             self._rate = torch.tensor(self.recipe.optimizer.lr_peak, device=self.device)
         return build_optimizer(
             self.network.parameters(),
@@ -171,13 +173,8 @@ class Training(LightningModule):
     def _graph_key(self, step: int) -> Hashable:
         """All that Python decides in step `step`: the image size, and for alternating flips the epoch's parity."""
         resolution, epoch = self.recipe.resolution, step // self.steps_per_epoch
-        odd = epoch % 2 if self.recipe.augmentation.flips else 0
+        odd = 0 if self._mirrored_first is None else epoch % 2
         return resolution and resolution.pixels_at(epoch), odd
-
-    def _drawn_once(self, num: int) -> Tensor:
-        """Which images are mirrored in the first epoch, (num,) bool, a function of the seed."""
-        generator = torch.Generator().manual_seed(seeding.derive(self.seed, purpose="flips", step=0))
-        return torch.rand(num, generator=generator) < (self.recipe.augmentation.flip_probability or 0.0)
 
     def _mirrored(self, chosen: Tensor, *, epoch: int) -> Tensor | None:
         """Which of the images at these indices are mirrored in this epoch, (B,) bool; None: drawn anew in each step."""
@@ -214,7 +211,7 @@ class Training(LightningModule):
 
     def _remember(self, loss: Tensor, logits: Tensor) -> None:
         """Keep a full-batch evaluation: L-BFGS ends a step with one and begins the next step by repeating it."""
-        if self.recipe.optimizer.name == "lbfgs" and self._whole is not None and not self._draws:
+        if self.recipe.optimizer.searches_lines and self._whole is not None and not self._draws:
             weights = parameters_to_vector(self._trained).detach()
             gradients = [parameter.grad for parameter in self._trained]
             self._evaluated = Evaluated(weights=weights, gradients=gradients, loss=loss, logits=logits)

@@ -36,8 +36,10 @@ from remeasure.training.engines import loop
 from remeasure.training.engines.loop import CheckpointCallback
 from remeasure.training.engines.serial import DivergenceError, all_finite
 from remeasure.training.inference import memory_format
+from remeasure.training.losses import CrossEntropy, training_loss
+from remeasure.training.optimizers import build_optimizer
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order, seed_everything
-from remeasure.training.recipe import build_optimizer, rate_of, training_loss
+from remeasure.training.recipe import rate_of
 from remeasure.training.seeding import derive
 
 CHECKPOINT_SECONDS = checkpoint_seconds(600.0)  # a checkpoint of DeiT-B is 1.4 GB
@@ -112,7 +114,9 @@ class StreamTraining(LightningModule):
         assert spec.recipe.streaming is not None
         self.recipe, self.streaming, self.seed = spec.recipe, spec.recipe.streaming, seed
         self.steps_per_block, self.memory_format = spec.steps_per_block, memory_format(spec)
-        self.loss = replace(self.recipe.loss, label_smoothing=0.0)  # the targets are smoothed instead
+        self.loss, self.label_smoothing = self.recipe.loss, 0.0
+        if isinstance(self.loss, CrossEntropy):  # the targets are smoothed instead
+            self.loss, self.label_smoothing = replace(self.loss, label_smoothing=0.0), self.loss.label_smoothing
         self.num_classes, self.num_workers = spec.data.num_classes, num_workers
         self.files, self.labels = np.array([os.fsencode(path) for path in paths]), labels
         self.steps_per_epoch = len(paths) // self.recipe.batch_size  # an epoch leaves out the rest of its order
@@ -179,7 +183,9 @@ class StreamTraining(LightningModule):
     # ------------------------------------------------ steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups: Any = parameter_groups(self.network, weight_decay=self.recipe.optimizer.weight_decay or 0.0)
+        groups: Any = parameter_groups(
+            self.network, weight_decay=self.recipe.optimizer.arguments().get("weight_decay", 0.0)
+        )
         return build_optimizer(groups, optimizer=self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
@@ -198,13 +204,12 @@ class StreamTraining(LightningModule):
 
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images and targets (B, num_classes) float32, smoothed, each sum 1; mixed if the recipe says so."""
-        smoothing = self.recipe.loss.label_smoothing
         if not self.mixes:
-            return images, mixup_target(labels, self.num_classes, smoothing=smoothing)
+            return images, mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
         mixup = Mixup(
             mixup_alpha=self.streaming.mixup_alpha,
             cutmix_alpha=self.streaming.cutmix_alpha,
-            label_smoothing=smoothing,
+            label_smoothing=self.label_smoothing,
             num_classes=self.num_classes,
         )
         with torch.autocast(images.device.type, enabled=False):
