@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.support.trained import place, run, spec
 from remeasure.runs.folder import finished, open_directory, read_record, remove_leftovers, write_record
 from remeasure.runs.journal import Journal
 from remeasure.spec.base import InputError, canonical_json
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 from remeasure.training.checkpoints import keep_checkpoint, sound
 
 
@@ -94,7 +95,7 @@ def test_the_newest_finished_attempt_counts_while_a_newer_one_is_under_way(tmp_p
 
 def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
-    write_whole(path, b"old")
+    write_atomic(path, b"old")
 
     def crash(*_: object) -> None:
         raise OSError("no power")
@@ -103,9 +104,9 @@ def test_a_crash_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(os, moment, crash)
             with pytest.raises(OSError, match="no power"):
-                write_whole(path, b"new")
+                write_atomic(path, b"new")
         assert path.read_bytes() == b"old"
-    write_whole(path, b"new")
+    write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
 
@@ -117,7 +118,8 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fsync, replace = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
-        happened.append(f"fsync of {os.fstat(descriptor).st_size} bytes")
+        status = os.fstat(descriptor)
+        happened.append("fsync of " + ("the folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes"))
         fsync(descriptor)
 
     def replaced(source: Path, target: Path) -> None:
@@ -130,8 +132,8 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_content_reaches_the_disk_before_its_name(tmp_path: Path, happened: list[str]) -> None:
-    write_whole(tmp_path / "record.json", b"12345")
-    assert happened == ["fsync of 5 bytes", "named record.json"]
+    write_atomic(tmp_path / "record.json", b"12345")
+    assert happened == ["fsync of 5 bytes", "named record.json", "fsync of the folder"]
 
 
 # ---------------------------------------------------------------- what has changed since it was written

@@ -1,5 +1,7 @@
 """Locks that tell who is there: taken by one, seen by others, freed by whatever ends a process."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from remeasure.spec.base import InputError
 from remeasure.system import locks
 from remeasure.system.locks import Presence
 
@@ -83,3 +86,38 @@ def test_an_orphan_that_could_not_be_dealt_with_is_found_again(tmp_path: Path) -
     with pytest.raises(OSError, match="row/abc/cpu"):
         deal()
     assert list(locks.orphaned(path)) == ["row/abc/cpu"]
+
+
+def test_whoever_waits_says_so_and_not_for_ever_where_there_is_a_deadline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lock"
+    process = start(ALONE, path)
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError, match="lock for 1 s"), locks.held(path, seconds=1.2):
+        pass
+    assert capsys.readouterr().err == f"waiting for another process, which holds {path}\n"
+    kill(process)
+    with locks.held(path, seconds=0.0):
+        assert locks.is_held(path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_can_be_read_and_is_named_where_it_would_be_written(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with locks.held_folder(tmp_path):
+        pass
+    writers = [
+        lambda: locks.held_folder(tmp_path, writes=True).__enter__(),
+        lambda: locks.held(tmp_path / "lock").__enter__(),
+        lambda: Presence(tmp_path / "row", note="row/abc/cpu"),
+    ]
+    for write in writers:
+        with pytest.raises(InputError, match="no file locks") as refused:
+            write()
+        assert refused.value.faults[0].startswith(f"{tmp_path}: ")

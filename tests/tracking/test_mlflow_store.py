@@ -608,12 +608,12 @@ def held_by_another(root: Path) -> Iterator[None]:
 
 
 def test_a_process_that_was_stopped_with_the_stores_lock_does_not_stop_the_others(
-    root: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, tracker: Tracker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mlflow_store, "LOCK_SECONDS", 0.1)
+    tracker.lock_seconds = 0.1
     with held_by_another(root):
         with pytest.raises(mlflow_store.BusyError, match=r"mlflow\.db\.lock"):
-            mlflow_store.open_tracker(root)
+            Tracker(tracker.uri, artifact_root=None, lock_seconds=0.1)
         assert BestEffort().at_once(tracker.project, make_run(root / "runs")) == ""
     assert "tracking is behind: another process has held" in capsys.readouterr().err
 

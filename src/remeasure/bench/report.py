@@ -12,7 +12,7 @@ from remeasure.bench.series import Part, Ratio, Series, Unit
 from remeasure.runs import provenance
 from remeasure.spec.base import InputError
 from remeasure.system import paths
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 from remeasure.system.validation import convert
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "scikit-learn", "mlflow")
@@ -78,8 +78,8 @@ def read(results: Path) -> Entries:
 
 def write(results: Path, *, entries: Entries) -> None:
     """Write bench.json and bench.md, each atomically."""
-    write_whole(results / "bench.json", to_json(entries).encode())
-    write_whole(results / "bench.md", to_markdown(entries).encode())
+    write_atomic(results / "bench.json", to_json(entries).encode())
+    write_atomic(results / "bench.md", to_markdown(entries).encode())
 
 
 def to_json(entries: Entries) -> str:

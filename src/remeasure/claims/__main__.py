@@ -25,7 +25,7 @@ from remeasure.runs.folder import Place
 from remeasure.runs.journal import now
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.system import paths
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 from remeasure.system.formats import decode_json, encode_json
 
 KEYS = {
@@ -111,8 +111,8 @@ def publish(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any
     """Write claims.json and claims.md; measurements of claims that are not in the ledger are dropped."""
     known = {name: measured[name] for name in claims if name in measured}
     paths.writable(results)
-    write_whole(results / "claims.json", encode_json(known))
-    write_whole(results / "claims.md", to_markdown(claims, measured=known).encode())
+    write_atomic(results / "claims.json", encode_json(known))
+    write_atomic(results / "claims.md", to_markdown(claims, measured=known).encode())
 
 
 def _measurements(

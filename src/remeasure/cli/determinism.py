@@ -29,7 +29,7 @@ from remeasure.spec.base import DataMissingError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 
 SEED, OTHER_SEEDS = 0, (1, 2, 3)
 RUNS = {
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
                 continue
             found += findings(name, config.spec(data_sha256=source.data_sha256), runs=Runs(place))
     report = to_markdown(found, device=provenance.device_name(kind), when=now())
-    write_whole(options.results / "determinism.md", report.encode())
+    write_atomic(options.results / "determinism.md", report.encode())
     print(report)
     return int(any(each.promised and each.same is False for each in found))
 

@@ -29,7 +29,7 @@ def guarded(main: Callable[[], Any]) -> int:
     except Exception as error:
         if _is_config_error(error):
             return _refuse(_config_faults(error))
-        if isinstance(error, OSError) and error.filename and error.strerror:
+        if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.filename and error.strerror):
             print(_stopped_by(error), file=sys.stderr)
             return EXIT_FAILED
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
@@ -37,9 +37,9 @@ def guarded(main: Callable[[], Any]) -> int:
 
 
 def _stopped_by(error: OSError) -> str:
-    """A disk that is full or read-only, a folder that has gone: which file, and what the system says of it."""
-    kept = "everything finished is kept, and the same command goes on from it"
-    return f"{error.filename}: {error.strerror}; {kept}"
+    """A disk that is full or read-only, a folder that has gone, a lock: which file, and what the system says of it."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"{what}; everything finished is kept, and the same command goes on from it"
 
 
 def _is_config_error(error: Exception) -> bool:

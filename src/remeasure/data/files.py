@@ -1,7 +1,6 @@
 """Files of a data set: found, verified against a checksum, or downloaded whole."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from remeasure.spec.base import DataMissingError, InputError
+from remeasure.system import locks
 from remeasure.system.paths import read_file
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
@@ -89,14 +89,10 @@ def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path
 @contextlib.contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
     """Lock the folder against other downloads, and remove partial files of killed processes."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with locks.held(directory):
         for leftover in directory.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def offer(
 
     `then` brings the table up to date. If it raises InputError, `recover` does it again at the next start.
     """
-    with held_folder(results):
+    with held_folder(results, writes=True):
         with suppress(InputError):
             _recover(results, then=then)
         if not may_replace(read_row(results, row=row.name), new, row=row, fresh=fresh):
@@ -82,7 +82,7 @@ def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
     The files are staged and fsynced, then marked complete, then renamed into place; `recover` finishes or discards a
     replacement that a crash interrupted. Environments and findings that no seal names any more are removed.
     """
-    with held_folder(results):
+    with held_folder(results, writes=True):
         _recover(results, then=_nothing)
         _finish(_stage(results, row=row, files=files), results=results, then=_nothing)
 

@@ -16,7 +16,7 @@ from remeasure.spec.base import DeviceKind, InputError, canonical_json
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import locks
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 from remeasure.system.paths import read_file, refuse_no_file
 
 SEALED = (
@@ -141,7 +141,7 @@ def write_record(directory: Path, record: RunRecord) -> None:
     content: dict[str, Any] = asdict(record)
     content["files_sha256"] = {name: _sha256(read_file(directory / name)) for name in names}
     content["seal_sha256"] = _sha256(canonical_json(content).encode())
-    write_whole(directory / "record.json", _to_json(content))
+    write_atomic(directory / "record.json", _to_json(content))
 
 
 def recorded_run_id(directory: Path) -> str:

@@ -18,7 +18,7 @@ from remeasure.runs.journal import Journal, curve, last, now, read
 from remeasure.spec.findings import Finding
 from remeasure.spec.record import Event, RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 from remeasure.system.digests import environment_sha256, predicted_sha256
 from remeasure.system.formats import encode_npz
 from remeasure.system.redaction import masked
@@ -95,11 +95,11 @@ class Attempt:
             return
         spec, facts = self.spec, self._facts
         config = {"row": self.row, "seed": self.seed, **asdict(spec)}
-        write_whole(self.directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+        write_atomic(self.directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
         environment = provenance.environment(facts["device"])
-        write_whole(self.directory / "environment.json", json.dumps(environment, indent=1, sort_keys=True).encode())
+        write_atomic(self.directory / "environment.json", json.dumps(environment, indent=1, sort_keys=True).encode())
         if diff := provenance.revision(self.place.project).diff:
-            write_whole(self.directory / "diff.patch", diff.encode())
+            write_atomic(self.directory / "diff.patch", diff.encode())
         names = {"model": spec.model.name, "data": spec.data.name, "recipe": spec.recipe.name}
         self.report("started", run_id=self.directory.name, **names, **facts, epochs_total=spec.recipe.epochs_total)
 
@@ -189,11 +189,11 @@ def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
 def _keep_arrays(directory: Path, *, scored: Scored) -> None:
     predicted = scored.predictions.predicted.numpy().astype(np.uint16)
     confidence = scored.predictions.confidence.numpy().astype(np.float16)
-    write_whole(directory / "predictions.npz", encode_npz({"predicted": predicted, "confidence": confidence}))
+    write_atomic(directory / "predictions.npz", encode_npz({"predicted": predicted, "confidence": confidence}))
     weights = registry.first_layer_weights(scored.network).numpy().astype(np.float16)
-    write_whole(directory / "filters.npz", encode_npz({"weights": weights}))
+    write_atomic(directory / "filters.npz", encode_npz({"weights": weights}))
 
 
 def _keep_weights(directory: Path, *, network: nn.Module) -> None:
     arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
-    write_whole(directory / "weights.npz", encode_npz(arrays))
+    write_atomic(directory / "weights.npz", encode_npz(arrays))

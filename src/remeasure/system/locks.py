@@ -1,21 +1,48 @@
 """Lock files that show which runs and campaigns are active: the kernel releases a lock whenever its process ends."""
 
+import errno
 import fcntl
+import math
 import os
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
+from remeasure.spec.base import InputError
 from remeasure.system.paths import naming, refuse_no_file
+
+LOCK_SECONDS = 60.0  # longer than any process works on results/ or a store; its holder may be stopped (SIGSTOP)
+SILENT_SECONDS, POLL_SECONDS = 1.0, 0.02
+MISSING = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+class NoLocksError(InputError):
+    """The disk has no file locks."""
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Wait for an exclusive lock on this lock file and hold it during the block."""
-    with refuse_no_file(path).open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def held(path: Path, *, seconds: float = math.inf) -> Iterator[None]:
+    """Hold the exclusive lock on this folder or lock file, which is made, during the block.
+
+    Waits for another process that holds it, and says so. Raises TimeoutError after so many seconds.
+    """
+    is_folder, began, said = path.is_dir(), time.monotonic(), False
+    descriptor = os.open(path, os.O_RDONLY) if is_folder else os.open(refuse_no_file(path), os.O_RDWR | os.O_CREAT)
+    try:
+        while not try_lock(descriptor, fcntl.LOCK_EX):
+            waited = time.monotonic() - began
+            if waited > seconds:
+                raise TimeoutError(f"another process has held {path} for {seconds:.0f} s")
+            if waited > SILENT_SECONDS and not said:
+                print(f"waiting for another process, which holds {path}", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(POLL_SECONDS)
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -45,7 +72,12 @@ class Presence:
     def __init__(self, path: Path, *, note: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = refuse_no_file(path).open("a+")
-        fcntl.flock(self._handle, fcntl.LOCK_SH)
+        try:
+            while not try_lock(self._handle, fcntl.LOCK_SH):
+                time.sleep(POLL_SECONDS)  # `orphaned` looks at the file
+        except NoLocksError:
+            self._handle.close()
+            raise
         with naming(path):
             self._handle.truncate(0)
             self._handle.write(note)
@@ -77,22 +109,35 @@ def _excludes(path: Path, operation: int) -> bool:
         return False
 
 
-def try_lock(handle: IO[str] | IO[bytes], operation: int) -> bool:
-    """Try to take the lock (fcntl.LOCK_EX or LOCK_SH) without waiting; returns whether it was taken."""
+def try_lock(handle: IO[str] | IO[bytes] | int, operation: int) -> bool:
+    """Try to take the lock (fcntl.LOCK_EX or LOCK_SH) without waiting; returns whether it was taken.
+
+    Raises NoLocksError where the disk has no locks.
+    """
     try:
         fcntl.flock(handle, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in MISSING:
+            raise
+        path = Path(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}").resolve()
+        folder = path if path.is_dir() else path.parent
+        raise NoLocksError(
+            f"{folder}: this disk has no file locks ({error.strerror}), and without them two processes could write the "
+            "same files; put the project on a disk that has them"
+        ) from None
     return True
 
 
 @contextmanager
-def held_folder(results: Path) -> Iterator[None]:
-    """Hold an exclusive lock on this folder, to replace files in it or to read several that must be consistent."""
+def held_folder(results: Path, *, writes: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on this folder, to replace files in it or to read several that must be consistent.
+
+    A disk without locks can be read without one, since nobody can replace files there.
+    """
     results.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(results, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with ExitStack() as entered:
+        with nullcontext() if writes else suppress(NoLocksError):
+            entered.enter_context(held(results, seconds=LOCK_SECONDS))
         yield
-    finally:
-        os.close(descriptor)

@@ -7,14 +7,12 @@ down, deleted or only partly updated is completed by projecting again.
 mlflow takes about two seconds to import: it is imported when a Tracker is made, never with this file.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
 
 EXPERIMENT = "remeasure"
-LOCK_SECONDS = 60.0  # making a new store takes a tenth of that
 
 # Set before mlflow is imported, unless the user has. A dead server then costs 10 s, not minutes.
 _ENVIRONMENT = {
@@ -112,23 +109,26 @@ class BusyError(InputError):
 class Tracker:
     """The experiment `remeasure` of one MLflow store, which is made if it does not exist.
 
-    `artifact_root`: where a new experiment keeps its files; None leaves it to the server.
+    `artifact_root`: where a new experiment keeps its files; None leaves it to the server. `lock_seconds`: how long a
+    call waits for another process that works on the store.
     Raises InputError if the store cannot be reached or used; BusyError if it is locked.
     """
 
-    def __init__(self, uri: str, *, artifact_root: Path | None) -> None:
+    def __init__(self, uri: str, *, artifact_root: Path | None, lock_seconds: float = locks.LOCK_SECONDS) -> None:
         self.uri = uri
         self._database = _sqlite_path(uri)
-        self._lock = _lock_path(uri)
+        self._lock, self.lock_seconds = _lock_path(uri), lock_seconds
         self._held: dict[tuple[str, str], _Held] = {}
         try:
             # Processes that migrate one new SQLite database at the same time crash each other.
-            with _locked(self._lock):
+            with _locked(self._lock, seconds=self.lock_seconds):
                 if self._database and not self._database.exists():
                     _make(self._database, artifact_root=artifact_root)
                 self._client = _client(uri)
                 self._experiment_id = _experiment(self._client, artifact_root=artifact_root)
             self._inode = self._database.stat().st_ino if self._database else 0
+        except locks.NoLocksError:
+            raise
         except Exception as error:
             busy = isinstance(error, TimeoutError) or "database is locked" in str(error)
             kind = BusyError if busy else InputError
@@ -210,7 +210,7 @@ class Tracker:
             raise OSError(f"{self._database} was deleted or replaced under this process")
 
     def _find_or_create(self, content: Content) -> _Held:
-        with _locked(self._lock):
+        with _locked(self._lock, seconds=self.lock_seconds):
             run = self._search({content.identity[0]: content.identity[1]})
             if run is None:
                 run = self._client.create_run(
@@ -333,18 +333,10 @@ def _lock_path(uri: str) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the store's lock file: no store prevents two processes from creating the same run at once.
-
-    Raises TimeoutError after LOCK_SECONDS, longer than any call takes: the holder may be stopped (SIGSTOP).
-    """
+def _locked(path: Path, *, seconds: float) -> Iterator[None]:
+    """Hold the store's lock file: no store prevents two processes from creating the same run at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ends = time.monotonic() + LOCK_SECONDS
-    with path.open("w") as file:  # closing it releases the lock
-        while not locks.try_lock(file, fcntl.LOCK_EX):
-            if time.monotonic() > ends:
-                raise TimeoutError(f"another process has held {path} for {LOCK_SECONDS:.0f} s")
-            time.sleep(0.02)
+    with locks.held(path, seconds=seconds):
         yield
 
 

@@ -23,7 +23,7 @@ from remeasure.runs.folder import Outcome
 from remeasure.runs.journal import last, read
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 from remeasure.training.checkpoints import keep_checkpoint
 from remeasure.training.diagnostics.nonfinite import Fault, FaultFoundError, diagnosed
 from remeasure.training.engines.numpy_engine import NumpyTraining
@@ -333,12 +333,12 @@ def test_a_group_killed_while_it_is_diagnosed_goes_on_from_its_own_checkpoint(
     unbroken = trained.run_together(spec(*GROUP), tmp_path / "unbroken")
 
     def cut(path: Path, content: bytes) -> None:
-        write_whole(path, content)
+        write_atomic(path, content)
         if path.name == "divergence.json":  # the first one is there, the second one is not
             raise CutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(remeasure.training.diagnostics.nonfinite, "write_whole", cut)
+        patch.setattr(remeasure.training.diagnostics.nonfinite, "write_atomic", cut)
         with pytest.raises(CutError):
             trained.run_together(spec(*GROUP), tmp_path)
     (checkpoint,) = (tmp_path / "runs").glob("*/checkpoint.*")

@@ -11,7 +11,7 @@ from remeasure.runs import provenance
 from remeasure.runs.journal import now
 from remeasure.spec.base import DeviceKind
 from remeasure.system import paths
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 
 Figures = list[dict[str, Any]]
 
@@ -67,8 +67,8 @@ class Report:
 
     def write(self) -> None:
         content = {"head": self.head, "figures": self.figures}
-        write_whole(self.path, json.dumps(content, indent=1).encode())
-        write_whole(self.path.with_suffix(".md"), to_markdown(content).encode())
+        write_atomic(self.path, json.dumps(content, indent=1).encode())
+        write_atomic(self.path.with_suffix(".md"), to_markdown(content).encode())
 
 
 def _say(line: str) -> None:

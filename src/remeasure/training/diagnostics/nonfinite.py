@@ -24,7 +24,7 @@ from remeasure.models.scratch.layers import Layer
 from remeasure.models.scratch.network import Network
 from remeasure.spec.recipe import Loss
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import write_whole
+from remeasure.system.atomic import write_atomic
 from remeasure.training.engines.batched import BatchedTraining, Stacked
 from remeasure.training.engines.loop import CheckpointCallback, fit
 from remeasure.training.engines.numpy_engine import NumpyTraining, layers
@@ -291,6 +291,6 @@ def diagnosed_together(
 
 def _kept(found: FaultFoundError, *, folder: Path) -> DivergenceError:
     weights = {name: value.cpu().contiguous() for name, value in found.weights.items()}
-    write_whole(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
-    write_whole(folder / FAULT_FILE, json.dumps(asdict(found.fault)).encode())
+    write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+    write_atomic(folder / FAULT_FILE, json.dumps(asdict(found.fault)).encode())
     return DivergenceError(epoch=found.fault.epoch, step=found.fault.step, reason=str(found.fault))
