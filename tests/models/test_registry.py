@@ -177,3 +177,36 @@ def test_all_faults_in_the_options_come_together() -> None:
     assert "less than 1, got 1.0" in faults.pop("model.options.dropout.0")
     assert "valid number, got '0.2'" in faults.pop("model.options.dropout.1")
     assert not faults
+
+
+def bare(*, image_shape, num_classes, generator, channels) -> nn.Module:  # type: ignore[no-untyped-def]  # noqa: ARG001
+    raise AssertionError("is not called")
+
+
+def lone(num_classes: int, channels: int) -> nn.Module:  # noqa: ARG001
+    raise AssertionError("is not called")
+
+
+def no_net(*, image_shape: object, num_classes: int, generator: object, channels: int) -> int:  # noqa: ARG001
+    return channels
+
+
+@pytest.mark.parametrize(
+    ("builder", "says"),
+    [
+        (bare, "has no annotation for channels"),
+        (lone, "has no argument image_shape, has no argument generator"),
+        (no_net, "makes no torch module, got int"),
+    ],
+)
+def test_a_function_that_is_no_builder_is_told_what_a_builder_is(
+    builder: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUILDERS, "own", builder)
+    spec = ModelSpec(name="x", builder="own", options={"channels": 3})
+    with pytest.raises(InputError) as refused:
+        build(spec, image_shape=(1, 8, 8), num_classes=2, generator_seed=0)
+    assert refused.value.faults == (
+        f"model.builder: own {says}; expected def net(*, image_shape, num_classes, generator, channels: list[int]) "
+        "-> nn.Module",
+    )

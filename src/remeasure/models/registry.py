@@ -1,12 +1,11 @@
 """The models of the table: `build` turns a ModelSpec into a torch module whose initial weights follow from a seed.
 
 A builder gets plain keywords: `image_shape` (C, H, W), `num_classes`, an explicit `generator`, and its own options,
-all of which the config must state. Its module maps images (N, C, H, W) float32, normalised by the recipe, to logits
-(N, num_classes).
+each with an annotation, all of which the config must state. Its module maps images (N, C, H, W) float32, normalised by
+the recipe, to logits (N, num_classes).
 """
 
 import inspect
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,26 +27,31 @@ BUILDERS: dict[str, Builder] = {
     "timm_net": vit.timm_net,
 }
 _CONTEXT = ("image_shape", "num_classes", "generator")  # arguments of every builder, besides its options
+_EXAMPLE = "def net(*, image_shape, num_classes, generator, channels: list[int]) -> nn.Module"
 
 
 def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: int, generator_seed: int) -> nn.Module:
     """The model on the CPU in training mode, its weights drawn from a generator seeded with `generator_seed`.
 
     Global random state is neither read nor changed. InputError, with every fault: an unknown builder, an option that is
-    unknown, missing or out of its range, data that the model cannot take.
+    unknown, missing or out of its range, data that the model cannot take; a function that is no builder.
     """
     if found := tuple(faults(model)):
         raise InputError(*found)
     builder = BUILDERS[model.builder]
     generator = torch.Generator().manual_seed(generator_seed)
     try:
-        return builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
+        network = builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
     except (RuntimeError, MemoryError, OverflowError) as error:  # larger than the memory, or than torch's integers
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
             f"model: {model.builder} with options {dict(model.options)} cannot be built for images {image_shape} and "
             f"{num_classes} classes ({reason})"
         ) from None
+    if not isinstance(network, nn.Module):
+        made = type(network).__name__
+        raise InputError(f"model.builder: {model.builder} makes no torch module, got {made}; expected {_EXAMPLE}")
+    return network
 
 
 @torch.inference_mode()
@@ -71,20 +75,34 @@ def faults(model: ModelSpec) -> Iterator[str]:
     """Faults of the model that do not depend on the data: an unknown builder, or options that do not fit it."""
     if model.builder not in BUILDERS:
         yield f"model.builder: there is no {model.builder!r}; choose from {', '.join(BUILDERS)}"
-    else:
-        yield from _option_faults(BUILDERS[model.builder], model.options)
+        return
+    types = _annotations(BUILDERS[model.builder])
+    lacking = [f"has no argument {name}" for name in _CONTEXT if name not in types]
+    lacking += [f"has no annotation for {name}" for name, known in types.items() if known is inspect.Parameter.empty]
+    if lacking:
+        yield f"model.builder: {model.builder} {', '.join(lacking)}; expected {_EXAMPLE}"
+        return
+    options = {name: known for name, known in types.items() if name not in _CONTEXT}
+    yield from _option_faults(model, types=options)
 
 
-def _option_faults(builder: Builder, options: Mapping[str, Any]) -> Iterator[str]:
+def _annotations(builder: Builder) -> dict[str, Any]:
+    """The annotation of each argument; of the builder's context, None. One that cannot be evaluated is empty."""
+    try:
+        parameters = inspect.signature(builder, eval_str=True).parameters
+    except NameError:  # imported only for type checkers
+        return dict.fromkeys(inspect.signature(builder).parameters, inspect.Parameter.empty)
+    return {name: None if name in _CONTEXT else parameter.annotation for name, parameter in parameters.items()}
+
+
+def _option_faults(model: ModelSpec, *, types: Mapping[str, Any]) -> Iterator[str]:
     """One line for each option that is unknown, missing, or not of the type and range in the builder's signature."""
-    valid = [name for name in inspect.signature(builder).parameters if name not in _CONTEXT]
-    types = typing.get_type_hints(builder, include_extras=True)
-    for name in valid:
-        if name not in options:
-            yield f"model.options.{name}: missing; {builder.__name__} needs {', '.join(valid)}"
-    for name, value in options.items():
-        if name not in valid:
-            yield f"model.options.{name}: unknown; {builder.__name__} takes {', '.join(valid)}"
+    for name in types:
+        if name not in model.options:
+            yield f"model.options.{name}: missing; {model.builder} needs {', '.join(types)}"
+    for name, value in model.options.items():
+        if name not in types:
+            yield f"model.options.{name}: unknown; {model.builder} takes {', '.join(types)}"
             continue
         try:
             TypeAdapter(types[name]).validate_python(value, strict=True)
