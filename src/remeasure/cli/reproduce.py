@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
 from remeasure.data import catalog
 from remeasure.judging import ledger, publish, table, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_runs
-from remeasure.spec.base import DataMissingError, InputError, gathered
+from remeasure.spec.base import DataMissingError, InputError
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from remeasure.campaign.row import NotHere
     from remeasure.tracking.observer import Observers
 
-EXIT_FAILED = 1
 Compose = Callable[[Sequence[str]], Config]
 SUITES = {
     "demo": "conf/demo.yaml into runs/demo, offline, under a minute",
@@ -149,7 +149,10 @@ def _files(*, suite: str, results: Path | None) -> Files:
 def _measure(
     rows: Mapping[str, Row], *, files: Files, options: argparse.Namespace, compose: Compose
 ) -> tuple[int, dict[str, str]]:
-    """Measure these rows; returns the exit status, and for each row that was measured here that it was."""
+    """Measure these rows; returns the exit status, and for each row that was measured here that it was.
+
+    A row whose config or data is wrong is named, and the others go on; InputError if none can.
+    """
     from remeasure.campaign.campaign import Campaign
     from remeasure.campaign.row import NotHere, Options, RowCampaign
     from remeasure.runs import provenance
@@ -176,13 +179,18 @@ def _measure(
         campaign = Campaign(
             place=place, results=files.results, options=chosen, observers=observers, say=say, retable=files.retable
         )
-        prepared, faults = list[RowCampaign | NotHere](), list[str]()
+        prepared, refused = list[RowCampaign | NotHere](), dict[str, list[str]]()
         for row in rows.values():
-            with gathered(faults):
+            try:
                 prepared.append(campaign.prepare(row, compose=compose))
-        if faults:
-            raise InputError(*dict.fromkeys(faults))  # rows share their data's faults
+            except InputError as error:
+                for fault in error.faults:  # rows share their data's faults
+                    refused.setdefault(fault, []).append(row.name)
         campaigns = [entry for entry in prepared if isinstance(entry, RowCampaign)]
+        if refused and not campaigns:
+            raise InputError(*refused)
+        for fault, names in refused.items():
+            say(f"{', '.join(names)}: not measured, the input is wrong: {fault}")
         for line in _missing_lines([entry for entry in prepared if isinstance(entry, NotHere)]):
             say(line)
         if options.command == "plan":
@@ -192,7 +200,8 @@ def _measure(
         here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
             _replay_committed([row for row in rows.values() if row.name not in here], observers=observers, files=files)
-    return int(any(entry.failures for entry in campaigns)), dict.fromkeys(here, "measured here")
+    failed = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
+    return EXIT_INPUT if refused else failed, dict.fromkeys(here, "measured here")
 
 
 def _replay_committed(rows: Sequence[Row], *, observers: "Observers", files: Files) -> None:
