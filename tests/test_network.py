@@ -23,7 +23,7 @@ from tests.support.project import CHECKOUT, Command, Project, copy_project
 from remeasure.data import cifar10, mnist
 from remeasure.spec.base import InputError
 from remeasure.system.redaction import masked
-from remeasure.tracking import mlflow_store
+from remeasure.tracking import mlflow_runs, mlflow_store
 from remeasure.tracking.best_effort import BestEffort
 
 FULL = os.environ.get("REMEASURE_FAULTS") == "full"
@@ -302,7 +302,7 @@ def test_an_unreachable_store_is_named_without_its_password(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InputError) as refused:
-        mlflow_store.open_tracker(tmp_path)
+        mlflow_runs.open_tracker(tmp_path)
     assert "cannot be used" in refused.value.faults[0]
     assert "***" in refused.value.faults[0]
     shown = capfd.readouterr()

@@ -1,6 +1,7 @@
 """Campaigns on scikit-learn's digits: one epoch of mlp2 a seed, trained in this process instead of in workers."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -27,7 +28,7 @@ from remeasure.spec.claim import Published, Row, Rule, Source
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.tracking.observer import Observers
+from remeasure.tracking.observer import Observer, Observers, Standing
 
 ONE_LOOK = Rule(margin_pp=0.1, looks=(1,))
 OPTIONS = Options(seeds=None, together=1, budget_seconds=3600.0, fresh=False, adopt=False)
@@ -85,6 +86,7 @@ class InProcess(Workers):
 
     `trained` lists the tasks, `asked` who asked for them; a seed in `crash` raises. A seed of a recipe costs `seconds`,
     or raises them; `timed` lists the recipes that were asked about. `most` is how many cores were taken at once.
+    After `num_runs` runs, the user presses Ctrl-C.
     """
 
     num_cores: int
@@ -94,6 +96,7 @@ class InProcess(Workers):
     crash: set[int]
     seconds: dict[str, float | Exception]
     most: int
+    num_runs: float
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, num=self.num_cores, execute=self.train, new_pool=Immediate)
@@ -113,6 +116,8 @@ class InProcess(Workers):
 
     @classmethod
     def train(cls, task: Task, place: Place, sink: object) -> list[Outcome]:  # noqa: ARG003
+        if len(cls.trained) == cls.num_runs:
+            raise KeyboardInterrupt
         cls.trained.append((task.row, task.seed))
         cls.asked.append((task.asked_by, task.seed))
         if task.seed in cls.crash:
@@ -122,7 +127,7 @@ class InProcess(Workers):
 
 @pytest.fixture(autouse=True)
 def workers() -> type[InProcess]:
-    InProcess.num_cores, InProcess.asked = 2, []
+    InProcess.num_cores, InProcess.asked, InProcess.num_runs = 2, [], math.inf
     InProcess.trained, InProcess.crash, InProcess.timed, InProcess.seconds, InProcess.most = [], set(), [], {}, 0
     return InProcess
 
@@ -133,11 +138,12 @@ def measure(
     said: list[str] | None = None,
     composed_by: Compose = compose,
     plan_only: bool = False,
+    observer: Observer | None = None,
     **options: Any,
 ) -> list[RowCampaign]:
     """Measure the rows into folder/results, as `make reproduce` does, or only plan it."""
     recover(folder / "results")
-    with Observers([]) as observers:
+    with Observers([observer] if observer else []) as observers:
         running = Campaign(
             place=trained.place(folder),
             results=folder / "results",
@@ -375,6 +381,46 @@ def test_a_seed_that_diverged_is_not_replaced(tmp_path: Path, workers: type[InPr
     assert "diverged" in entry.verdict().reason
     assert {seed for _, seed in workers.trained} <= {0, 1}
     assert read_runs(tmp_path / "results", row="mlp2-digits")[0].accuracy_percent is None
+
+
+class Standings(Observer):
+    """Keeps (row, state, number of seeds, verdict) each time that a row has changed."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, int, str]] = []
+
+    def row(self, standing: Standing) -> None:
+        verdict = standing.verdict
+        self.seen.append((standing.row.name, standing.state, standing.num_seeds, verdict.verdict))
+
+
+def test_observers_see_a_row_after_each_of_its_seeds(tmp_path: Path) -> None:
+    observer = Standings()
+    measure(tmp_path, row(), observer=observer)
+    name = "mlp2-digits"
+    ended = (name, "finished", 2, "reproduced")
+    begun = [(name, "running", 0, "not measured"), (name, "running", 1, "undecided")]
+    assert observer.seen == [*begun, ended, ended]
+
+
+def test_observers_see_an_interrupted_row_as_such_an_ended_one_as_ended_and_none_that_has_not_begun(
+    tmp_path: Path, workers: type[InProcess]
+) -> None:
+    """The last run before the interruption had ended, and nobody had collected it."""
+    workers.num_runs = 3
+    workers.seconds = {"article": 1.0, "keras_mlp": 2.0, "lbfgs": 3.0}
+    observer = Standings()
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path, row(), keras(), row("not-begun", recipe="lbfgs"), observer=observer)
+    last = {name: (state, num_seeds) for name, state, num_seeds, _ in observer.seen}
+    assert last == {"mlp2-digits": ("finished", 2), "mlp2-digits-keras": ("interrupted", 1)}
+
+
+def test_observers_see_a_row_whose_seed_crashed_as_failed(tmp_path: Path, workers: type[InProcess]) -> None:
+    workers.crash = {1}
+    observer = Standings()
+    measure(tmp_path, row(), observer=observer)
+    assert observer.seen[-1] == ("mlp2-digits", "failed", 1, "undecided")
 
 
 def test_data_that_are_nowhere_leave_the_row_to_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

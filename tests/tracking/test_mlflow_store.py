@@ -22,9 +22,9 @@ from remeasure.spec.base import InputError
 from remeasure.spec.claim import Published, Row, Rule, Source, Verdict
 from remeasure.spec.record import RunRecord
 from remeasure.system import redaction
-from remeasure.tracking import mlflow_store
+from remeasure.tracking import mlflow_runs, mlflow_store
 from remeasure.tracking.best_effort import BestEffort
-from remeasure.tracking.mlflow_store import Tracker
+from remeasure.tracking.mlflow_runs import Tracker
 from remeasure.tracking.observer import Standing
 
 pytestmark = pytest.mark.skipif(not mlflow_store.available(), reason="mlflow is not installed")
@@ -87,12 +87,12 @@ def append(directory: Path, *events: dict[str, Any]) -> None:
         file.writelines(map(journal.encode, events))
 
 
-def make_run(parent: Path, *events: dict[str, Any], config: dict[str, Any] = CONFIG) -> Path:
-    directory = parent / "run-a"
+def make_run(parent: Path, *events: dict[str, Any], config: dict[str, Any] = CONFIG, name: str = "run-a") -> Path:
+    directory = parent / name
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     (directory / "environment.json").write_text("{}")
-    append(directory, STARTED, *events)
+    append(directory, {**STARTED, "run_id": name}, *events)
     return directory
 
 
@@ -110,7 +110,7 @@ def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def tracker(root: Path) -> Tracker:
-    return mlflow_store.open_tracker(root)
+    return mlflow_runs.open_tracker(root)
 
 
 def rows(root: Path, query: str) -> list[tuple[Any, ...]]:
@@ -207,7 +207,7 @@ def test_an_unreachable_server_is_an_input_error_within_seconds(monkeypatch: pyt
         monkeypatch.delenv(name, raising=False)
     began = time.monotonic()
     with pytest.raises(InputError) as caught:
-        Tracker("http://me:hunter2@127.0.0.1:9", artifact_root=None)
+        mlflow_store.Store("http://me:hunter2@127.0.0.1:9", artifact_root=None)
     assert time.monotonic() - began < 15
     assert "http://***@127.0.0.1:9 " in caught.value.faults[0]
     assert "MLFLOW_TRACKING_URI" in caught.value.faults[1]
@@ -220,23 +220,59 @@ def test_what_is_no_database_is_an_input_error_within_seconds(tmp_path: Path, na
     (tmp_path / "folder").mkdir()
     began = time.monotonic()
     with pytest.raises(InputError, match=rf"sqlite:///.*/{name} cannot be used: .*{fault}"):
-        Tracker(f"sqlite:///{tmp_path}/{name}", artifact_root=tmp_path)
+        mlflow_store.Store(f"sqlite:///{tmp_path}/{name}", artifact_root=tmp_path)
     assert time.monotonic() - began < 15
 
 
 def test_a_deleted_experiment_is_an_input_error_that_says_how_to_restore_it(root: Path, tracker: Tracker) -> None:
-    tracker._client.delete_experiment(tracker._experiment_id)
+    tracker.store.client.delete_experiment(tracker.store.experiment_id)
     with pytest.raises(InputError, match="mlflow experiments restore --experiment-id 1"):
-        mlflow_store.open_tracker(root)
+        mlflow_runs.open_tracker(root)
 
 
 def test_a_project_path_with_odd_characters_works(root: Path, empty_store: Path) -> None:
     odd = root / "a b#c ü"
     odd.mkdir()
     shutil.copy(empty_store, odd / "mlflow.db")
-    run_id = mlflow_store.open_tracker(odd).project(make_run(odd / "runs"))
+    run_id = mlflow_runs.open_tracker(odd).project(make_run(odd / "runs"))
     assert (odd / "mlartifacts" / run_id / "artifacts" / "config.yaml").is_file()
     assert len(rows(odd, "SELECT * FROM runs")) == 1
+
+
+def addresses(root: Path, *, kind: str) -> list[str]:
+    """The addresses of files in the store: of the experiment, or of its runs."""
+    table, column = {"experiment": ("experiments", "artifact_location"), "run": ("runs", "artifact_uri")}[kind]
+    return [address for (address,) in rows(root, f"SELECT {column} FROM {table}") if "mlruns" not in address]
+
+
+def test_files_follow_a_project_that_was_renamed_or_copied(root: Path, tracker: Tracker) -> None:
+    run_id = tracker.project(make_run(root / "runs"))
+    renamed, copied = root.with_name("renamed [1] %"), root.with_name("copied")
+    shutil.copytree(root, copied)
+    root.rename(renamed)
+    for place in (renamed, copied):
+        again = mlflow_runs.open_tracker(place)
+        second = again.project(make_run(place / "runs", name="run-b"))
+        assert sorted(path.name for path in (place / "mlartifacts").iterdir()) == sorted([run_id, second])
+        assert [entry.path for entry in again.store.client.list_artifacts(run_id)] == [
+            "config.yaml",
+            "environment.json",
+        ]
+        assert addresses(place, kind="experiment") == [(place / "mlartifacts").as_uri()]
+    assert not root.exists()
+
+
+def test_files_that_a_user_keeps_elsewhere_stay_there(root: Path, tracker: Tracker) -> None:
+    run_id = tracker.project(make_run(root / "runs"))
+    with sqlite3.connect(root / "mlflow.db") as connection:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = 's3://bucket/mlartifacts' WHERE name = 'remeasure'"
+        )
+        connection.execute("UPDATE runs SET artifact_uri = 's3://bucket/mlartifacts/' || run_uuid")
+    connection.close()
+    mlflow_runs.open_tracker(root)
+    assert addresses(root, kind="experiment") == ["s3://bucket/mlartifacts"]
+    assert addresses(root, kind="run") == [f"s3://bucket/mlartifacts/{run_id}"]
 
 
 # ---------------------------------------------------------------- one run
@@ -319,7 +355,7 @@ def test_projecting_again_changes_nothing(root: Path, tracker: Tracker) -> None:
     before = everything(root)
     assert tracker.project(directory) == run_id
     assert everything(root) == before
-    assert mlflow_store.open_tracker(root).project(directory) == run_id  # knows nothing but what the store says
+    assert mlflow_runs.open_tracker(root).project(directory) == run_id  # knows nothing but what the store says
     assert everything(root) == before
     assert len(before[1]) == 11  # 3 training metrics twice, test accuracy and loss, 3 of the record
 
@@ -344,7 +380,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(root: Path, tracker: Track
     run_id = tracker.project(directory)
     assert status(root) == [("KILLED", 0, 9000)]
     assert tags(root, run_id)["outcome"] == "interrupted: SIGTERM"
-    tracker = tracker if same_process else mlflow_store.open_tracker(root)
+    tracker = tracker if same_process else mlflow_runs.open_tracker(root)
     append(
         directory, {"event": "resumed", "time": "2026-11-21T14:01:00Z"}, {**EPOCHS[1], "time": "2026-11-21T14:01:01Z"}
     )
@@ -365,7 +401,7 @@ def test_an_epoch_that_came_out_differently_on_resume_is_corrected(root: Path, t
     tracker.project(directory)
     assert rows(root, "SELECT value, step FROM latest_metrics WHERE key = 'train_loss'") == [(0.125, 2)]
     before = everything(root)
-    mlflow_store.open_tracker(root).project(directory)
+    mlflow_runs.open_tracker(root).project(directory)
     assert everything(root) == before
 
 
@@ -379,7 +415,7 @@ def test_a_diverged_run_failed_and_says_why(root: Path, tracker: Tracker) -> Non
     assert rows(root, "SELECT is_nan FROM metrics WHERE key = 'train_loss'") == [(1,)]
     assert points(root, "test_accuracy_percent") == []
     before = everything(root)
-    mlflow_store.open_tracker(root).project(directory)
+    mlflow_runs.open_tracker(root).project(directory)
     assert everything(root) == before  # although nan is not equal to nan
 
 
@@ -418,7 +454,7 @@ def test_a_deleted_database_is_noticed_and_a_new_one_gets_everything(
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     shutil.copy(empty_store, fresh / "mlflow.db")
-    mlflow_store.open_tracker(fresh).project(directory)
+    mlflow_runs.open_tracker(fresh).project(directory)
     assert points(fresh, "train_loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
 
 
@@ -431,7 +467,7 @@ def test_a_send_that_broke_in_the_middle_is_completed(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(tracker._client, "log_artifact", no_space)
+        broken.setattr(tracker.store.client, "log_artifact", no_space)
         with pytest.raises(OSError, match="No space left"):
             tracker.project(directory)
     assert status(root) == [("RUNNING", 0, None)]  # not finished before all of it is there
@@ -444,7 +480,7 @@ def test_a_send_that_broke_in_the_middle_is_completed(
 def test_a_run_that_someone_deleted_is_made_again(root: Path, tracker: Tracker) -> None:
     directory = make_run(root / "runs", *EPOCHS)
     deleted = tracker.project(directory)
-    tracker._client.delete_run(deleted)
+    tracker.store.client.delete_run(deleted)
     append(directory, finished(make_record()))
     best_effort = BestEffort()
     run_id = best_effort.at_once(tracker.project, directory) or best_effort.at_once(tracker.project, directory)
@@ -487,6 +523,7 @@ def project_row(tracker: Tracker, verdict: Verdict, *, running: bool = False) ->
         Standing(
             row=ROW,
             verdict=verdict,
+            num_seeds=verdict.num_seeds + 2,
             spec_sha256=SPEC,
             device_kind="cpu",
             measured="measured here",
@@ -499,8 +536,8 @@ def test_a_row_is_one_parent_run_with_its_verdict(root: Path, tracker: Tracker) 
     run_id = project_row(tracker, REPRODUCED)
     latest = dict(rows(root, "SELECT key, value FROM latest_metrics"))
     assert latest == {
-        **{"mean_percent": 97.625, "sd_percent": 0.0625, "published_percent": 97.5, "gap_pp": 0.125, "num_seeds": 5.0},
-        **{"interval_low_percent": 97.5, "interval_high_percent": 97.75},
+        **{"mean_percent": 97.625, "sd_percent": 0.0625, "published_percent": 97.5, "gap_pp": 0.125, "num_seeds": 7.0},
+        **{"interval_low_percent": 97.5, "interval_high_percent": 97.75, "num_seeds_judged": 5.0},
     }
     expected = {"row": "mlp2-mnist", "verdict": "reproduced", "reason": "", "measured": "measured here"}
     found = tags(root, run_id)
@@ -514,12 +551,12 @@ def test_a_row_is_updated_in_place(root: Path, tracker: Tracker) -> None:
     assert rows(root, "SELECT status FROM runs") == [("RUNNING",)]
     for _ in range(2):
         assert project_row(tracker, REPRODUCED) == run_id
-        assert project_row(mlflow_store.open_tracker(root), REPRODUCED) == run_id
+        assert project_row(mlflow_runs.open_tracker(root), REPRODUCED) == run_id
     assert rows(root, "SELECT status FROM runs") == [("FINISHED",)]
     assert tags(root, run_id)["verdict"] == "reproduced"
     assert tags(root, run_id)["reason"] == ""
     assert len(points(root, "mean_percent")) == 1
-    assert [value for _, value, _ in points(root, "num_seeds")] == [0.0, 5.0]
+    assert [value for _, value, _ in points(root, "num_seeds_judged")] == [0.0, 5.0]
     fresh = Verdict(verdict="undecided", reason="", num_seeds=2, mean_percent=97.0)
     assert project_row(tracker, fresh) == run_id  # a fresh campaign has fewer seeds, and is what counts
     assert rows(root, "SELECT value FROM latest_metrics WHERE key = 'mean_percent'") == [(97.0,)]
@@ -554,7 +591,7 @@ def test_a_committed_record_is_replayed_once(root: Path, tracker: Tracker) -> No
     assert (found["model"], found["seed"], found["outcome"]) == ("mlp2", "3", "finished")
     assert (found["findings"], found["finding.dead_units"]) == ("dead units", "120 of 256")
     before = everything(root)
-    for again in (tracker, mlflow_store.open_tracker(root)):
+    for again in (tracker, mlflow_runs.open_tracker(root)):
         assert again.project_record(make_record(), spec=CONFIG, curve=CURVE, parent_id="row-run") == run_id
     assert everything(root) == before
 
@@ -610,10 +647,10 @@ def held_by_another(root: Path) -> Iterator[None]:
 def test_a_process_that_was_stopped_with_the_stores_lock_does_not_stop_the_others(
     root: Path, tracker: Tracker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker.lock_seconds = 0.1
+    tracker.store.lock_seconds = 0.1
     with held_by_another(root):
         with pytest.raises(mlflow_store.BusyError, match=r"mlflow\.db\.lock"):
-            Tracker(tracker.uri, artifact_root=None, lock_seconds=0.1)
+            mlflow_store.Store(tracker.store.uri, artifact_root=None, lock_seconds=0.1)
         assert BestEffort().at_once(tracker.project, make_run(root / "runs")) == ""
     assert "tracking is behind: another process has held" in capsys.readouterr().err
 
@@ -698,7 +735,7 @@ def test_system_metrics_that_cannot_be_had_do_no_harm(
 PROJECT_TWO = """
 import sys
 from pathlib import Path
-from remeasure.tracking.mlflow_store import open_tracker
+from remeasure.tracking.mlflow_runs import open_tracker
 
 root, own, shared = map(Path, sys.argv[1:])
 tracker = open_tracker(root)

@@ -27,7 +27,7 @@ from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.system.locks import Presence, held_folder
 from remeasure.tracking.content import campaign_name
-from remeasure.tracking.observer import Observers, Standing
+from remeasure.tracking.observer import Observers, Standing, State
 from remeasure.tracking.terminal import duration
 
 NUMPY_NEEDS = "the network from scratch computes on the CPU alone; CUDA_VISIBLE_DEVICES= measures it here"
@@ -98,6 +98,7 @@ class Campaign:
                 outcome = finished(campaign.spec, seed=seed, place=self.place)
             if outcome and seed not in campaign.done:
                 campaign.done[seed] = from_run(self.observers.keep(outcome), row=campaign.row.name)
+                campaign.has_grown |= seed in campaign.running
             elif (share := timing.share_left(campaign.spec, seed=seed, place=self.place)) < 1:
                 campaign.shares_left[seed] = share
         if faults:
@@ -152,7 +153,7 @@ class Campaign:
         """Train what is wanted and fits the budget, cheapest row first, until every row is decided or none fits."""
         for campaign in campaigns:
             self._publish(campaign)
-        workers = self.new_workers(self.place)
+        workers, interrupted = self.new_workers(self.place), True
         by_name = {campaign.row.name: campaign for campaign in campaigns}
         try:
             with workers:
@@ -163,13 +164,16 @@ class Campaign:
                     take=lambda task, future: self._take(by_name[task.asked_by], task=task, future=future),
                     watch=self.observers,
                 )
-        finally:  # on interruption, too: publish finished seeds, end runs in MLflow
+            interrupted = False
+        finally:  # on interruption, too: publish finished seeds, tell the observers how each row ended
             workers.drain(self.observers)
             with ExitStack() as ending:  # calls all of them, even if one fails; each row's in reverse order
                 for campaign in campaigns:
-                    ending.callback(self._leave, campaign)
+                    ending.callback(self._leave, campaign, interrupted=interrupted)
                     ending.callback(self._tell, campaign)
                     ending.callback(self._publish, campaign)
+                    if campaign.running and not self.options.fresh:  # else runs of an earlier start would be taken
+                        ending.callback(self._find_finished, campaign)
         for campaign in campaigns:
             if seconds := campaign.seconds(device=self._device):
                 self.say(self._left_out(campaign, seconds=list(seconds.values())))
@@ -229,7 +233,7 @@ class Campaign:
         """`name`: the row the run is recorded for; not `campaign`'s if a row that shares the seed has failed."""
         if campaign.row.name not in self._present:
             self._present[campaign.row.name] = self._presence(campaign)
-            self._track(campaign, running=True)
+            self._track(campaign, state="running")
         campaign.running.update(campaign.spec.together(seed))
         owner = campaign.row.name
         workers.submit(Task(row=name, seed=seed, spec=campaign.spec, fresh=self.options.fresh, asked_by=owner))
@@ -239,11 +243,11 @@ class Campaign:
         note = campaign_name(campaign.row.name, spec_sha256=sha256, device_kind=kind)
         return Presence(participants(self.place.runs, campaign=note), note=note)
 
-    def _leave(self, campaign: RowCampaign) -> None:
-        """Leave the row; the last process that works on it ends its parent run in MLflow."""
-        present = self._present.pop(campaign.row.name, None) or self._presence(campaign)
-        if present.leave():
-            self._track(campaign, running=False)
+    def _leave(self, campaign: RowCampaign, *, interrupted: bool) -> None:
+        """Leave a row that has begun; the last process that works on it tells the observers how it ended."""
+        present = self._present.pop(campaign.row.name, None)
+        if (present or campaign.done) and (present or self._presence(campaign)).leave():
+            self._track(campaign, state=campaign.ending(interrupted=interrupted))
 
     def _take(self, campaign: RowCampaign, *, task: Task, future: Future[list[Outcome]]) -> None:
         """Keep the outcomes of a task that has ended, or why it failed."""
@@ -261,6 +265,8 @@ class Campaign:
     def _fail(self, campaign: RowCampaign, reason: str) -> None:
         campaign.failures.append(reason)
         self.say(f"{campaign.row.name} failed: {reason}")
+        if campaign.row.name in self._present:
+            self._track(campaign, state=campaign.state())
 
     def _keep(self, campaign: RowCampaign, *, outcomes: Sequence[Outcome]) -> None:
         """Add finished seeds, publish them if they may replace the record, and tell how a row ended."""
@@ -269,12 +275,7 @@ class Campaign:
         self._publish(campaign)
         if campaign.has_what_was_asked():
             self._tell(campaign)
-        if not campaign.running and (
-            not (wanted := campaign.wanted()) or len(campaign.done) in campaign.row.rule.looks
-        ):
-            self._track(campaign, running=bool(wanted))
-        elif campaign.row.name in self._present:
-            self._track(campaign, running=True)
+        self._track(campaign, state=campaign.state())
 
     def _publish(self, campaign: RowCampaign) -> None:
         """Offer the seeds to results/, once for each number of them, and compare them with the record before."""
@@ -294,17 +295,18 @@ class Campaign:
             campaign.told = line
             self.say(line)
 
-    def _track(self, campaign: RowCampaign, *, running: bool) -> None:
+    def _track(self, campaign: RowCampaign, *, state: State) -> None:
         """Tell the observers how the row stands."""
         self.observers.row(
             Standing(
                 row=campaign.row,
                 verdict=campaign.verdict(),
+                num_seeds=len(campaign.done),
                 spec_sha256=campaign.spec.spec_sha256,
                 device_kind=self.place.device_kind,
                 measured="measured here",
                 agreement=campaign.comparison,
-                state="running" if running else "finished",
+                state=state,
             )
         )
 

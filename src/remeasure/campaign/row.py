@@ -10,6 +10,7 @@ from remeasure.judging.verdict import judge
 from remeasure.spec.claim import Evidence, Row, Verdict
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
+from remeasure.tracking.observer import State
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -52,6 +53,17 @@ class RowCampaign:
         counts = {seed: part.record.num_correct for seed, part in self.done.items()}
         evidence = Evidence(num_correct=counts, num_test=self.spec.data.num_test)
         return judge(evidence, published_percent=self.row.published.accuracy_percent, rule=self.row.rule)
+
+    def state(self) -> State:
+        """Whether the row is under way; if not, how it ended."""
+        return "running" if self.running or self.wanted() else self.ending(interrupted=False)
+
+    def ending(self, *, interrupted: bool) -> State:
+        """How the row ended. `interrupted`: the whole campaign was, perhaps after this row had ended."""
+        if interrupted and (self.running or self.wanted()):
+            return "interrupted"
+        lost = self.failures or any(part.record.num_correct is None for part in self.done.values())
+        return "failed" if lost else "finished"
 
     def wanted(self) -> list[int]:
         """The seeds to train next: those that the current look lacks; none if the row is decided or cannot be."""

@@ -1,9 +1,10 @@
 """A class of the user's that a config names: an observer or a callback."""
 
 import inspect
+import pkgutil
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, TypeVar
 
 from remeasure.spec.base import InputError, Strict
@@ -19,9 +20,7 @@ class Plugin(Strict):
     options: dict[str, Any] = field(default_factory=dict)
 
     def _faults(self) -> Iterable[str]:
-        if not all(part.isidentifier() for part in self.builder.replace(":", ".", 1).split(".")) or (
-            self.builder.count(":") != 1
-        ):
+        if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.builder):
             yield f"builder: expected module:name, such as package.module:Class, got {self.builder!r}"
 
     def build(self, kind: type[T], *, where: str, **context: object) -> T:
@@ -29,9 +28,8 @@ class Plugin(Strict):
 
         Raises InputError, which begins with `where`.
         """
-        module, _, name = self.builder.partition(":")
         try:
-            builder = getattr(import_module(module), name)
+            builder = pkgutil.resolve_name(self.builder)
         except (ImportError, AttributeError) as error:
             raise InputError(f"{where}.builder: {self.builder} cannot be imported: {error}") from None
         known = {key: value for key, value in context.items() if key in inspect.signature(builder).parameters}

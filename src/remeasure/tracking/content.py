@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from remeasure.runs import journal
-from remeasure.spec.claim import Verdict
 from remeasure.spec.record import Event, RunRecord
 from remeasure.system.paths import read_file
 from remeasure.tracking.observer import Measured, Standing
@@ -133,7 +132,7 @@ def row_content(standing: Standing) -> Content:
         started_ms=time_ms,
         ended_ms=time_ms,
         tags={key: _cut(value) for key, value in tags.items()},
-        points=_row_points(verdict, published_percent=row.published.accuracy_percent),
+        points=_row_points(standing),
     )
 
 
@@ -142,8 +141,9 @@ def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
     return f"{row}/{spec_sha256[:12]}/{device_kind}"
 
 
-def _row_points(verdict: Verdict, *, published_percent: float) -> Points:
+def _row_points(standing: Standing) -> Points:
     """All at step 0, now: MLflow shows the last value at the largest step, and a new campaign starts with few seeds."""
+    verdict, published_percent = standing.verdict, standing.row.published.accuracy_percent
     mean = verdict.mean_percent
     values = {
         "mean_percent": mean,
@@ -152,7 +152,8 @@ def _row_points(verdict: Verdict, *, published_percent: float) -> Points:
         "interval_high_percent": verdict.interval_high_percent,
         "published_percent": published_percent,
         "gap_pp": None if mean is None else mean - published_percent,
-        "num_seeds": verdict.num_seeds,
+        "num_seeds": standing.num_seeds,
+        "num_seeds_judged": verdict.num_seeds,
     }
     return _points(values, step=0, time_ms=round(1000 * time.time()))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from remeasure.runs.folder import Outcome, write_record
 from remeasure.spec.record import Event
 from remeasure.system import locks
-from remeasure.tracking import mlflow_store
+from remeasure.tracking import mlflow_runs, mlflow_store
 from remeasure.tracking.best_effort import BestEffort
 from remeasure.tracking.observer import Observer, Standing
 
@@ -76,10 +76,10 @@ class MlflowObserver(Observer):
             sampler.close()
 
 
-def _tracker(project: Path) -> mlflow_store.Tracker | None:
+def _tracker(project: Path) -> mlflow_runs.Tracker | None:
     """None where mlflow is not installed, or its database is locked."""
     try:
-        return mlflow_store.open_tracker(project) if mlflow_store.available() else None
+        return mlflow_runs.open_tracker(project) if mlflow_store.available() else None
     except mlflow_store.BusyError as error:
         print(f"tracking is behind: {error.faults[0]}; `make track` completes it", file=sys.stderr)
         return None

@@ -20,21 +20,24 @@ METHODS = {  # event of the journal to the method that gets it
     **dict.fromkeys(("finished", "failed", "interrupted"), "finished"),
 }
 Measured = Literal["measured here", "committed record"]
+State = Literal["running", "finished", "failed", "interrupted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """How a ledger row stands: its verdict on the seeds so far, and whether its campaign goes on.
 
+    `num_seeds`: all that are finished; the verdict has its own number, of those in its mean.
     `agreement`: how the older record compares, in words. `at`: the time of the measurement, ISO 8601; None is now.
     """
 
     row: Row
     verdict: Verdict
+    num_seeds: int
     spec_sha256: str
     device_kind: str
     measured: Measured
-    state: Literal["running", "finished", "failed", "interrupted"]
+    state: State
     agreement: str = ""
     at: str | None = None
 

@@ -13,7 +13,7 @@ from remeasure.spec.claim import Evidence, Row
 from remeasure.system import locks
 from remeasure.system.locks import held_folder
 from remeasure.system.redaction import masked
-from remeasure.tracking import mlflow_store
+from remeasure.tracking import mlflow_runs, mlflow_store
 from remeasure.tracking.content import campaign_name
 from remeasure.tracking.mlflow_observer import MlflowObserver
 from remeasure.tracking.observer import Observers, Standing
@@ -34,11 +34,11 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
     for directory in directories:
         started = journal.last(journal.read(directory), "started") or {}
         tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
-    uri, num_rows = masked(tracker.uri), sum(map(bool, parents.values()))
+    uri, num_rows = masked(tracker.store.uri), sum(map(bool, parents.values()))
     say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
 
 
-def replay_row(row: Row, *, tracker: "mlflow_store.Tracker", results: Path, runs: Path) -> str:
+def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs: Path) -> str:
     """Replay a row's committed record as a parent run, with a child for each seed; returns the parent's id.
 
     "" without a record, or while a campaign works on the row: it updates the parent run itself.
@@ -56,6 +56,7 @@ def replay_row(row: Row, *, tracker: "mlflow_store.Tracker", results: Path, runs
     standing = Standing(
         row=row,
         verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
+        num_seeds=len(group.records),
         spec_sha256=sha256,
         device_kind=kind,
         measured="committed record",

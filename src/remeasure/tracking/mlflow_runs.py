@@ -1,0 +1,209 @@
+"""MLflow as a projection of the runs' journals and of the committed records.
+
+What an MLflow run should hold is a function of the files alone (tracking/content.py);
+`Tracker._bring_up_to_date` sends what the store lacks of it. So projecting twice adds nothing, and a store that was
+down, deleted or only partly updated is completed by projecting again.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remeasure.spec.record import RunRecord
+from remeasure.system.redaction import masked
+from remeasure.tracking.content import CAMPAIGN_TAG, Content, record_content, row_content, run_content
+from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri
+from remeasure.tracking.observer import Standing
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+def open_tracker(project_root: Path) -> "Tracker":
+    """The tracker over this project's store. Raises InputError if it cannot be reached."""
+    uri = store_uri(project_root)
+    return Tracker(Store(uri, artifact_root=artifact_root(uri, project_root=project_root)))
+
+
+@dataclass(kw_only=True)
+class _Held:
+    """Cached state of one run in the store."""
+
+    run_id: str
+    status: str
+    ended_ms: int | None
+    tags: dict[str, str]
+    params: set[str]
+    points: dict[tuple[str, int], float]
+    datasets: set[str]
+    files: dict[str, int]  # name to size
+
+
+class Tracker:
+    """Sends runs and rows to a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._held: dict[tuple[str, str], _Held] = {}
+
+    def project(self, run_directory: Path, *, parent_id: str = "") -> str:
+        """Bring MLflow up to date with a run directory and return the MLflow run's id.
+
+        `parent_id`: what `project_row` returned for the run's campaign. "" if the journal has no `started` event.
+        """
+        content = run_content(run_directory, parent_id=parent_id)
+        return self._bring_up_to_date(content) if content else ""
+
+    def project_row(self, standing: Standing) -> str:
+        """Bring the parent run of a row's campaign up to date and return its id."""
+        return self._bring_up_to_date(row_content(standing))
+
+    def close_campaign(self, campaign: str) -> str:
+        """End a row's parent run that a killed campaign left running; returns its id, or "" where there is none.
+
+        `campaign`: as content.campaign_name gives it.
+        """
+        run = self._search({CAMPAIGN_TAG: campaign}, status="RUNNING")
+        if run is None:
+            return ""
+        self.store.client.set_terminated(run.info.run_id, "KILLED")
+        return str(run.info.run_id)
+
+    def project_record(
+        self,
+        record: RunRecord,
+        *,
+        spec: Mapping[str, Any],
+        curve: Sequence[Mapping[str, Any]],
+        findings: Mapping[str, str] | None = None,
+        parent_id: str = "",
+    ) -> str:
+        """Replay a committed record as a child run and return its id; if the store has this seed's own run, that one's.
+
+        `spec`: the row's results/specs/<row>.yaml. `curve`: this seed's lines of results/curves/<row>.csv. `findings`:
+        what the doctor found, name to evidence.
+        """
+        content = record_content(record, spec=spec, curve=curve, findings=findings or {}, parent_id=parent_id)
+        same = {key: getattr(record, key) for key in ("row", "seed", "spec_sha256", "device_kind")}
+        own = self._search({**same, "measured": "measured here"}, status=content.status)
+        return str(own.info.run_id) if own else self._bring_up_to_date(content)
+
+    @contextmanager
+    def system_metrics(self, mlflow_run_id: str, *, interval_seconds: float = 5.0) -> Iterator[None]:
+        """Record processor, memory, disk and GPU use beside the run, where that is possible; "" records nothing."""
+        monitor = None
+        if mlflow_run_id:
+            try:
+                monitor = import_module("mlflow.system_metrics.system_metrics_monitor").SystemMetricsMonitor(
+                    mlflow_run_id, sampling_interval=interval_seconds, resume_logging=True, tracking_uri=self.store.uri
+                )
+                monitor.start()
+            except Exception as error:  # no psutil, no access to /proc, no store: the run goes on
+                print(f"system metrics are not recorded: {masked(str(error))}", file=sys.stderr)
+        try:
+            yield
+        finally:
+            if monitor:
+                monitor.finish()
+
+    def _bring_up_to_date(self, content: Content) -> str:
+        """Send what the store lacks. A failed call drops the cached state, so that the next reads it from the store."""
+        self.store.check()
+        held = self._held.pop(content.identity, None) or self._find_or_create(content)
+        self._send_batches(content, held=held)
+        self._send_files(content, held=held)
+        self._send_status(content, held=held)
+        self._held[content.identity] = held
+        return held.run_id
+
+    def _find_or_create(self, content: Content) -> _Held:
+        with self.store.locked():
+            run = self._search({content.identity[0]: content.identity[1]})
+            if run is None:
+                run = self.store.client.create_run(
+                    self.store.experiment_id,
+                    start_time=content.started_ms,
+                    tags={**content.tags, content.identity[0]: content.identity[1]},
+                    run_name=content.name,
+                )
+                return _held(run, points={}, files={})
+        keys = {key for key, _ in content.points} & set(run.data.metrics)
+        histories = [self.store.client.get_metric_history(run.info.run_id, key) for key in sorted(keys)]
+        history = sorted((m for h in histories for m in h), key=lambda metric: metric.timestamp)
+        points = {(metric.key, metric.step): metric.value for metric in history}
+        return _held(run, points=points, files=self._files(run.info.run_id) if content.files else {})
+
+    def _search(self, tags: Mapping[str, object], *, status: str = "") -> "Run | None":
+        clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+        clauses += [f"attributes.status = '{status}'"] if status else []
+        found = self.store.client.search_runs(
+            [self.store.experiment_id], filter_string=" and ".join(clauses), max_results=1
+        )
+        return found[0] if found else None
+
+    def _files(self, run_id: str) -> dict[str, int]:
+        return {entry.path: entry.file_size or 0 for entry in self.store.client.list_artifacts(run_id)}
+
+    def _send_batches(self, content: Content, *, held: _Held) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        points = {at: point for at, point in content.points.items() if held.points.get(at) != point[0]}
+        metrics = [Metric(key, value, time_ms, step) for (key, step), (value, time_ms) in points.items()]
+        params = [Param(key, value) for key, value in content.params.items() if key not in held.params]
+        tags = [RunTag(key, value) for key, value in content.tags.items() if held.tags.get(key) != value]
+        self.store.client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # it splits large batches
+        held.points |= {at: value for at, (value, _) in points.items()}
+        held.params |= content.params.keys()
+        held.tags |= content.tags
+
+    def _send_files(self, content: Content, *, held: _Held) -> None:
+        if content.dataset and content.dataset[0] not in held.datasets:
+            self._log_dataset(content.dataset, run_id=held.run_id)
+            held.datasets.add(content.dataset[0])
+        for path in content.files:
+            size = path.stat().st_size
+            if held.files.get(path.name) != size:
+                self.store.client.log_artifact(held.run_id, str(path))
+                held.files[path.name] = size
+
+    def _log_dataset(self, dataset: tuple[str, str, str], *, run_id: str) -> None:
+        """Try twice: MLflow fails if two processes create the entry of the same data set at once."""
+        from mlflow.exceptions import MlflowException
+
+        datasets = [_dataset_input(dataset)]
+        try:
+            self.store.client.log_inputs(run_id, datasets=datasets)
+        except MlflowException:
+            self.store.client.log_inputs(run_id, datasets=datasets)
+
+    def _send_status(self, content: Content, *, held: _Held) -> None:
+        if content.status == "RUNNING" and held.status != "RUNNING":
+            self.store.client.update_run(held.run_id, status="RUNNING")
+        if content.status != "RUNNING" and (content.status, content.ended_ms) != (held.status, held.ended_ms):
+            self.store.client.set_terminated(held.run_id, content.status, content.ended_ms)
+        held.status, held.ended_ms = content.status, content.ended_ms
+
+
+def _held(run: "Run", *, points: dict[tuple[str, int], float], files: dict[str, int]) -> _Held:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return _Held(
+        run_id=run.info.run_id,
+        status=run.info.status,
+        ended_ms=run.info.end_time,
+        tags=dict(run.data.tags),
+        params=set(run.data.params),
+        points=points,
+        datasets={entry.dataset.name for entry in inputs},
+        files=files,
+    )
+
+
+def _dataset_input(dataset: tuple[str, str, str]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    name, digest, source = dataset
+    return DatasetInput(Dataset(name, digest, "remeasure", source), [InputTag("mlflow.data.context", "train and test")])
