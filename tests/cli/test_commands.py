@@ -161,6 +161,23 @@ def test_cfg_job_prints_the_config_and_trains_nothing(project: Project, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["train", "reproduce"])
+def test_a_command_is_also_a_module(command: str, project: Project) -> None:
+    done = project.python("-m", f"remeasure.cli.{command}", "--help", cwd=project.root)
+    assert done.returncode == 0, done.stderr
+    assert "seed" in done.stdout
+
+
+def test_a_scheduler_s_variables_do_not_touch_a_run_on_one_device(
+    project: Project, here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook that SLURM started."""
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "jupyter"}.items():
+        monkeypatch.setenv(name, value)
+    done = here(project, "train.py", "model=mlp2", "data=digits", "recipe.epochs_total=1", "seed=21")
+    assert done.status == 0, done.stderr
+
+
 def test_bash_completes_python_src_train_py(project: Project) -> None:
     script = """
         eval "$(python src/train.py -sc install=bash)"

@@ -16,7 +16,7 @@ from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
-from remeasure.system import paths
+from remeasure.system import paths, startup
 from remeasure.tracking.observer import build
 
 Compose = Callable[[Sequence[str]], Config]
@@ -116,3 +116,9 @@ def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], sp
     line += f" mlflow_run_id={record.mlflow_run_id}"
     path = outcome.directory / "record.json"
     yield f"{line} record={os.path.relpath(path)}" if split == "test" else line
+
+
+if __name__ == "__main__":  # `python -m remeasure.cli.train`, where the package is installed without src/
+    from remeasure.cli.commands import train_main
+
+    startup.run(train_main)

@@ -24,8 +24,8 @@ def conf_dir() -> Path:
 
 
 def data_root() -> Path:
-    """REMEASURE_DATA, else data/ at the project root."""
-    return Path(os.environ.get("REMEASURE_DATA") or project_root() / "data").resolve()
+    """REMEASURE_DATA, where ~ is the home folder, else data/ at the project root."""
+    return Path(os.environ.get("REMEASURE_DATA") or project_root() / "data").expanduser().resolve()
 
 
 def writable(folder: Path) -> Path:

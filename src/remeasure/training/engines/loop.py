@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from remeasure.spec.base import InputError
@@ -160,6 +161,8 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            # One device takes nothing from the variables of SLURM or torchrun, which a job script may have left.
+            plugins=[LightningEnvironment()] if machines.get("strategy", "auto") == "auto" else None,
         )
         checkpoint = keeper.checkpoint if keeper.checkpoint.exists() else None
         try:
