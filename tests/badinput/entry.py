@@ -20,6 +20,7 @@ from tests.support.project import Ended, Project
 from remeasure.cli import commands, train
 from remeasure.data import catalog, cifar10, mnist
 from remeasure.judging import publish
+from remeasure.judging.report.page import TestSplit
 from remeasure.runs import execute
 from remeasure.runs.folder import Outcome
 from remeasure.spec.recipe import Recipe
@@ -184,7 +185,7 @@ def entered(project: Project) -> Iterator[Entry]:
         patch.setattr(paths, "_CHECKOUT", entry.root)
         patch.setattr(train, "Observer", Unwatched)
         patch.setattr(execute, "execute_together", entry.begin)
-        patch.setattr(catalog, "test_labels", lambda spec, *, root: LABELS)  # noqa: ARG005
+        patch.setattr(catalog, "test_split", lambda spec, *, root: (LABELS, None))  # noqa: ARG005
         for reader in (mnist, cifar10):
             patch.setattr(reader, "download", lambda *_, **__: missing)
         (entry.root / "cwd").mkdir()
@@ -199,7 +200,12 @@ def _measure(entry: Entry) -> None:
     entry.ledger.write_text(LEDGER)
     entry.results.mkdir()
     publish.publish(entry.results, row=ROW, files=group().to_files())
-    publish.write(entry.ledger, results=entry.results, readme_path=entry.root / "README.md")
+    publish.write(
+        entry.ledger,
+        results=entry.results,
+        readme_path=entry.root / "README.md",
+        splits=lambda _: TestSplit(LABELS, None),
+    )
 
 
 # What may lie in place of a file, and is none: to read the pipe would wait for ever, the device would never end.

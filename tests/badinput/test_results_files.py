@@ -171,7 +171,7 @@ def test_a_file_that_agrees_with_its_seal_is_still_not_believed(entry: Entry, na
     for each in ("table.csv", "table.md", "report.html"):
         (entry.results / each).write_bytes(before[each])
     (entry.root / "README.md").write_bytes(readme)
-    assert_well_ended(verified, naming=[name, f"environments/{VERSIONS}", "table.csv", "table.md"])
+    assert_well_ended(verified, naming=[name, f"environments/{VERSIONS}", "table.csv", "table.md", "report.html"])
     assert_well_ended(ended, naming=[name])
     if not name.startswith(("runs/", "findings/")):
         assert ended.status == 0

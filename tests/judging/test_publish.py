@@ -12,6 +12,7 @@ from remeasure.judging import ledger
 from remeasure.judging.publish import may_replace, offer, publish, recover, write
 from remeasure.judging.reader import read_runs
 from remeasure.judging.records import put_together
+from remeasure.judging.report.page import TestSplit
 from remeasure.judging.verify import verify
 from remeasure.spec.claim import Row, Rule
 
@@ -110,7 +111,7 @@ def test_the_table_fits_to_the_row_wherever_a_publication_was_broken_off(
             with contextlib.suppress(KeyboardInterrupt):
                 ended = offer(results, seeds(0, 1, 2), row=tiny, then=table)
         recover(results, then=table)
-        report = verify(path, results=results, labels=lambda _: LABELS, readme_path=readme)
+        report = verify(path, results=results, splits=lambda _: TestSplit(LABELS), readme_path=readme)
         assert report.faults == ()
         if ended:
             break

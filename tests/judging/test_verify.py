@@ -9,10 +9,16 @@ from tests.support.measured import LABELS, LEDGER, ROW, VERSIONS, curve, group, 
 
 from remeasure.judging import publish
 from remeasure.judging.records import RowResults
+from remeasure.judging.report.page import TestSplit, TestSplits
 from remeasure.judging.verify import Report, verify
 from remeasure.system.digests import predicted_sha256
 
 SEALED = sorted(group().to_files())
+
+
+def splits(labels: np.ndarray | None) -> TestSplits:
+    """The test split of shapes, without images; None: it is not here."""
+    return {"shapes": None if labels is None else TestSplit(labels)}.get
 
 
 class Project:
@@ -25,10 +31,10 @@ class Project:
         self.ledger.write_text(LEDGER)
         self.readme.write_text("# Title\n<!-- table:begin -->\n<!-- table:end -->\n")
         publish.publish(self.results, row=ROW, files=measured.to_files())
-        publish.write(self.ledger, results=self.results, readme_path=self.readme)
+        publish.write(self.ledger, results=self.results, readme_path=self.readme, splits=splits(LABELS))
 
     def verify(self, *, labels: np.ndarray | None = LABELS) -> Report:
-        return verify(self.ledger, results=self.results, labels={"shapes": labels}.get, readme_path=self.readme)
+        return verify(self.ledger, results=self.results, splits=splits(labels), readme_path=self.readme)
 
     def replace(self, name: str, *, old: bytes, new: bytes) -> None:
         path = self.root / name
@@ -54,9 +60,9 @@ def test_an_untouched_folder_passes_and_says_what_was_checked(project: Project) 
     assert report.lines == (
         f"{ROW}: 5 seeds, 200 predictions recomputed: ok",
         "other-shapes: no record yet",
+        "report.html: ok",
         "table.csv: ok",
         "table.md: ok",
-        "report.html: ok",
         "README.md: ok",
     )
 
@@ -67,6 +73,7 @@ def test_without_labels_all_but_the_accuracies_is_checked_and_said(project: Proj
     assert report.lines[0] == f"{ROW}: 5 seeds, 200 predictions: ok, but not compared with the labels of shapes, " + (
         "which are not here"
     )
+    assert report.lines[2] == "report.html: ok, but not compared in what needs the test split of shapes"
     project.replace(f"results/curves/{ROW}.csv", old=b"81.250", new=b"81.251")
     assert_names(project.verify(labels=None), f"curves/{ROW}.csv")
 
@@ -76,7 +83,7 @@ def test_labels_are_asked_for_once_and_only_where_there_is_a_record(project: Pro
         LEDGER + LEDGER.removeprefix("rows:\n").replace("-shapes:", "-unseen:").replace("data: shapes", "data: unseen")
     )
     asked: list[str] = []
-    verify(project.ledger, results=project.results, labels=asked.append, readme_path=project.readme)
+    verify(project.ledger, results=project.results, splits=asked.append, readme_path=project.readme)
     assert asked == ["shapes"]
 
 

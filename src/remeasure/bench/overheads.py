@@ -18,13 +18,13 @@ from remeasure.campaign.executors.local import Task, Workers
 from remeasure.config import compose
 from remeasure.data import catalog, fingerprint
 from remeasure.judging import ledger, publish, verify
+from remeasure.judging.report.page import TestSplit
 from remeasure.runs.execute import execute
 from remeasure.runs.folder import Place
 from remeasure.runs.recorder import unwatched
 from remeasure.spec.base import DataMissingError
 from remeasure.spec.run import DataSpec, RunSpec
 from remeasure.system import paths
-from remeasure.system.formats import Array
 from remeasure.tracking.mlflow_observer import MlflowObserver
 from remeasure.tracking.observer import Observers
 from remeasure.tracking.terminal import Progress
@@ -333,7 +333,7 @@ def scoring(setting: Setting) -> Part:
         "ledger.read": partial(ledger.read, ledger_path),
         "table.render": partial(publish.render, rows, results=results, readme_path=readme),
         "verify.verify": partial(
-            verify.verify, ledger_path, results=results, labels=partial(_labels, setting=setting), readme_path=readme
+            verify.verify, ledger_path, results=results, splits=partial(_split, setting=setting), readme_path=readme
         ),
     }
     return Part(
@@ -344,9 +344,10 @@ def scoring(setting: Setting) -> Part:
     )
 
 
-def _labels(name: str, *, setting: Setting) -> Array | None:
+def _split(name: str, *, setting: Setting) -> TestSplit | None:
+    spec = catalog.read_config(name, conf_dir=paths.conf_dir())
     try:
-        return catalog.test_labels(catalog.read_config(name, conf_dir=paths.conf_dir()), root=setting.data_root)
+        return TestSplit(*catalog.test_split(spec, root=setting.data_root))
     except DataMissingError:
         return None
 

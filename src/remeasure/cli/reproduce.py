@@ -6,15 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
 from remeasure.data import catalog
 from remeasure.judging import ledger, publish, table, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_runs
+from remeasure.judging.report.page import TestSplit
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
@@ -56,7 +55,13 @@ class Files:
     def retable(self) -> None:
         """Bring the table up to date if there is one; the caller holds the lock of results/."""
         if (self.results / "table.csv").exists():
-            publish.write(self.ledger, results=self.results, readme_path=self.readme)
+            self.table()
+
+    def table(self) -> None:
+        """Write the table and the report."""
+        faults = publish.write(self.ledger, results=self.results, readme_path=self.readme, splits=_split_if_sound)
+        for fault in faults:
+            _say(f"report.html stays as it is: {fault}")
 
 
 def main(arguments: Sequence[str], *, compose: Compose) -> int:
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         status, origins = _measure(chosen, files=files, options=options, compose=compose)
     with held_folder(files.results):  # what another campaign publishes meanwhile would not fit to what is read here
         if options.command in ("reproduce", "table"):
-            publish.write(files.ledger, results=files.results, readme_path=files.readme)
+            files.table()
             records = {name: read_runs(files.results, row=name) for name in rows}
             origins = {name: "committed record" for name in rows if records[name]} | origins
             print(table.to_text(table.build(rows, records=records), rows=rows, origins=origins))
@@ -242,14 +247,28 @@ def _missing_lines(not_here: "Sequence[NotHere]") -> Iterator[str]:
         yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
 
 
-def _verify(files: Files) -> int:
-    def labels(name: str) -> "npt.NDArray[Any] | None":
-        try:
-            return catalog.test_labels(catalog.read_config(name, conf_dir=paths.conf_dir()), root=paths.data_root())
-        except DataMissingError:
-            return None
+def _split(name: str) -> TestSplit | None:
+    """The test split of the data set, or None where it is not here. InputError: its files are damaged."""
+    spec = catalog.read_config(name, conf_dir=paths.conf_dir())
+    try:
+        return TestSplit(
+            *catalog.test_split(spec, root=paths.data_root()), classes=catalog.CLASS_NAMES.get(spec.source, ())
+        )
+    except DataMissingError:
+        return None
 
-    report = verify.verify(files.ledger, results=files.results, labels=labels, readme_path=files.readme)
+
+def _split_if_sound(name: str) -> TestSplit | None:
+    """The same; the report does without damaged files."""
+    try:
+        return _split(name)
+    except InputError as error:
+        _say("\n".join(error.faults))
+        return None
+
+
+def _verify(files: Files) -> int:
+    report = verify.verify(files.ledger, results=files.results, splits=_split, readme_path=files.readme)
     print("\n".join(report.lines))
     for fault in report.faults:
         _say(fault)

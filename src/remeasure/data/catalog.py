@@ -24,6 +24,7 @@ SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]
 READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read, "cifar10": cifar10.read}
+CLASS_NAMES: dict[str, tuple[str, ...]] = {"cifar10": cifar10.CLASS_NAMES}  # by reader; others have numbers
 Finder = Callable[[SplitName, Path, dict[str, str]], Listing]
 FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imagenet.find_sample}
 
@@ -89,6 +90,15 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
 
 def test_labels(spec: DataSpec, *, root: Path) -> np.ndarray:
     """Labels of the official test split, shape (N,) int64. Raises DataMissingError; downloads nothing."""
+    return test_split(spec, root=root)[0]
+
+
+def test_split(spec: DataSpec, *, root: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels (N,) int64 of the official test split and its images (N, C, H, W) uint8, None for photographs.
+
+    Raises DataMissingError; downloads nothing.
+    """
     if streamed(spec):
-        return load_listing(spec, "test", root=root).labels
-    return load_split(spec, "test", root=root, fetch=False).labels
+        return load_listing(spec, "test", root=root).labels, None
+    split = load_split(spec, "test", root=root, fetch=False)
+    return split.labels, split.images

@@ -27,6 +27,7 @@ NAMES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test
 ALL = (*NAMES["train"], *NAMES["test"])
 RECORD = 1 + 3 * 32 * 32  # a label byte, then 3x32x32 pixels, channel first
 PER_FILE = 10_000
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 Part = tuple[np.ndarray, np.ndarray]  # images (10000, 3, 32, 32) uint8, labels (10000,) int64
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from remeasure.spec.base import InputError, canonical_json
-from remeasure.spec.claim import Row
+from remeasure.spec.claim import Article, Row
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
 
@@ -32,17 +32,28 @@ def read(path: Path) -> dict[str, Row]:
 
     Raises InputError with one line for each fault; each names the file, the row and the key.
     """
-    entries, faults = plain_entries(path, top="rows")
-    rows = {}
-    for name, entry in entries.items():
+    return read_with_article(path)[0]
+
+
+def read_with_article(path: Path) -> tuple[dict[str, Row], Article | None]:
+    """The rows, and where they were published if the ledger has the key `article`. InputError: as in `read`."""
+    document, faults = plain_document(path, top="rows", beside=("article",))
+    rows, article = {}, None
+    for name, entry in document["rows"].items():
         faults += _entry_faults(entry, name=name)
         try:
             named = {**entry, "name": name} if isinstance(entry, dict) else entry
             rows[name] = convert(Row, named, where=f"rows.{name}")
         except InputError as error:
             faults += error.faults
+    if "article" in document:
+        try:
+            article = convert(Article, document["article"], where="article")
+            faults += [f"article.names.{name}: no such row" for name in article.names if name not in document["rows"]]
+        except InputError as error:
+            faults += error.faults
     _refuse(f"{path}: {fault}" for fault in faults)
-    return rows
+    return rows, article
 
 
 def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:
@@ -50,15 +61,23 @@ def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:
 
     Raises InputError for a file that is not plain YAML.
     """
+    document, faults = plain_document(path, top=top)
+    return document[top], faults
+
+
+def plain_document(path: Path, *, top: str, beside: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The whole ledger, whose key `top` has a mapping; the keys `beside` are optional, others are faults."""
     root = _compose(path)
-    faults = list(_key_faults(root, top=top))
-    entries = _entries(root, top=top)
-    if not entries:
+    faults = list(_key_faults(root, tops=(top, *beside)))
+    document = _plain(root) if root else None
+    document = document if isinstance(document, dict) else {}
+    if not isinstance(document.get(top), dict) or not document[top]:
         one = top.removesuffix("s")
         faults.append(
             f"expected the top-level key {top}, a mapping from each {one}'s name to its entry; found no {one}"
         )
-    return entries, faults
+        document[top] = {}
+    return document, faults
 
 
 def check_configs(rows: Mapping[str, Row], *, conf_dir: Path) -> None:
@@ -177,11 +196,11 @@ def _at(mark: Any) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
-def _key_faults(node: yaml.Node | None, *, top: str, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Faults of duplicate keys, keys that are not text, and top-level keys other than `top`."""
+def _key_faults(node: yaml.Node | None, *, tops: Sequence[str], path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Faults of duplicate keys, keys that are not text, and top-level keys other than `tops`."""
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _key_faults(item, top=top, path=(*path, str(index)))
+            yield from _key_faults(item, tops=tops, path=(*path, str(index)))
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -192,17 +211,10 @@ def _key_faults(node: yaml.Node | None, *, top: str, path: tuple[str, ...] = ())
             yield f"{place}: duplicate key, first in line {lines[key]}; keep one of them"
         elif key_node.tag != _TEXT:
             yield f"{place}: expected a key that is text; put it in quotes"
-        elif not path and key != top:
-            yield f"{place}: no such key{did_you_mean(key, [top])}; valid: {top}"
+        elif not path and key not in tops:
+            yield f"{place}: no such key{did_you_mean(key, tops)}; valid: {', '.join(tops)}"
         lines.setdefault(key, line)
-        yield from _key_faults(value, top=top, path=(*path, key))
-
-
-def _entries(root: yaml.Node | None, *, top: str) -> dict[str, Any]:
-    """The plain mapping under the top-level key `top`; empty where there is none."""
-    document = _plain(root) if root else None
-    entries = document.get(top) if isinstance(document, dict) else None
-    return entries if isinstance(entries, dict) else {}
+        yield from _key_faults(value, tops=tops, path=(*path, key))
 
 
 def _plain(node: yaml.Node) -> Any:

@@ -6,20 +6,21 @@ results/.
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from remeasure.judging import ledger, report
+from remeasure.judging import ledger
 from remeasure.judging.comparison import differing, same_campaign
 from remeasure.judging.reader import read_findings, read_row, read_runs
 from remeasure.judging.records import RowResults
+from remeasure.judging.report import beside, page
 from remeasure.judging.table import build, readme_block, to_csv, to_markdown, update_readme, verdict_of
-from remeasure.spec.base import InputError
-from remeasure.spec.claim import Row
+from remeasure.spec.base import InputError, gathered
+from remeasure.spec.claim import Article, Row
 from remeasure.spec.record import RunRecord
 from remeasure.system.atomic import read_bytes, sync_folder, write_atomic, write_synced
-from remeasure.system.formats import encode_csv
+from remeasure.system.formats import decode_yaml, encode_csv
 from remeasure.system.locks import held_folder
 from remeasure.system.paths import read_file, refuse_no_file
 
@@ -141,7 +142,7 @@ def _prune(results: Path) -> None:
 
 
 def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) -> dict[Path, bytes]:
-    """What table.csv, table.md, report.html and the README must hold, by path.
+    """What table.csv, table.md and the README must hold, by path.
 
     InputError: a fault in a runs file, or a README without its markers.
     """
@@ -151,7 +152,6 @@ def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) 
     files = {
         results / "table.csv": to_csv(table),
         results / "table.md": to_markdown(table, rows=rows, records=records, findings=findings).encode(),
-        results / "report.html": report.to_html(table, rows=rows, records=records, findings=findings).encode(),
     }
     if readme_path is not None:
         text = read_bytes(readme_path).decode(errors="surrogateescape")  # keep bytes outside the block
@@ -159,20 +159,69 @@ def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) 
     return files
 
 
-def write(ledger_path: Path, *, results: Path, readme_path: Path | None) -> None:
+def render_page(
+    rows: Mapping[str, Row],
+    *,
+    article: Article | None,
+    groups: Mapping[str, RowResults],
+    results: Path,
+    conf_dir: Path,
+    splits: page.TestSplits,
+) -> str:
+    """What report.html must hold. `groups`: the evidence of every row that has any. InputError: a faulty file."""
+    return page.to_html(
+        build(rows, records={name: group.records for name, group in groups.items()}),
+        rows=rows,
+        groups=groups,
+        article=article,
+        splits=splits,
+        beside=beside.read(results),
+        files={row.data: _data_files(conf_dir / "data" / f"{row.data}.yaml") for row in rows.values()},
+    )
+
+
+def _data_files(path: Path) -> list[str]:
+    """The names of a data set's files, by its config; [] where it has none."""
+    return list(decode_yaml(read_bytes(path), name=str(path)).get("files_md5", ())) if path.is_file() else []
+
+
+def read_groups(rows: Mapping[str, Row], *, results: Path) -> tuple[dict[str, RowResults], list[str]]:
+    """The evidence of the rows that have any, and the faults of those whose files cannot be believed."""
+    groups, faults = dict[str, RowResults](), list[str]()
+    for name in rows:
+        with gathered(faults):
+            if group := read_row(results, row=name):
+                groups[name] = group
+    return groups, faults
+
+
+def no_split(_: str) -> None:
+    """No data set is here."""
+
+
+def write(
+    ledger_path: Path, *, results: Path, readme_path: Path | None, splits: page.TestSplits = no_split
+) -> Sequence[str]:
     """Bring the table, report.html and the README up to date; a row new in the ledger gets its runs file.
 
-    Each file is replaced atomically, and only if it changes. InputError: as in `render`, or a fault in the ledger;
-    nothing is written then.
+    Each file is replaced atomically, and only if it changes. Where a row's evidence is faulty, report.html stays as it
+    is, and the faults are returned. InputError: as in `render`, or a fault in the ledger; nothing is written then.
     """
-    rows = ledger.read(ledger_path)
+    rows, article = ledger.read_with_article(ledger_path)
     files = render(rows, results=results, readme_path=readme_path)
+    groups, faults = read_groups(rows, results=results)
+    if not faults:
+        html = render_page(
+            rows, article=article, groups=groups, results=results, conf_dir=ledger_path.parent, splits=splits
+        )
+        files[results / "report.html"] = html.encode()
     for path in files:
         refuse_no_file(path)
     for name in rows:
         ensure_header(results, row=name)
     for path, data in files.items():
         write_atomic(path, data)
+    return faults
 
 
 def ensure_header(results: Path, *, row: str) -> None:

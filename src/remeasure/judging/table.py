@@ -2,7 +2,7 @@
 
 results/table.csv    one TableRow a line: the verdict with unrounded numbers, and provenance
 results/table.md     the same for reading, with reasons and every seed
-results/report.html  the same with a figure (judging/report.py)
+results/report.html  the same with figures and evidence (judging/report/)
 README.md            a short form, between `<!-- table:begin` and `<!-- table:end -->`
 """
 

@@ -2,10 +2,11 @@
 
 Checked for each row: the seal, the SHA-256 of each seed's predictions, shapes, the hashes of spec and environments, the
 curves' last points, and, with the labels, every num_correct. Then table.csv, table.md, report.html and the README's
-table are rebuilt and compared byte for byte.
+table are rebuilt and compared byte for byte; of report.html not the parts that need a test split which is not here, or
+was not where the page was built.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,11 @@ import numpy as np
 from remeasure.judging import ledger, publish
 from remeasure.judging.reader import read_row
 from remeasure.judging.records import FOLDERS, RowResults
+from remeasure.judging.report import page
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
 from remeasure.system.atomic import read_bytes
 from remeasure.system.formats import Array, mismatch
-
-Labels = Callable[[str], Array | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +35,48 @@ class Report:
         return not self.faults
 
 
-def verify(ledger_path: Path, *, results: Path, labels: Labels, readme_path: Path | None) -> Report:
+def verify(ledger_path: Path, *, results: Path, splits: page.TestSplits, readme_path: Path | None) -> Report:
     """Check everything under `results` and the README's table.
 
-    `labels(name)`: the test labels (N,) integer of the data set of that name, or None where they are missing:
-    then that data set's accuracies are not checked, and the row's line says so. It is called once for each data set
-    that has a record, and for no other. InputError: the ledger cannot be read.
+    `splits(name)`: the test split of the data set of that name, or None where it is missing: then that data set's
+    accuracies are not checked, and the row's line says so. It is called once for each data set that has a record, and
+    for no other. InputError: the ledger cannot be read.
     """
-    rows = ledger.read(ledger_path)
-    labels = cache(labels)
-    checks = [_check_row(row, results=results, labels=labels) for row in rows.values()]
-    checks += [("", tuple(_folder_faults(results, rows=rows)))]
+    rows, article = ledger.read_with_article(ledger_path)
+    splits = cache(splits)
+    groups, checks = dict[str, RowResults](), list[tuple[str, tuple[str, ...]]]()
+    for name, row in rows.items():
+        try:
+            group = read_row(results, row=name)
+        except InputError as error:
+            checks.append((f"{name}: FAULTY", error.faults))
+            continue
+        checks.append(_check_row(row, group=group, results=results, splits=splits))
+        if group:
+            groups[name] = group
+    if any(faults for _, faults in checks):
+        checks.append(("report.html: not compared, as a row is faulty", ()))
+    else:
+        expected = publish.render_page(
+            rows, article=article, groups=groups, results=results, conf_dir=ledger_path.parent, splits=splits
+        )
+        checks.append(_check_page(results / "report.html", expected=expected))
+    checks.append(("", tuple(_folder_faults(results, rows=rows))))
     checks += _check_table(rows, results=results, readme_path=readme_path)
     faults = (fault for _, found in checks for fault in found)
     return Report(lines=tuple(line for line, _ in checks if line), faults=tuple(dict.fromkeys(faults)))
 
 
-def _check_row(row: Row, *, results: Path, labels: Labels) -> tuple[str, tuple[str, ...]]:
+def _check_row(
+    row: Row, *, group: RowResults | None, results: Path, splits: page.TestSplits
+) -> tuple[str, tuple[str, ...]]:
     """The line of the report, and the faults."""
-    try:
-        group = read_row(results, row=row.name)
-    except InputError as error:
-        return f"{row.name}: FAULTY", error.faults
     if group is None:
         return f"{row.name}: no record yet", ()
     seeds = f"{row.name}: {len(group.records)} seeds, {group.predicted.size:,} predictions"
-    if (truth := labels(row.data)) is None:
+    if (split := splits(row.data)) is None:
         return f"{seeds}: ok, but not compared with the labels of {row.data}, which are not here", ()
-    faults = tuple(f"{results}/{fault}" for fault in _accuracy_faults(group, truth=truth, data=row.data))
+    faults = tuple(f"{results}/{fault}" for fault in _accuracy_faults(group, truth=split.labels, data=row.data))
     return f"{seeds} recomputed: {'FAULTY' if faults else 'ok'}", faults
 
 
@@ -101,16 +115,31 @@ def _check_table(
         yield "table: FAULTY, not compared", error.faults
         return
     for path, expected in files.items():
-        faults = tuple(_difference(path, expected=expected))
+        try:
+            faults = tuple(_difference(path, expected=expected, found=read_bytes(path)))
+        except InputError as error:
+            faults = error.faults
         yield f"{path.name}: {'FAULTY' if faults else 'ok'}", faults
 
 
-def _difference(path: Path, *, expected: bytes) -> Iterator[str]:
+def _check_page(path: Path, *, expected: str) -> tuple[str, tuple[str, ...]]:
+    """The line of report.html, and its faults; `expected`: the whole page, as far as it can be built here."""
     try:
-        found = read_bytes(path)
+        found = read_bytes(path).decode(errors="replace")
     except InputError as error:
-        yield from error.faults
-        return
+        return f"{path.name}: FAULTY", error.faults
+    skipped = page.left_out(expected) | page.left_out(found)
+    wanted, got = (page.without(each, data=skipped).encode() for each in (expected, found))
+    faults = tuple(_difference(path, expected=wanted, found=got))
+    if not faults and not page.is_sealed(found):
+        faults = (f"{path}: its last line is not the SHA-256 of the others",)
+    if faults:
+        return f"{path.name}: FAULTY", (*faults, f"{path}: `make report` rebuilds it")
+    but = f", but not compared in what needs the test split of {', '.join(sorted(skipped))}" if skipped else ""
+    return f"{path.name}: ok{but}", ()
+
+
+def _difference(path: Path, *, expected: bytes, found: bytes) -> Iterator[str]:
     if found != expected:
         pairs = enumerate(zip(expected, found, strict=False))
         start = next((at for at, (left, right) in pairs if left != right), min(len(expected), len(found)))

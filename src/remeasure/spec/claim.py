@@ -106,6 +106,15 @@ class Row(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Article(Strict):
+    """Where a ledger's claims were published. `names`: by row, what a reader calls it."""
+
+    title: str
+    publisher: str
+    names: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Results of one row: seed to number of correct predictions, None for a seed that diverged."""
 

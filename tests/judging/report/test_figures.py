@@ -1,0 +1,77 @@
+"""Where things lie in the figures, by hand; and that a figure's bytes follow from its arguments."""
+
+import re
+
+import pytest
+from tests.support.measured import ROW, group
+
+from remeasure.judging.report import figures
+from remeasure.judging.report.figures import Gap
+
+GAP = Gap(
+    row="a-b", title="A & b", verdict="reproduced", mean=0.5, margin=1.0, interval=(0.25, 0.75), seeds=(-1.5, 0.5)
+)
+PLANE, LEFT = 960 - 280 - 70, 280  # of the wide forest plot: from -3 to 3 margins
+
+
+def marks(svg: str, colour: str) -> list[float]:
+    """x of each marker in this colour."""
+    uses = re.findall(r"<use [^>]*/>", svg)
+    return [float(found[1]) for use in uses if f"var(--{colour})" in use and (found := re.search(r' x="([^"]+)"', use))]
+
+
+def test_the_forest_shows_mean_and_seeds_where_they_lie() -> None:
+    svg = figures.forest((GAP,), narrow=False)
+    assert marks(svg, "reproduced") == pytest.approx([LEFT + PLANE * 3.5 / 6], abs=0.01)
+    assert marks(svg, "seed") == pytest.approx([LEFT + PLANE * at / 6 for at in (1.5, 3.5)], abs=0.01)
+    assert "+0.50" in svg
+    assert "A &amp; b" in svg
+    assert 'href="#a-b"' in svg
+
+
+@pytest.mark.parametrize(("mean", "edge"), [(-77.0, 0), (4.0, PLANE)])
+def test_a_mean_beyond_the_edge_is_an_arrow_at_the_edge_with_its_number(mean: float, edge: float) -> None:
+    far = Gap(row="c-d", title="c", verdict="falls short", mean=mean, margin=1.0, interval=(mean, mean), seeds=(mean,))
+    svg = figures.forest((GAP, far), narrow=False)
+    assert marks(svg, "falls-short") == pytest.approx([LEFT + edge])
+    assert f"{mean:+.2f}" in svg
+    assert len(marks(svg, "seed")) == 2  # none of the far row's
+
+
+def test_verdicts_differ_by_shape_not_by_colour_alone() -> None:
+    shapes = [shape for _, shape in figures.VERDICTS.values()]
+    assert len(set(shapes)) == len(shapes) == 4
+
+
+def test_a_figure_is_the_same_bytes_whenever_it_is_drawn_and_takes_its_colours_from_the_page() -> None:
+    points = group().curves
+    for draw in (
+        lambda: figures.forest.__wrapped__((GAP,), narrow=True),
+        lambda: figures.curve.__wrapped__(points, published_percent=94.0, margin_pp=3.0, row=ROW),
+        lambda: figures.calibration.__wrapped__(((0.5, 0.25, 1.0),), row=ROW),
+    ):
+        svg = draw()
+        assert draw() == svg
+        assert set(re.findall(r"#[0-9a-f]{6}", svg)) <= {"#ffffff", "#000000"}
+        assert re.findall(r' id="([^"]*_\d+)"', svg) == []
+
+
+def test_the_curve_has_a_dot_for_each_seeds_test_accuracy() -> None:
+    svg = figures.curve(group().curves, published_percent=94.0, margin_pp=3.0, row=ROW)
+    assert len(marks(svg, "ink")) == 5
+
+
+def test_an_accuracy_of_100_percent_can_be_drawn() -> None:
+    assert figures.curve(group().curves, published_percent=100.0, margin_pp=0.5, row="perfect").startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-1.49, 0.67, [-1.0, -0.5, 0.0, 0.5]),
+        (-0.05, 0.05, [-0.04, -0.02, 0.0, 0.02, 0.04]),
+        (-7.9, 8, [-6, -4, -2, 0, 2, 4, 6, 8]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert figures.ticks(low, high, most=8) == expected
