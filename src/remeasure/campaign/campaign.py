@@ -18,7 +18,7 @@ from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_row
 from remeasure.judging.records import from_results, put_together
 from remeasure.runs import timing
-from remeasure.runs.folder import Outcome, Place, finished, is_under_way, participants
+from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
 from remeasure.runs.hardware import with_native_precision
 from remeasure.runs.provenance import device_name
 from remeasure.spec.base import InputError, gathered
@@ -91,7 +91,7 @@ class Campaign:
         return config
 
     def _find_finished(self, campaign: RowCampaign) -> None:
-        faults: list[str] = []
+        faults, others = list[str](), list[str]()
         for seed in campaign.planned():
             outcome = None
             with gathered(faults):
@@ -101,6 +101,11 @@ class Campaign:
                 campaign.has_grown |= seed in campaign.running
             elif (share := timing.share_left(campaign.spec, seed=seed, place=self.place)) < 1:
                 campaign.shares_left[seed] = share
+            elif differs := other_code(campaign.spec, seed=seed, place=self.place):
+                others.append(differs)
+        if others:
+            what = f"{len(others)} of the seeds here were made by other code ({others[-1]})"
+            self.say(f"{campaign.row.name}: {what}: they begin anew")
         if faults:
             raise InputError(*faults)
 
@@ -258,6 +263,9 @@ class Campaign:
             raise
         except Exception as error:  # one run's fault; the other rows go on
             self._fail(campaign, f"seed {task.seed}: {type(error).__name__}: {error}")
+            return
+        if differs := other_code(campaign.spec, seed=task.seed, place=self.place):  # edited before its worker began
+            self._fail(campaign, f"seed {task.seed}: the code has changed since the start ({differs}); start again")
             return
         self._trained |= {(campaign.spec.spec_sha256, outcome.record.seed): outcome for outcome in outcomes}
         self._keep(campaign, outcomes=outcomes)

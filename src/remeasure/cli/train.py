@@ -10,7 +10,7 @@ from remeasure.data import catalog
 from remeasure.judging import ledger
 from remeasure.models import pretrained
 from remeasure.runs import provenance
-from remeasure.runs.folder import Outcome, Place, finished
+from remeasure.runs.folder import Outcome, Place, finished, other_code
 from remeasure.runs.hardware import resolve_device, with_native_precision
 from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Row
@@ -32,6 +32,8 @@ def run_single(config: Config, *, compose: Compose) -> int:
         provenance.warn_of_unknown(place.project)
         with build(config.observer, project=place.project) as observers:
             observers.close_orphans(place.runs)
+            if not config.fresh and (differs := other_code(spec, seed=config.seed, place=place)):
+                observers.say(f"the run that is here was made by other code ({differs}): it begins anew")
             from remeasure.runs.execute import execute_together  # Lightning: seconds to import
 
             done = execute_together(spec, seed=config.seed, row=name, place=place, sink=observers, fresh=config.fresh)

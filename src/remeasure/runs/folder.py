@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remeasure.runs import journal
+from remeasure.runs import code, journal
 from remeasure.spec.base import DeviceKind, InputError, canonical_json
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
@@ -20,10 +20,12 @@ from remeasure.system.atomic import write_atomic
 from remeasure.system.paths import read_file, refuse_no_file
 
 SEALED = (
-    *("config.yaml", "environment.json", "diff.patch", journal.JOURNAL_FILE),
+    *(code.CODE_FILE, "config.yaml", "environment.json", "diff.patch", journal.JOURNAL_FILE),
     *("predictions.npz", "filters.npz", "weights.npz"),
     *("divergence.json", "divergence.safetensors"),  # training/diagnostics/nonfinite.py
 )
+_SEALS = ("code_sha256", "files_sha256", "seal_sha256")  # what record.json holds beside the record
+OPENING = ".opening"  # lock file in the folder of runs
 CAMPAIGNS = ".campaigns"  # folder of lock files, one a campaign, in the folder of runs (locks.Presence)
 
 
@@ -53,7 +55,7 @@ class Outcome:
 
 
 def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
-    """The newest finished run with this key (spec_sha256, seed, device kind) in this checkout, if any."""
+    """The newest finished run of this spec, seed, device kind and code in this checkout, if any."""
     for directory in reversed(attempts(spec, seed=seed, place=place)):
         if (directory / "record.json").is_file():
             return Outcome(record=read_record(directory), directory=directory, reused=True)
@@ -61,20 +63,49 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 
 
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
-    """The newest attempt's directory; a new one if there is none, if `fresh`, or after a finished tuning run."""
-    earlier = attempts(spec, seed=seed, place=place)
-    if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
-        for path in earlier[-1].iterdir():
-            refuse_no_file(path)
+    """The newest attempt's directory; a new one if this code has none, if `fresh`, or after a finished tuning run."""
+    content = code.content(spec, runs=place.runs)
+    place.runs.mkdir(parents=True, exist_ok=True)
+    with locks.held(place.runs / OPENING):  # so that no process sees a directory without its code.json
+        earlier = attempts(spec, seed=seed, place=place)
+        if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
+            for path in earlier[-1].iterdir():
+                refuse_no_file(path)
+            return earlier[-1]
+        directory = _next_directory(spec, seed=seed, place=place)
+        directory.mkdir(exist_ok=True)
+        write_whole(directory / code.CODE_FILE, content)
+        return directory
+
+
+def _next_directory(spec: RunSpec, *, seed: int, place: Place) -> Path:
+    """The next attempt's; the newest one's if a kill left it without its code.json and its journal."""
+    earlier = _of_any_code(spec, seed=seed, place=place)
+    if earlier and not code.kept(earlier[-1]) and not (earlier[-1] / journal.JOURNAL_FILE).exists():
         return earlier[-1]
     number = _attempt(earlier[-1]) + 1 if earlier else 1
     name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
-    (place.runs / name).mkdir(parents=True, exist_ok=True)
     return place.runs / name
 
 
 def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
-    """The directories of this key (spec_sha256, seed, device kind), oldest first, finished or not."""
+    """The directories of this spec_sha256, seed, device kind and code, oldest first, finished or not."""
+    directories = _of_any_code(spec, seed=seed, place=place)
+    return [path for path in directories if code.kept(path) == code.code_sha256(spec, runs=place.runs)]
+
+
+def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
+    """What differs in the code of the newest attempt where no attempt is of this code; "" if there is none, or one is.
+
+    Such as "models/mlp.py differs".
+    """
+    directories = [path for path in _of_any_code(spec, seed=seed, place=place) if journal.read(path)]
+    if not directories or attempts(spec, seed=seed, place=place):
+        return ""
+    return code.changed(directories[-1], spec=spec, runs=place.runs)
+
+
+def _of_any_code(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
     return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
 
 
@@ -111,7 +142,7 @@ def read_record(directory: Path) -> RunRecord:
 
 def _record(content: dict[str, Any]) -> RunRecord:
     """Raises TypeError for missing or unknown keys."""
-    return RunRecord(**{key: value for key, value in content.items() if key not in ("files_sha256", "seal_sha256")})
+    return RunRecord(**{key: value for key, value in content.items() if key not in _SEALS})
 
 
 def _damaged(directory: Path) -> Iterator[str]:
@@ -139,6 +170,7 @@ def write_record(directory: Path, record: RunRecord) -> None:
     """Write record.json atomically, which marks the run as finished."""
     names = [name for name in SEALED if (directory / name).is_file()]
     content: dict[str, Any] = asdict(record)
+    content["code_sha256"] = code.kept(directory)
     content["files_sha256"] = {name: _sha256(read_file(directory / name)) for name in names}
     content["seal_sha256"] = _sha256(canonical_json(content).encode())
     write_atomic(directory / "record.json", _to_json(content))

@@ -3,13 +3,15 @@
 The files of a run, in `runs/<run id>/`:
 
     journal.jsonl      events, below            config.yaml        the resolved RunSpec, row and seed
-    environment.json   versions and machine     diff.patch         uncommitted changes, if any
+    code.json          hashes of the code       diff.patch         uncommitted changes, if any
+    environment.json   versions and machine
     checkpoint.ckpt    while it is unfinished   predictions.npz    predicted (N,), confidence (N,) float16
     filters.npz        first-layer weights      record.json        the RunRecord; written last: the completion marker
 
 Events, each with `event` and `time` (ISO 8601, UTC):
 
-    started    run_id, row, seed, model, data, recipe, spec_sha256, device, device_kind, commit, dirty, epochs_total
+    started    run_id, row, seed, model, data, recipe, spec_sha256, code_sha256, device, device_kind, commit, dirty,
+               epochs_total
     resumed    row, seed, model, data, epochs_total, checkpoint ("used"; "none" or "corrupt": from the first step again)
     epoch      epoch, step, split ("train", "test" or "validation"), loss, accuracy_percent, lr, seconds
     finding    name, evidence, causes, next_steps: what the doctor found (spec/findings.py); most runs have none

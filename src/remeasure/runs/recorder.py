@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from remeasure.models import registry
-from remeasure.runs import provenance
+from remeasure.runs import code, provenance
 from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, curve, last, now, read
 from remeasure.spec.findings import Finding
@@ -90,6 +90,8 @@ class Attempt:
             self.row = started["row"] or self.row  # a resumed run keeps the row that started it
         self._facts = self._known(num_params=num_params, data_official=data_official)
         if started:
+            # It was trained by the same code (runs/folder.py), so it keeps commit and diff of its start.
+            self._facts |= {key: started[key] for key in ("commit", "dirty")}
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
             self.report("resumed", **names, checkpoint=checkpoint)
             return
@@ -101,6 +103,7 @@ class Attempt:
         if diff := provenance.revision(self.place.project).diff:
             write_atomic(self.directory / "diff.patch", diff.encode())
         names = {"model": spec.model.name, "data": spec.data.name, "recipe": spec.recipe.name}
+        names["code_sha256"] = code.kept(self.directory)
         self.report("started", run_id=self.directory.name, **names, **facts, epochs_total=spec.recipe.epochs_total)
 
     def fail(self, error: BaseException) -> None:

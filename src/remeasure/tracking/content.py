@@ -36,7 +36,7 @@ _STATUS = {
 _FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
 _FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
 _INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
-_MORE_TAGS = ("data_sha256", "data_official", "dirty", "precision", "engine")
+_MORE_TAGS = ("code_sha256", "data_sha256", "data_official", "dirty", "precision", "engine")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,122 @@
+"""The code that made a run: what counts as a change, what is named, and what begins anew."""
+
+import dataclasses
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from tests.support.project import Project, copy_project
+from tests.support.trained import place, run, spec
+
+from remeasure.models import registry
+from remeasure.runs import code, journal
+from remeasure.runs.folder import attempts, finished, other_code
+
+NETS = '''\
+"""Nets."""
+from layers import flat
+from torch import nn
+
+def net(*, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A linear net."""
+    return nn.Sequential(flat(), nn.Linear(64, num_classes))  # of digits
+'''
+LAYERS = "from torch import nn\nflat = nn.Flatten\n"
+EPOCHS = ("model=logreg", "data=digits", "recipe.epochs_total=3")
+
+
+def made_by_other_code(directory: Path, *, file: str) -> None:
+    """Let the run in this folder look as if this file had been another one."""
+    content = json.loads((directory / code.CODE_FILE).read_bytes())
+    content["files"][file] = "0" * 64
+    content["code_sha256"] = "1" * 64
+    (directory / code.CODE_FILE).write_text(json.dumps(content))
+
+
+def test_only_what_python_executes_counts() -> None:
+    same = NETS.replace('"""Nets."""\n', "# Nets\n").replace("(flat(), ", "(\n        flat(),\n        ")
+    same = same.replace('    """A linear net."""\n', "").replace("  # of digits", "")
+    assert code.tree_sha256(same.encode()) == code.tree_sha256(NETS.encode())
+    for old, new in (("64", "65"), ("flat()", "nn.Flatten()"), ("nn.Module:", "object:"), ("net(", "nett(")):
+        assert code.tree_sha256(NETS.replace(old, new, 1).encode()) != code.tree_sha256(NETS.encode())
+
+
+def test_a_finished_run_of_other_code_is_not_reused_and_the_file_is_named(tmp_path: Path) -> None:
+    here, a_spec = place(tmp_path), spec("recipe.epochs_total=1")
+    first = run(a_spec, tmp_path)
+    assert other_code(a_spec, seed=0, place=here) == ""
+    made_by_other_code(first.directory, file="models/mlp.py")
+    assert finished(a_spec, seed=0, place=here) is None
+    assert attempts(a_spec, seed=0, place=here) == []
+    assert other_code(a_spec, seed=0, place=here) == "models/mlp.py differs"
+    again = run(a_spec, tmp_path)
+    assert (again.reused, again.directory.name[-3:]) == (False, "-a2")
+    assert other_code(a_spec, seed=0, place=here) == ""
+    assert again.record.predicted_sha256 == first.record.predicted_sha256
+
+
+def test_a_run_of_a_version_that_kept_no_hashes_is_other_code(tmp_path: Path) -> None:
+    first = run(spec("recipe.epochs_total=1"), tmp_path)
+    (first.directory / code.CODE_FILE).unlink()
+    found = other_code(spec("recipe.epochs_total=1"), seed=0, place=place(tmp_path))
+    assert found == "an earlier version, which kept no hashes of it"
+    assert not run(spec("recipe.epochs_total=1"), tmp_path).reused
+
+
+def test_record_and_journal_hold_the_hash(tmp_path: Path) -> None:
+    outcome = run(spec("recipe.epochs_total=1"), tmp_path)
+    started = journal.last(journal.read(outcome.directory), "started")
+    assert started is not None
+    in_record = json.loads((outcome.directory / "record.json").read_bytes())["code_sha256"]
+    assert started["code_sha256"] == in_record == code.kept(outcome.directory)
+    assert len(in_record) == 64
+
+
+def test_hashes_come_from_the_files_whatever_was_remembered(tmp_path: Path) -> None:
+    a_spec = spec()
+    first = code.content(a_spec, runs=tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / code.TREES).write_text("no JSON")
+    assert code.content(a_spec, runs=tmp_path / "two") == first
+    files = json.loads(first)["files"]
+    assert {"models/mlp.py", "training/recipe.py", "data/digits.py", "spec/recipe.py"} <= files.keys()
+    assert not [name for name in files if name.startswith(("judging", "tracking", "campaign", "cli"))]
+
+
+def test_a_module_of_the_user_counts_with_what_it_imports_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"nets": NETS, "layers": LAYERS, "other": "1\n"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.BUILDERS, "of_user", import_module("nets").net)
+    usual = spec()
+    own = dataclasses.replace(usual, model=dataclasses.replace(usual.model, builder="of_user", options={}))
+    files, others = (json.loads(code.content(each, runs=tmp_path / "runs"))["files"] for each in (own, usual))
+    assert files.keys() - others.keys() == {"nets.py", "layers.py"}
+    assert files["nets.py"] == code.tree_sha256(NETS.encode())
+
+
+# ---------------------------------------------------------------- as a person meets it
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return copy_project(tmp_path_factory.mktemp("project"))
+
+
+def test_an_edit_of_the_builder_trains_again_and_a_comment_does_not(project: Project) -> None:
+    path = project.root / "src/remeasure/models/mlp.py"
+    first = project.run("train.py", *EPOCHS, cwd=project.root)
+    assert first.returncode == 0, first.stderr
+    path.write_text(path.read_text() + "\n# a comment\n")
+    second = project.run("train.py", *EPOCHS, cwd=project.root)
+    assert "finished before" in second.stdout
+    path.write_text(path.read_text() + "\nNOTHING = 0\n")
+    third = project.run("train.py", *EPOCHS, cwd=project.root)
+    assert "finished before" not in third.stdout
+    assert "the run that is here was made by other code (models/mlp.py differs): it begins anew" in third.stderr
+    assert "-a2/record.json" in third.stdout.splitlines()[-1]
