@@ -2,9 +2,12 @@
 
 import copy
 import functools
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -210,3 +213,29 @@ def test_a_function_that_is_no_builder_is_told_what_a_builder_is(
         f"model.builder: own {says}; expected def net(*, image_shape, num_classes, generator, channels: list[int]) "
         "-> nn.Module",
     )
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()).item(), lambda: np.random.rand(), random.random])
+def test_a_builder_that_draws_from_a_global_generator_depends_on_the_seed_alone(
+    monkeypatch: pytest.MonkeyPatch, draw: Callable[[], float]
+) -> None:
+    def careless(*, image_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator) -> nn.Module:  # noqa: ARG001
+        return nn.Linear(1, 1).requires_grad_(requires_grad=False).apply(lambda layer: layer.bias.fill_(draw()))
+
+    monkeypatch.setitem(BUILDERS, "careless", careless)
+    model = ModelSpec(name="careless", builder="careless", options={})
+
+    def built(seed: int) -> tuple[float, float]:
+        net = build(model, image_shape=(1, 1, 1), num_classes=1, generator_seed=seed)
+        return net.weight.item(), net.bias.item()
+
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    first = built(2**62 + 1)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+    draw()
+    assert built(2**62 + 1) == first
+    other = built(2)  # torch reads the low 32 bits alone
+    assert other[0] != first[0]
+    assert other[1] != first[1]

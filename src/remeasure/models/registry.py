@@ -6,9 +6,12 @@ the recipe, to logits (N, num_classes).
 """
 
 import inspect
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -33,15 +36,17 @@ _EXAMPLE = "def net(*, image_shape, num_classes, generator, channels: list[int])
 def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: int, generator_seed: int) -> nn.Module:
     """The model on the CPU in training mode, its weights drawn from a generator seeded with `generator_seed`.
 
-    Global random state is neither read nor changed. InputError, with every fault: an unknown builder, an option that is
-    unknown, missing or out of its range, data that the model cannot take; a function that is no builder.
+    Around the builder, the global generators of torch, NumPy and Python are seeded with it as well, then restored: a
+    builder that ignores `generator` depends on the seed, too. InputError, with every fault: an unknown builder, an
+    option that is unknown, missing or out of its range, data that the model cannot take; a function that is no builder.
     """
     if found := tuple(faults(model)):
         raise InputError(*found)
     builder = BUILDERS[model.builder]
     generator = torch.Generator().manual_seed(generator_seed)
     try:
-        network = builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
+        with _seeded(generator_seed):
+            network = builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
     except (RuntimeError, MemoryError, OverflowError) as error:  # larger than the memory, or than torch's integers
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
@@ -52,6 +57,21 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
         made = type(network).__name__
         raise InputError(f"model.builder: {model.builder} makes no torch module, got {made}; expected {_EXAMPLE}")
     return network
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of the CPU with a 64-bit seed, and restore them after the block."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators' as well
+    np.random.seed((seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 @torch.inference_mode()
