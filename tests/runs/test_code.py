@@ -13,6 +13,7 @@ from tests.support.trained import place, run, spec
 from remeasure.models import registry
 from remeasure.runs import code, journal
 from remeasure.runs.folder import attempts, finished, other_code
+from remeasure.spec.run import RunSpec
 
 NETS = '''\
 """Nets."""
@@ -74,15 +75,28 @@ def test_record_and_journal_hold_the_hash(tmp_path: Path) -> None:
     assert len(in_record) == 64
 
 
-def test_hashes_come_from_the_files_whatever_was_remembered(tmp_path: Path) -> None:
-    a_spec = spec()
-    first = code.content(a_spec, runs=tmp_path / "one")
-    (tmp_path / "two").mkdir()
-    (tmp_path / "two" / code.TREES).write_text("no JSON")
-    assert code.content(a_spec, runs=tmp_path / "two") == first
-    files = json.loads(first)["files"]
+def test_the_files_of_the_training_wing_count() -> None:
+    files = json.loads(code.content(spec()))["files"]
     assert {"models/mlp.py", "training/recipe.py", "data/digits.py", "spec/recipe.py"} <= files.keys()
-    assert not [name for name in files if name.startswith(("judging", "tracking", "campaign", "cli"))]
+    assert not [name for name in files if name.startswith(("judging", "tracking", "campaign", "cli", "system"))]
+
+
+def test_hashes_come_from_the_files_whatever_the_cache_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cache, with one, with a damaged one, and with none that can be written; another name is hashed anew."""
+    (tmp_path / "file").write_text("no folder")
+    found, kept = [], list[Path]()
+    for number, cache in enumerate(("cache", "cache", "cache", "file")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        found.append(code.code_sha256(with_builder(f"unknown_{number}")))
+        kept = sorted((tmp_path / "cache/remeasure/trees").iterdir())
+        kept[number].write_text("damaged")
+    assert set(found) == {code.code_sha256(spec())}
+    assert len(kept) > 30
+
+
+def with_builder(name: str) -> RunSpec:
+    usual = spec()
+    return dataclasses.replace(usual, model=dataclasses.replace(usual.model, builder=name, options={}))
 
 
 def test_a_module_of_the_user_counts_with_what_it_imports_from_its_folder(
@@ -93,9 +107,7 @@ def test_a_module_of_the_user_counts_with_what_it_imports_from_its_folder(
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(registry.BUILDERS, "of_user", import_module("nets").net)
-    usual = spec()
-    own = dataclasses.replace(usual, model=dataclasses.replace(usual.model, builder="of_user", options={}))
-    files, others = (json.loads(code.content(each, runs=tmp_path / "runs"))["files"] for each in (own, usual))
+    files, others = (json.loads(code.content(each))["files"] for each in (with_builder("of_user"), spec()))
     assert files.keys() - others.keys() == {"nets.py", "layers.py"}
     assert files["nets.py"] == code.tree_sha256(NETS.encode())
 

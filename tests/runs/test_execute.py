@@ -325,7 +325,8 @@ def test_a_checkpoint_that_was_being_written_is_ignored(
     run(spec(*EVERYTHING), tmp_path)
     assert same(final_weights[-1], unbroken[1])
     assert sorted(path.name for path in directory.iterdir()) == [
-        *("config.yaml", "environment.json", "filters.npz", "journal.jsonl", "lock", "predictions.npz", "record.json")
+        *("code.json", "config.yaml", "environment.json", "filters.npz", "journal.jsonl", "lock"),
+        *("predictions.npz", "record.json"),
     ]
 
 

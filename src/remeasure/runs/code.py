@@ -8,6 +8,8 @@ import ast
 import functools
 import hashlib
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,26 +18,23 @@ from typing import Any
 
 from remeasure.spec.base import canonical_json
 from remeasure.spec.run import RunSpec
-from remeasure.system import locks
-from remeasure.system.atomic import write_whole
 
 CODE_FILE = "code.json"
 WING = ("data", "models", "runs", "spec", "training")
 # Parts of these packages that describe, find or time runs; what they change is no weight.
 BOOKS = ("runs/code.py", "runs/folder.py", "runs/journal.py", "runs/provenance.py", "runs/timing.py", "spec/claim.py")
-TREES = ".trees.json"  # in the folder of runs: the SHA-256 of a file's bytes to that of its tree; parsing takes longer
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def code_sha256(spec: RunSpec, *, runs: Path) -> str:
+def code_sha256(spec: RunSpec) -> str:
     """The SHA-256 over the files that this spec is trained or evaluated by, as they were when this process began."""
-    return _sha256(canonical_json(_files(spec.model.builder, runs)).encode())
+    return _sha256(canonical_json(_files(spec.model.builder)).encode())
 
 
-def content(spec: RunSpec, *, runs: Path) -> bytes:
+def content(spec: RunSpec) -> bytes:
     """What code.json holds: `code_sha256`, and `files`, path to SHA-256."""
-    files = _files(spec.model.builder, runs)
-    return json.dumps({"code_sha256": code_sha256(spec, runs=runs), "files": files}, indent=1).encode()
+    files = _files(spec.model.builder)
+    return json.dumps({"code_sha256": code_sha256(spec), "files": files}, indent=1).encode()
 
 
 def kept(directory: Path) -> str:
@@ -43,9 +42,9 @@ def kept(directory: Path) -> str:
     return str(_read(directory).get("code_sha256", ""))
 
 
-def changed(directory: Path, *, spec: RunSpec, runs: Path) -> str:
+def changed(directory: Path, *, spec: RunSpec) -> str:
     """Which files differ from those that made the run in this folder, such as "models/mlp.py differs"."""
-    before, now = _read(directory).get("files"), _files(spec.model.builder, runs)
+    before, now = _read(directory).get("files"), _files(spec.model.builder)
     if not isinstance(before, dict):
         return "an earlier version, which kept no hashes of it"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -61,28 +60,26 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _files(builder: str, runs: Path) -> Mapping[str, str]:
+def _files(builder: str) -> Mapping[str, str]:
     """Name to SHA-256 of the tree, read once a process, because the process imports its code only once."""
     root = Path(__file__).parents[1]
     wing = {path.relative_to(root).as_posix(): path for part in WING for path in sorted((root / part).rglob("*.py"))}
-    found = {name: path.read_bytes() for name, path in (wing | _of_user(builder)).items() if name not in BOOKS}
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    keys = {name: f"{_sha256(source)} {python}" for name, source in found.items()}
-    known = _known(runs / TREES)
-    trees = {keys[name]: known.get(keys[name]) or tree_sha256(source) for name, source in found.items()}
-    if not trees.keys() <= known.keys():
-        with suppress(OSError):  # a full or read-only disk: they are parsed again next time
-            runs.mkdir(parents=True, exist_ok=True)
-            with locks.held(runs / f"{TREES}.lock"):
-                write_whole(runs / TREES, json.dumps(trees, indent=1).encode())
-    return {name: trees[key] for name, key in keys.items()}
+    return {name: _remembered(path) for name, path in (wing | _of_user(builder)).items() if name not in BOOKS}
 
 
-def _known(path: Path) -> dict[str, str]:
+def _remembered(path: Path) -> str:
+    """`tree_sha256` of a file, from the user's cache folder where that knows these bytes: parsing takes far longer."""
+    source = path.read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remeasure" / "trees"
+    known = cache / f"{_sha256(source)}-{sys.version_info.major}.{sys.version_info.minor}"
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
-    return {}
+        if re.fullmatch("[0-9a-f]{64}", text := known.read_text()):
+            return text
+    found = tree_sha256(source)
+    with suppress(OSError):  # a full or read-only disk: it is parsed again next time
+        cache.mkdir(parents=True, exist_ok=True)
+        known.write_text(found)
+    return found
 
 
 def _of_user(builder: str) -> dict[str, Path]:

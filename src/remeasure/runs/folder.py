@@ -25,7 +25,6 @@ SEALED = (
     *("divergence.json", "divergence.safetensors"),  # training/diagnostics/nonfinite.py
 )
 _SEALS = ("code_sha256", "files_sha256", "seal_sha256")  # what record.json holds beside the record
-OPENING = ".opening"  # lock file in the folder of runs
 CAMPAIGNS = ".campaigns"  # folder of lock files, one a campaign, in the folder of runs (locks.Presence)
 
 
@@ -64,9 +63,8 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
     """The newest attempt's directory; a new one if this code has none, if `fresh`, or after a finished tuning run."""
-    content = code.content(spec, runs=place.runs)
-    place.runs.mkdir(parents=True, exist_ok=True)
-    with locks.held(place.runs / OPENING):  # so that no process sees a directory without its code.json
+    content = code.content(spec)
+    with locks.held_folder(place.runs):  # so that no process sees a directory without its code.json
         earlier = attempts(spec, seed=seed, place=place)
         if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
             for path in earlier[-1].iterdir():
@@ -91,7 +89,7 @@ def _next_directory(spec: RunSpec, *, seed: int, place: Place) -> Path:
 def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
     """The directories of this spec_sha256, seed, device kind and code, oldest first, finished or not."""
     directories = _of_any_code(spec, seed=seed, place=place)
-    return [path for path in directories if code.kept(path) == code.code_sha256(spec, runs=place.runs)]
+    return [path for path in directories if code.kept(path) == code.code_sha256(spec)]
 
 
 def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
@@ -102,7 +100,7 @@ def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
     directories = [path for path in _of_any_code(spec, seed=seed, place=place) if journal.read(path)]
     if not directories or attempts(spec, seed=seed, place=place):
         return ""
-    return code.changed(directories[-1], spec=spec, runs=place.runs)
+    return code.changed(directories[-1], spec=spec)
 
 
 def _of_any_code(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
