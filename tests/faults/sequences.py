@@ -11,9 +11,9 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.support.project import CHECKOUT
 from tests.support.trained import spec as composed
 
 from remeasure.campaign import campaign
-from remeasure.campaign.executors.local import Task
+from remeasure.campaign.executors.local import Task, Workers
 from remeasure.cli import reproduce
 from remeasure.config.compose import compose
 from remeasure.data import catalog
@@ -32,6 +32,7 @@ from remeasure.judging import ledger, publish, verify
 from remeasure.judging.reader import read_runs
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, write_record
 from remeasure.runs.journal import Journal, now
+from remeasure.runs.recorder import Sink
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
@@ -136,48 +137,37 @@ def train(task: Task, *, place: Place, machine: int) -> Outcome:
     return Outcome(record=record, directory=directory, reused=False)
 
 
-class Workers:
-    """In place of processes: each task is done when it is submitted. Ctrl-C comes after `left` of them."""
+class Immediate(Executor):
+    """A pool that calls what is submitted at once, in this process."""
 
-    num = 2
-    machine = 0
-    left = 10**6
+    def __init__(self, *_: object, **__: object) -> None: ...
 
-    def __init__(self, place: Place) -> None:
-        self.place, self.pending = place, list[tuple[Task, Future[list[Outcome]]]]()
+    def submit(self, call: Callable[[], Any], /) -> Future[Any]:  # type: ignore[override]
+        future: Future[Any] = Future()
+        future.set_result(call())
+        return future
 
-    def __enter__(self) -> "Workers":
-        return self
 
-    def __exit__(self, *_: object) -> None: ...
+class Instant(Workers):
+    """Workers of one machine, whose seeds take no time. Ctrl-C comes after some seeds."""
 
-    @property
-    def idle(self) -> int:
-        return self.num - len(self.pending)
+    def __init__(self, place: Place, *, machine: int, interrupted_after: int) -> None:
+        def execute(task: Task, place: Place, sink: object) -> list[Outcome]:  # noqa: ARG001
+            return [train(task, place=place, machine=machine)]
 
-    @property
-    def active(self) -> list[Task]:
-        return [task for task, _ in self.pending]
+        super().__init__(place, num=2, execute=execute, time_seed=lambda *_: 1.0, new_pool=Immediate)
+        self.left = interrupted_after
 
-    def cores(self, spec: RunSpec) -> int:  # noqa: ARG002
-        return 1
+    def work(
+        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: Sink | None
+    ) -> None:
+        def counted(task: Task, future: Future[list[Outcome]]) -> None:
+            take(task, future)
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
 
-    def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:  # noqa: ARG002
-        return 1.0
-
-    def submit(self, task: Task) -> None:
-        future: Future[list[Outcome]] = Future()
-        future.set_result([train(task, place=self.place, machine=self.machine)])
-        self.pending.append((task, future))
-
-    def finished(self) -> Iterator[tuple[Task, Future[list[Outcome]]]]:
-        Workers.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        yield self.pending.pop(0)
-
-    def events(self) -> Iterator[Any]:
-        return iter(())
+        super().work(start, take=counted, watch=watch)
 
 
 # ---------------------------------------------------------------- a checkout
@@ -248,11 +238,11 @@ def call(checkout: Checkout, *arguments: str, interrupted_after: int = 10**6, ki
 
     Raises AssertionError if it fails.
     """
-    Workers.machine, Workers.left = checkout.machine, interrupted_after
+    new_workers = partial(Instant, machine=checkout.machine, interrupted_after=interrupted_after)
     kept, calls = checkout.root.with_name(f"{checkout.root.name}-killed"), [killed_at]
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as quiet:
         patch.setattr(paths, "_CHECKOUT", checkout.root)
-        patch.setattr(campaign, "Workers", Workers)
+        patch.setattr(campaign, "Campaign", partial(campaign.Campaign, new_workers=new_workers))
         patch.setattr(mlflow_store, "available", lambda: False)
         for name in ("replace", "unlink"):
             patch.setattr(os, name, _killing(getattr(os, name), calls=calls, root=checkout.root, into=kept))
