@@ -64,7 +64,7 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
     """The newest attempt's directory; a new one if this code has none, if `fresh`, or after a finished tuning run."""
     content = code.content(spec)
-    with locks.held_folder(place.runs):  # so that no process sees a directory without its code.json
+    with locks.held_folder(place.runs, writes=True):  # so that no process sees a directory without its code.json
         earlier = attempts(spec, seed=seed, place=place)
         if earlier and not fresh and not (spec.data.split != "test" and _ended(earlier[-1])):
             for path in earlier[-1].iterdir():
@@ -72,7 +72,7 @@ def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Pa
             return earlier[-1]
         directory = _next_directory(spec, seed=seed, place=place)
         directory.mkdir(exist_ok=True)
-        write_whole(directory / code.CODE_FILE, content)
+        write_atomic(directory / code.CODE_FILE, content)
         return directory
 
 
