@@ -4,8 +4,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from remeasure.cli import sweep
+from remeasure.cli.sweep import Job
 from remeasure.config.compose import checked, compose, register_resolvers
-from remeasure.config.errors import guarded
+from remeasure.config.errors import EXIT_FAILED, guarded
 from remeasure.system import paths, signals
 
 if TYPE_CHECKING:
@@ -21,14 +23,24 @@ def train_main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors reach `guarded`
     register_resolvers()
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    statuses = []
+    statuses, jobs = list[int](), list[Job]()
 
     def job(composed: "DictConfig") -> None:
-        statuses.append(guarded(lambda: _train_one(composed)))
+        accuracies, overrides = list[float](), tuple(HydraConfig.get().overrides.task)
+        sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
+        title = f"job {len(jobs)}: {' '.join(overrides)}" if sweeps else ""
+        statuses.append(guarded(lambda: _train_one(composed, title=title, accuracies=accuracies)))
+        if sweeps:
+            jobs.append(Job(overrides=overrides, accuracy_percent=accuracies[0] if accuracies else None))
 
     main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
-    return guarded(main) or max(statuses, default=0)
+    status = guarded(main)
+    if any(each.accuracy_percent is not None for each in jobs):
+        print(*sweep.table(jobs), sep="\n")
+    return status or max(statuses, default=0)
 
 
 def reproduce_main(arguments: Sequence[str]) -> int:
@@ -39,12 +51,19 @@ def reproduce_main(arguments: Sequence[str]) -> int:
     return guarded(lambda: reproduce.main(arguments, compose=compose))
 
 
-def _train_one(composed: "DictConfig") -> int:
+def _train_one(composed: "DictConfig", *, title: str, accuracies: list[float]) -> int:
+    """The exit status; prints the title, if any, and appends the run's accuracy in percent, if it has one."""
     config = checked(composed)
+    if title:
+        print(title)
     if config.debug is not None:
         from remeasure.cli.debug import debug
 
         return debug(config)
     from remeasure.cli.train import run_single  # torch and Lightning: seconds, so only once the config is right
 
-    return run_single(config, compose=compose)
+    accuracy = run_single(config, compose=compose).record.accuracy_percent
+    if accuracy is None:
+        return EXIT_FAILED
+    accuracies.append(accuracy)
+    return 0

@@ -22,8 +22,8 @@ from remeasure.tracking.observer import build
 Compose = Callable[[Sequence[str]], Config]
 
 
-def run_single(config: Config, *, compose: Compose) -> int:
-    """Train, or report a finished run, and print the contract's last line. Returns the exit status."""
+def run_single(config: Config, *, compose: Compose) -> Outcome:
+    """Train, or report a finished run, and print the contract's last line."""
     place, spec = _prepared(config)
     row, departures = _row_of(config, spec=spec, compose=compose)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
@@ -40,7 +40,7 @@ def run_single(config: Config, *, compose: Compose) -> int:
             outcome = [observers.keep(each) for each in done][config.seed - spec.together(config.seed)[0]]
     for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
         print(line)
-    return 0 if outcome.record.accuracy_percent is not None else 1
+    return outcome
 
 
 def _prepared(config: Config) -> tuple[Place, RunSpec]:

@@ -78,6 +78,7 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
+    OmegaConf.register_new_resolver("at_most", lambda most, value: min(most, int(value)), replace=True)
     choices = {key: OmegaConf.create({}, flags={"struct": False}) for key in ("optimizer", "augmentation", "loss")}
     ConfigStore.instance().store("open_choices", OmegaConf.create(choices))
     OmegaConf.register_new_resolver("runs", lambda name: str(paths.project_root() / "runs" / name), replace=True)

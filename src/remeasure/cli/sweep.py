@@ -1,0 +1,34 @@
+"""What a multirun has swept, and a table of what it has measured."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a multirun. `overrides`: its command line; `accuracy_percent`: None if it failed."""
+
+    overrides: tuple[str, ...]
+    accuracy_percent: float | None
+
+    def value(self, key: str) -> str:
+        return dict(override.partition("=")[::2] for override in self.overrides).get(key, "")
+
+
+def table(jobs: Sequence[Job]) -> Iterator[str]:
+    """A line for each combination of the swept values but the seed: mean and sample sd of the accuracy over seeds."""
+    keys = dict.fromkeys(override.partition("=")[0] for job in jobs for override in job.overrides)
+    swept = [key for key in keys if key != "seed" and len({job.value(key) for job in jobs}) > 1]
+    groups: dict[tuple[str, ...], list[float | None]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(job.value(key) for key in swept), []).append(job.accuracy_percent)
+    rows = [(*swept, "seeds", "mean %", "sd")]
+    for values, accuracies in groups.items():
+        done = [accuracy for accuracy in accuracies if accuracy is not None]
+        num = str(len(done)) if len(done) == len(accuracies) else f"{len(done)} of {len(accuracies)}"
+        mean = f"{statistics.mean(done):.3f}" if done else ""
+        rows.append((*values, num, mean, f"{statistics.stdev(done):.3f}" if len(done) > 1 else ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
