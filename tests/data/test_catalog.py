@@ -210,6 +210,16 @@ def test_official_is_yes_for_the_official_bytes_no_for_a_known_copy_else_unknown
     ]
 
 
+def no_split(*_: object) -> str:
+    return "images"
+
+
+def test_a_reader_from_outside_must_return_a_split(tmp_path: Path) -> None:
+    spec = dataclasses.replace(DIGITS, source=f"{__name__}:no_split")
+    with pytest.raises(InputError, match=r"no_split\(split, root, files_md5, fetch\) must return remeasure.data.files"):
+        catalog.load_split(spec, "train", root=tmp_path)
+
+
 def test_taking_a_fingerprint_copies_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((1000, 1, 100, 100), np.uint8)  # 10 MB
     split = Split(images=images, labels=np.zeros(1000, np.int64), verified=True)

@@ -66,7 +66,7 @@ def _faults_of_choices(composed: "DictConfig") -> list[str]:
         model = OmegaConf.to_container(composed.model, resolve=True)
         faults += registry.faults(convert(ModelSpec, model, where="model"))
     with contextlib.suppress(OmegaConfBaseException), gathered(faults):
-        catalog.check_source(composed.data.source)
+        catalog.check_source(str(composed.data.source))
     return faults
 
 

@@ -3,6 +3,9 @@
 Two kinds: small images are loaded whole, as uint8 arrays (`load_split`); photographs are listed, and read from their
 files on demand (`load_listing`). The data root has torchvision's layout. Official test splits are never mixed with
 training data.
+
+`source` in conf/data is one of READERS or FINDERS, or "package.module:function", a reader of arrays (`Reader`) from
+outside.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from remeasure.data import cifar10, digits, imagenet, mnist
 from remeasure.data.files import Split
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
+from remeasure.spec.plugin import imported
 from remeasure.spec.run import DataSpec
 from remeasure.system.formats import decode_yaml
 from remeasure.system.paths import read_file, refuse_no_file
@@ -22,7 +26,7 @@ from remeasure.system.validation import convert, did_you_mean
 
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
-Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]
+Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]  # of (split, data root, files_md5, may download)
 READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read, "cifar10": cifar10.read}
 CLASS_NAMES: dict[str, tuple[str, ...]] = {"cifar10": cifar10.CLASS_NAMES}  # by reader; others have numbers
 Finder = Callable[[SplitName, Path, dict[str, str]], Listing]
@@ -48,10 +52,20 @@ def streamed(spec: DataSpec) -> bool:
     return spec.source in FINDERS
 
 
-def check_source(source: object) -> None:
+def check_source(source: str) -> None:
     """Raise InputError if no reader has this name."""
-    if source not in (*READERS, *FINDERS):
-        raise InputError(f"data.source: no such reader {source!r}; valid: {', '.join((*READERS, *FINDERS))}")
+    if source not in FINDERS:
+        _reader(source)
+
+
+def _reader(source: str) -> Reader:
+    if source in READERS:
+        return READERS[source]
+    if ":" not in source:
+        valid = ", ".join((*READERS, *FINDERS))
+        raise InputError(f"data.source: no such reader {source!r}; valid: {valid}, and module:function")
+    reader: Reader = imported(source, where="data.source")
+    return reader
 
 
 def load_listing(spec: DataSpec, split: SplitName, *, root: Path) -> Listing:
@@ -79,7 +93,12 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
     """
     if streamed(spec):
         raise InputError(f"data {spec.name}: photographs are not read whole; valid: {', '.join(READERS)}")
-    loaded = READERS[spec.source](split, root, spec.files_md5, fetch)
+    loaded: object = _reader(spec.source)(split, root, spec.files_md5, fetch)
+    if not isinstance(loaded, Split) or loaded.images.dtype != np.uint8 or loaded.labels.dtype != np.int64:
+        raise InputError(
+            f"data.source: {spec.source}(split, root, files_md5, fetch) must return remeasure.data.files.Split with "
+            "images (N, C, H, W) uint8 and labels (N,) int64"
+        )
     expected = (spec.num_train if split == "train" else spec.num_test, *spec.image_shape)
     if loaded.images.shape != expected:
         raise InputError(f"data {spec.name}: expected {split} images {expected}, got {loaded.images.shape}")

@@ -3,6 +3,8 @@
 A builder gets plain keywords: `image_shape` (C, H, W), `num_classes`, an explicit `generator`, and its own options,
 each with an annotation, all of which the config must state. Its module maps images (N, C, H, W) float32, normalised by
 the recipe, to logits (N, num_classes).
+
+`builder` in conf/model is a name in BUILDERS, or "package.module:function" from outside.
 """
 
 import inspect
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from remeasure.models import lenet5, mlp, resnet, vit
 from remeasure.spec.base import InputError
+from remeasure.spec.plugin import imported
 from remeasure.spec.run import ModelSpec
 
 Builder = Callable[..., nn.Module]
@@ -42,7 +45,7 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
     """
     if found := tuple(faults(model)):
         raise InputError(*found)
-    builder = BUILDERS[model.builder]
+    builder = _builder(model.builder)
     generator = torch.Generator().manual_seed(generator_seed)
     try:
         with _seeded(generator_seed):
@@ -93,10 +96,11 @@ def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) ->
 
 def faults(model: ModelSpec) -> Iterator[str]:
     """Faults of the model that do not depend on the data: an unknown builder, or options that do not fit it."""
-    if model.builder not in BUILDERS:
-        yield f"model.builder: there is no {model.builder!r}; choose from {', '.join(BUILDERS)}"
+    try:
+        types = _annotations(_builder(model.builder))
+    except InputError as error:
+        yield from error.faults
         return
-    types = _annotations(BUILDERS[model.builder])
     lacking = [f"has no argument {name}" for name in _CONTEXT if name not in types]
     lacking += [f"has no annotation for {name}" for name, known in types.items() if known is inspect.Parameter.empty]
     if lacking:
@@ -104,6 +108,17 @@ def faults(model: ModelSpec) -> Iterator[str]:
         return
     options = {name: known for name, known in types.items() if name not in _CONTEXT}
     yield from _option_faults(model, types=options)
+
+
+def _builder(name: str) -> Builder:
+    if name in BUILDERS:
+        return BUILDERS[name]
+    if ":" not in name:
+        raise InputError(
+            f"model.builder: there is no {name!r}; choose from {', '.join(BUILDERS)}, or give module:function"
+        )
+    builder: Builder = imported(name, where="model.builder")
+    return builder
 
 
 def _annotations(builder: Builder) -> dict[str, Any]:

@@ -12,6 +12,19 @@ from remeasure.spec.base import InputError, Strict
 T = TypeVar("T")
 
 
+_REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+
+
+def imported(reference: str, *, where: str) -> Any:
+    """What "package.module:name" names. Raises InputError, which begins with `where`."""
+    if not _REFERENCE.fullmatch(reference):
+        raise InputError(f"{where}: expected module:name, such as package.module:Class, got {reference!r}")
+    try:
+        return pkgutil.resolve_name(reference)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{where}: {reference} cannot be imported: {error}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plugin(Strict):
     """`builder`: "module:name" of a class or function; `options`: its keyword arguments."""
@@ -20,7 +33,7 @@ class Plugin(Strict):
     options: dict[str, Any] = field(default_factory=dict)
 
     def _faults(self) -> Iterable[str]:
-        if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.builder):
+        if not _REFERENCE.fullmatch(self.builder):
             yield f"builder: expected module:name, such as package.module:Class, got {self.builder!r}"
 
     def build(self, kind: type[T], *, where: str, **context: object) -> T:
@@ -28,10 +41,7 @@ class Plugin(Strict):
 
         Raises InputError, which begins with `where`.
         """
-        try:
-            builder = pkgutil.resolve_name(self.builder)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"{where}.builder: {self.builder} cannot be imported: {error}") from None
+        builder = imported(self.builder, where=f"{where}.builder")
         known = {key: value for key, value in context.items() if key in inspect.signature(builder).parameters}
         try:
             made = builder(**known, **self.options)
