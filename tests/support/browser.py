@@ -36,8 +36,8 @@ class Browser:
         assert "error" not in answer, (method, answer)
         return dict(answer["result"])
 
-    def open(self, url: str, *, width: int, dark: bool = False, media: str = "screen") -> None:
-        """Load the page anew at this width."""
+    def open(self, url: str, *, width: int, dark: bool = False, media: str = "") -> None:
+        """Load the page anew at this width. `media`: print shows on the screen what is printed."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)

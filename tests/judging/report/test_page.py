@@ -96,7 +96,10 @@ def test_a_row_without_a_record_stands_in_the_table_and_says_what_it_needs(rows:
     assert "◆" not in found.text
     assert "● reproduced , 1 of 2 rows, where the whole interval" in found.text
     assert "– not measured , 1 of 2 rows, where there is no record yet: other-shapes" in found.text
-    assert "The data set shapes, from any of the files shapes.tar, and 5 trainings at least, 20 at most." in found.text
+    assert (
+        "The data set shapes (official files, unpacked or as archives: shapes.tar) and 5 trainings at least, 20 at most"
+        in found.text
+    )
     assert shown(rows, names=()).named("svg") == []
 
 

@@ -96,7 +96,7 @@ def _speed(lines: list[Line], path: str) -> Beside:
     return Beside(
         title="Speed",
         command="make bench",
-        sentence=f"{len(lines) - len(missed)} of {len(lines)} targets are met" + ("; missed:" if missed else "."),
+        sentence=f"{len(lines) - len(missed)} of {len(lines)} targets are met.",
         lines=[{key: line[key] for key in ("part", "ratio", "measured", "target")} for line in missed],
         path=path,
     )
