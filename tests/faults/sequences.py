@@ -292,9 +292,11 @@ def commands(chance: random.Random) -> tuple[str, ...]:
     return tuple(arguments)
 
 
-def broken(before: Line, after: Line, *, fresh_and_ended: bool) -> Iterator[str]:
-    """What must not have happened to a row."""
-    if before.seeds == after.seeds or not before.seeds or fresh_and_ended:
+def broken(before: Line, after: Line, *, asked_anew: int | None) -> Iterator[str]:
+    """What must not have happened to a row; `asked_anew`: FRESH=1 and this many seeds, which replace any record."""
+    if before.seeds == after.seeds or not before.seeds:
+        return
+    if asked_anew is not None and after.seeds.keys() == set(range(asked_anew)):
         return
     ended = after.verdict in DECIDED or after.seeds.keys() >= set(range(5))
     if not ended and before.verdict in DECIDED:
@@ -330,9 +332,9 @@ def run_sequence(folder: Path, *, chance: random.Random, num_commands: int) -> I
         after, said = checkout.table(), f"{checkout.root.name}: {' '.join(arguments)} ended {end}"
         yield from (f"{said}: {fault}" for fault in checkout.faults())
         yield from (f"{said}: lost {name}" for name in runs - checkout.finished())
-        fresh_and_ended = "--fresh" in arguments
+        asked = int(arguments[arguments.index("--seeds") + 1]) if "--seeds" in arguments else None
         for name in ROWS:
-            for fault in broken(before[name], after[name], fresh_and_ended=fresh_and_ended and end == "by itself"):
+            for fault in broken(before[name], after[name], asked_anew=asked if "--fresh" in arguments else None):
                 yield f"{said}: {name} {fault}"
 
 
