@@ -28,7 +28,6 @@ from remeasure.campaign.executors.local import Task, Workers
 from remeasure.cli import reproduce
 from remeasure.config.compose import compose
 from remeasure.data import catalog
-from remeasure.judging import ledger, publish, verify
 from remeasure.judging.reader import read_runs
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, write_record
 from remeasure.runs.journal import Journal, now
@@ -204,15 +203,14 @@ class Checkout:
         """The finished runs."""
         return {path.parent.name for path in self.root.glob("runs/*/record.json")}
 
-    def faults(self) -> tuple[str, ...]:
-        """What `verify` finds."""
-        report = verify.verify(
-            self.root / "conf/benchmark.yaml",
-            results=self.results,
-            labels=lambda _: labels(),
-            readme_path=self.root / "README.md",
-        )
-        return report.faults
+    def faults(self) -> list[str]:
+        """What `verify` says on stderr, after it has finished what a kill interrupted."""
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+            patch.setattr(paths, "_CHECKOUT", self.root)
+            with contextlib.redirect_stderr(said):
+                reproduce.main(["verify"], compose=compose)
+        return said.getvalue().splitlines()
 
 
 def make(root: Path, *, machine: int) -> Checkout:
@@ -327,19 +325,11 @@ def run_sequence(folder: Path, *, chance: random.Random, num_commands: int) -> I
             interrupted_after=chance.randint(0, 8) if way == "SIGINT" else 10**6,
             killed_at=chance.randint(0, 60) if way == "SIGKILL" else 10**6,
         )
-        if end == "SIGKILL":
-            recover(checkout)
-        after, said = checkout.table(), f"{checkout.root.name}: {' '.join(arguments)} ended {end}"
+        said = f"{checkout.root.name}: {' '.join(arguments)} ended {end}"
         yield from (f"{said}: {fault}" for fault in checkout.faults())
+        after = checkout.table()
         yield from (f"{said}: lost {name}" for name in runs - checkout.finished())
         asked = int(arguments[arguments.index("--seeds") + 1]) if "--seeds" in arguments else None
         for name in ROWS:
             for fault in broken(before[name], after[name], asked_anew=asked if "--fresh" in arguments else None):
                 yield f"{said}: {name} {fault}"
-
-
-def recover(checkout: Checkout) -> None:
-    """What the next command, `verify` included, does first."""
-    path, readme = checkout.root / "conf/benchmark.yaml", checkout.root / "README.md"
-    ledger.read(path)
-    publish.recover(checkout.results, then=lambda: publish.write(path, results=checkout.results, readme_path=readme))
