@@ -301,8 +301,6 @@ def broken(before: Line, after: Line, *, asked_anew: int | None) -> Iterator[str
         yield f"weakened: {before} to {after}"
     if not ended and not before.seeds.keys() <= after.seeds.keys():
         yield f"lost: {before} to {after}"
-    if not ended and any(after.seeds[seed] != num for seed, num in before.seeds.items() if seed in after.seeds):
-        yield f"mixed: {before} to {after}"
 
 
 def run_sequence(folder: Path, *, chance: random.Random, num_commands: int) -> Iterator[str]:

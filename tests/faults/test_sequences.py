@@ -11,9 +11,7 @@ NUM_COMMANDS = 8 if NUM_KILLS > 20 else 3  # of a sequence
 RecordProperty = Callable[[str, object], None]
 
 
-def test_no_sequence_of_commands_weakens_loses_or_mixes_evidence(
-    tmp_path: Path, record_property: RecordProperty
-) -> None:
+def test_no_sequence_of_commands_weakens_or_loses_evidence(tmp_path: Path, record_property: RecordProperty) -> None:
     num, found = max(2, NUM_KILLS // 3), list[str]()
     for number in range(num):
         found += run_sequence(tmp_path / str(number), chance=random.Random(number), num_commands=NUM_COMMANDS)
