@@ -7,14 +7,12 @@ right.
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.support.trained import place
 
-import remeasure.runs.execute
 import remeasure.runs.splits
 from remeasure.config.compose import compose
 from remeasure.data import catalog
@@ -24,7 +22,7 @@ from remeasure.spec.config import Config
 from remeasure.spec.record import Event
 from remeasure.spec.run import TRAINING_VERSION
 from remeasure.system import paths
-from remeasure.training.engines.serial import Training
+from remeasure.training.engines.serial import SerialJob, Training
 from remeasure.training.inference import predict
 
 EVERY_MODEL = sorted(path.stem for path in (paths.conf_dir() / "model").glob("*.yaml"))
@@ -97,9 +95,10 @@ def loss_after_20_steps(model: str, *, folder: Path) -> float:
     spec = home(model).spec(data_sha256="synthetic")
     split = synthetic(num=num_images(model), shape=spec.data.image_shape)
     kept: list[Training] = []
+    built = SerialJob.built
 
-    def keep(*given: Any, **named: Any) -> Training:
-        kept.append(Training(*given, **named))
+    def keep(job: SerialJob) -> Training:
+        kept.append(built(job))
         return kept[0]
 
     def stop(directory: Path, event: Event) -> None:  # noqa: ARG001
@@ -109,7 +108,7 @@ def loss_after_20_steps(model: str, *, folder: Path) -> float:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remeasure.runs.splits, "_LOADED", {})
         patch.setattr(catalog, "load_split", lambda *_, **__: split)
-        patch.setattr(remeasure.runs.execute, "Training", keep)
+        patch.setattr(SerialJob, "built", keep)
         with pytest.raises(EnoughError):
             execute(spec, seed=0, row="", place=place(folder), sink=stop)
     images, labels = torch.tensor(split.images), torch.tensor(split.labels)

@@ -26,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_weights_are_not_downloaded_for_photographs_that_are_not_there(tmp_path: Path, asked: list[bool]) -> None:
-    missing = resolve.identify(compose(["model=vit_b16"]), data_root=tmp_path)
+    missing = resolve.identify(compose(["model=vit_b16"]), data_root=tmp_path, device_kind="cpu")
     assert asked == [False]
     assert isinstance(missing, list)
     assert len(missing) == 2  # both are named at once
@@ -36,7 +36,9 @@ def test_weights_may_be_downloaded_where_the_photographs_are(
     asked: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(catalog, "load_listing", lambda *_, **__: None)
-    assert resolve.identify(compose(["model=vit_b16"]), data_root=tmp_path) == [("weights: not here",)]
+    assert resolve.identify(compose(["model=vit_b16"]), data_root=tmp_path, device_kind="cpu") == [
+        ("weights: not here",)
+    ]
     assert asked == [True]
 
 

@@ -67,10 +67,11 @@ def note(name: str, line: str) -> list[str]:
 def watch_weights() -> None:
     """Note the SHA-256 of a net's weights when its run has come to its end."""
     from remeasure.runs import recorder
+    from remeasure.training.engines.base import Scored
 
     keep = recorder._keep_arrays
 
-    def keep_noted(directory: Path, *, scored: recorder.Scored) -> None:
+    def keep_noted(directory: Path, *, scored: Scored) -> None:
         state = {name: value.cpu().numpy() for name, value in scored.network.state_dict().items()}
         digest = hashlib.sha256(b"".join(name.encode() + value.tobytes() for name, value in state.items()))
         note("weights", f"{directory.name} {digest.hexdigest()}")

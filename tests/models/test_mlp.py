@@ -88,6 +88,14 @@ def test_uniform_masks_drop_as_many_units_as_torch_and_keep_the_expected_value()
         torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - fraction)))
 
 
+def test_uniform_masks_drop_that_share_of_bfloat16_units_too() -> None:
+    """One in a thousand: of bfloat16's own uniform numbers, which are multiples of 1/256, one in 256 is below it."""
+    torch.manual_seed(0)
+    dropped = UniformDropout(0.001).train()(torch.ones(1000, 1000, dtype=torch.bfloat16))
+    assert dropped.dtype == torch.bfloat16
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.001, abs=5 * math.sqrt(0.001 / 1e6))
+
+
 def test_uniform_masks_scale_gradients_as_they_scale_units() -> None:
     units = torch.ones(10_000, requires_grad=True)
     dropped = UniformDropout(0.5).train()(units)

@@ -19,20 +19,20 @@ from tests.support import trained
 from tests.support.trained import STEPS_PER_EPOCH, quiet, run, same, weights
 from torch import Tensor, nn
 
-import remeasure.runs.execute
 import remeasure.runs.splits
 import remeasure.training.augment
+import remeasure.training.engines.blocks
 import remeasure.training.engines.loop
 import remeasure.training.inference
 from remeasure.data import catalog
 from remeasure.data.files import Split
 from remeasure.models import registry
-from remeasure.runs import hardware
 from remeasure.runs.folder import Outcome
 from remeasure.runs.journal import curve, read
 from remeasure.spec.base import InputError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
+from remeasure.training import device
 from remeasure.training.engines.loop import CheckpointCallback
 from remeasure.training.engines.serial import Training
 from remeasure.training.inference import Predictions
@@ -78,7 +78,7 @@ def checkpoints_after_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
 def final_weights(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
     """The weights of each network that was evaluated, in order."""
     kept: list[Weights] = []
-    monkeypatch.setattr(remeasure.runs.execute, "predict", _keeping(kept))
+    monkeypatch.setattr(remeasure.training.engines.blocks, "predict", _keeping(kept))
     return kept
 
 
@@ -87,7 +87,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     """A run of EVERYTHING that nothing cut short, and its final weights."""
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remeasure.runs.execute, "predict", _keeping(kept))
+        patch.setattr(remeasure.training.engines.blocks, "predict", _keeping(kept))
         outcome = run(spec(*EVERYTHING), tmp_path_factory.mktemp("unbroken"))
     return outcome, kept[0]
 
@@ -167,14 +167,14 @@ def before_an_epochs_last_block(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pa
 
 def within_a_block(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Event], None]:
     """In the third epoch, at the third step of its second block."""
-    original = Training._optimiser_step
+    original = Training.take
 
-    def step_or_cut(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def step_or_cut(self: Training, chosen: Tensor, *, step: int, **more: Any) -> tuple[Tensor, ...]:
         if step == 2 * STEPS_PER_EPOCH + 6:
             raise CutError
-        return original(self, chosen, step=step, generator=generator)
+        return original(self, chosen, step=step, **more)
 
-    monkeypatch.setattr(Training, "_optimiser_step", step_or_cut)
+    monkeypatch.setattr(Training, "take", step_or_cut)
     return quiet
 
 
@@ -556,7 +556,7 @@ def test_compile_compiles(compiled: bool, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_finished_run_is_returned_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(spec(), tmp_path)
-    monkeypatch.setattr(remeasure.runs.execute, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(remeasure.training.engines.loop, "train", lambda *_, **__: pytest.fail("trained again"))
     again = run(spec(), tmp_path)
     assert (again.reused, again.record, again.directory) == (True, first.record, first.directory)
     with pytest.raises(pytest.fail.Exception, match="trained again"):
@@ -672,10 +672,10 @@ def test_auto_takes_the_best_device_and_a_named_one_must_be_there(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert hardware.resolve_device("auto") == best
-    assert hardware.resolve_device("cpu") == "cpu"
+    assert device.resolve_device("auto") == best
+    assert device.resolve_device("cpu") == "cpu"
     there = ", ".join([*["cuda"] * cuda, *["mps"] * mps, "cpu"])
     for name in ["tpu", *["cuda"] * (not cuda)]:
         with pytest.raises(InputError) as raised:
-            hardware.resolve_device(name)
+            device.resolve_device(name)
         assert str(raised.value) == f"device: this machine has no {name!r}; it has {there} (or say auto)"

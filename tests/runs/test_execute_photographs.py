@@ -73,7 +73,9 @@ def test_photographs_and_whole_arrays_are_not_mixed_up(root: Path) -> None:
 
 
 def test_none_can_be_held_back() -> None:
-    with pytest.raises(InputError, match=r"data.num_validation: photographs are listed class by class"):
+    with pytest.raises(
+        InputError, match=r"num_validation: training on photographs has 0, got 2; photographs are listed class by class"
+    ):
         compose([*SMALL, "data.num_validation=2", "data.split=validation", "seed=1000"])
 
 

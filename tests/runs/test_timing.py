@@ -12,7 +12,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from remeasure.campaign import schedule
 from remeasure.campaign.schedule import Forecast, plan, table
 from remeasure.runs import timing
-from remeasure.runs.folder import open_directory
+from remeasure.runs.folder import Place, open_directory
 from remeasure.runs.journal import Journal
 from remeasure.runs.timing import EnoughError, StepClock, share_left
 from remeasure.spec.photographs import Transform
@@ -161,13 +161,13 @@ def test_each_image_size_is_timed_and_weighed_by_its_epochs(tmp_path: Path, monk
     spec = with_sizes(epochs_total=9, resolution=Resolution(pixels=(4, 6), until_epoch=(2, 5)))
     seen = []
 
-    def seconds_per_step(_: object, *, spec: RunSpec, device_kind: str, limit_seconds: float) -> float:
+    def seconds_per_epoch(spec: RunSpec, *, place: Place, limit_seconds: float) -> float:
         assert isinstance(spec.recipe, Recipe)
         pixels = spec.recipe.resolution.pixels_at(0) if spec.recipe.resolution else 8
-        seen.append((pixels, device_kind, limit_seconds))
-        return float(pixels or 0)
+        seen.append((pixels, place.device_kind, limit_seconds))
+        return 21.0 * (pixels or 0)
 
-    monkeypatch.setattr(timing, "_seconds_per_step", seconds_per_step)
+    monkeypatch.setattr(timing, "_seconds_per_epoch", seconds_per_epoch)
     assert timing.seconds_of_seed(spec, place=trained.place(tmp_path)) == 1218.0
     assert seen == [(4, "cpu", 1.0), (6, "cpu", 1.0), (8, "cpu", 1.0)], "together at most 3 s"
 

@@ -383,12 +383,6 @@ def test_an_evaluation_trains_no_epoch_and_takes_images_in_batches() -> None:
     assert (a_spec().mode, spec.mode) == ("train", "evaluate")
 
 
-def test_an_evaluation_reads_the_test_split() -> None:
-    tuning = dataclasses.replace(a_spec().data, num_validation=10_000, split="validation")
-    message = "data.split: an evaluation reads the test split, got validation"
-    assert fault(dataclasses.replace(a_spec(), recipe=an_evaluation()), data=tuning).startswith(message)
-
-
 @pytest.mark.parametrize("flip", [{"weights": "others"}, {"batch_size": 9}, {"weights_sha256": "w" * 64}])
 def test_another_evaluation_is_another_spec(flip: dict[str, Any]) -> None:
     spec = dataclasses.replace(a_spec(), recipe=an_evaluation())
@@ -411,7 +405,7 @@ def test_normalisation_has_one_value_or_one_a_channel() -> None:
 def test_a_spec_out_of_range_is_refused() -> None:
     assert fault(a_spec(), cpu_threads=0) == "cpu_threads: expected 1 or more, got 0"
     assert fault(a_spec(), steps_per_block=0) == "steps_per_block: expected 1 or more, got 0"
-    assert fault(a_spec(), engine_width=2).endswith("the serial engine trains one seed at a time, got 2")
+    assert fault(a_spec(), engine_width=0) == "engine_width: expected 1 or more, got 0"
 
 
 # ---------------------------------------------------------------- seeds and splits

@@ -1,10 +1,11 @@
 """Small real runs on scikit-learn's digits, for tests: 1,297 images to train, 500 to test, 21 steps of 64 an epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback
 
 from remeasure.config.compose import compose
 from remeasure.data import catalog, fingerprint
@@ -13,6 +14,7 @@ from remeasure.runs.execute import execute, execute_together
 from remeasure.runs.folder import Outcome, Place
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
+from remeasure.training.engines.blocks import BlockTraining
 from remeasure.training.engines.loop import train
 from remeasure.training.engines.serial import Training
 from remeasure.training.seeding import derive
@@ -73,10 +75,27 @@ def training(spec: RunSpec, *, seed: int = 0, num_images: int | None = None) -> 
     return Training(network, spec=spec, seed=seed, images=images, labels=labels)
 
 
-def trained(training: Training, *, spec: RunSpec, folder: Path) -> list[dict[str, Any]]:
-    """Train to the end; the epochs' reports."""
-    reports: list[dict[str, Any]] = []
-    train(training, spec=spec, device_kind="cpu", checkpoint=folder / "checkpoint.ckpt", report=reports.append)
+def trained(
+    training: BlockTraining, *, spec: RunSpec, folder: Path, callbacks: Sequence[Callback] = ()
+) -> list[dict[str, Any]]:
+    """Train one seed to the end; the epochs' reports."""
+    (reports,) = trained_together(training, spec=spec, folder=folder, callbacks=callbacks)
+    return reports
+
+
+def trained_together(
+    training: BlockTraining, *, spec: RunSpec, folder: Path, callbacks: Sequence[Callback] = ()
+) -> list[list[dict[str, Any]]]:
+    """Train to the end; the epochs' reports of each seed."""
+    reports: list[list[dict[str, Any]]] = [[] for _ in training.seeds]
+    train(
+        training,
+        spec=spec,
+        device_kind="cpu",
+        checkpoint=folder / "checkpoint.ckpt",
+        reports=[each.append for each in reports],
+        callbacks=callbacks,
+    )
     return reports
 
 

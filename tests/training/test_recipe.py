@@ -789,7 +789,7 @@ def trained(recipe: Recipe, folder: Path) -> Tensor:
     any_size = nn.Sequential(nn.AdaptiveAvgPool2d(8), network)  # 8x8 images stay as they are
     spec = dataclasses.replace(config.spec(data_sha256=""), recipe=recipe)
     training = Training(any_size, spec=spec, seed=0, images=images, labels=labels)
-    train(training, spec=spec, device_kind="cpu", checkpoint=folder / "checkpoint", report=lambda _: None)
+    train(training, spec=spec, device_kind="cpu", checkpoint=folder / "checkpoint", reports=[lambda _: None])
     return nn.utils.parameters_to_vector(training.scored.parameters()).detach()
 
 

@@ -19,7 +19,6 @@ from remeasure.judging.reader import read_row
 from remeasure.judging.records import from_results, put_together
 from remeasure.runs import timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
-from remeasure.runs.hardware import with_native_precision
 from remeasure.runs.provenance import device_name
 from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Row
@@ -29,8 +28,9 @@ from remeasure.system.locks import Presence, held_folder
 from remeasure.tracking.content import campaign_name
 from remeasure.tracking.observer import Observers, Standing, State
 from remeasure.tracking.terminal import duration
+from remeasure.training.engines.base import can_be_batched, engine_of
 
-NUMPY_NEEDS = "the network from scratch computes on the CPU alone; CUDA_VISIBLE_DEVICES= measures it here"
+ON_THE_CPU = "CUDA_VISIBLE_DEVICES= measures it here, on the CPU"
 
 
 class Campaign:
@@ -64,12 +64,14 @@ class Campaign:
 
         NotHere if this machine cannot measure it. Raises InputError: configs or data files that exist and are wrong.
         """
-        config = with_native_precision(self._config(row, compose=compose), device_kind=self.place.device_kind)
-        if (mode := config.spec(data_sha256="").mode) != row.mode:
-            raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {mode}")
-        if config.engine == "numpy" and self.place.device_kind != "cpu":
-            return NotHere(row=row, missing=((NUMPY_NEEDS,),))
-        spec = identify(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
+        config = self._config(row, compose=compose)
+        asked = config.spec(data_sha256="")
+        if asked.mode != row.mode:
+            raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {asked.mode}")
+        if faults := tuple(engine_of(asked).device_faults(self.place.device_kind)):
+            return NotHere(row=row, missing=((*faults, ON_THE_CPU),))
+        place = self.place
+        spec = identify(config, data_root=place.data_root, device_kind=place.device_kind, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
         network_of(config)  # raises InputError if it cannot be built
@@ -86,7 +88,7 @@ class Campaign:
     def _config(self, row: Row, *, compose: Compose) -> Config:
         choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe", "control", "engine")]
         config, together = compose(choices), self.options.together
-        if together > 1 and config.spec(data_sha256="").can_be_batched:
+        if together > 1 and can_be_batched(config.spec(data_sha256="")):
             return compose([*choices, "engine=batched", f"engine_width={together}"])
         return config
 

@@ -10,7 +10,6 @@ from remeasure.data import catalog, fingerprint
 from remeasure.data.files import Split
 from remeasure.data.fingerprint import Source
 from remeasure.runs.folder import Outcome, Place
-from remeasure.runs.hardware import with_native_precision
 from remeasure.spec.run import DataSpec, RunSpec
 from remeasure.system import paths
 
@@ -32,8 +31,12 @@ class Lab:
 
     def spec(self, overrides: Sequence[str]) -> RunSpec:
         """The spec that `python src/train.py <overrides>` trains. Raises InputError, or DataMissingError."""
-        config = with_native_precision(compose.compose(list(overrides)), device_kind=self.place.device_kind)
-        return identified(config, data_root=self.place.data_root, fingerprint=self._fingerprint)
+        return identified(
+            compose.compose(list(overrides)),
+            data_root=self.place.data_root,
+            device_kind=self.place.device_kind,
+            fingerprint=self._fingerprint,
+        )
 
     def _fingerprint(self, spec: DataSpec, *, root: Path, trains: bool) -> Source:  # noqa: ARG002
         """Computed once for each data set; when tuning, over the training split alone."""

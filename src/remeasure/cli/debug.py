@@ -16,13 +16,16 @@ from torch.utils.data import default_collate
 from remeasure.config.resolve import identified
 from remeasure.data import catalog
 from remeasure.models import registry
-from remeasure.runs.hardware import processor, resolve_device, with_native_precision
+from remeasure.runs.hardware import processor
 from remeasure.spec.base import InputError
 from remeasure.spec.config import Config, Debug
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.training.augment import NoAugmentation, augment, resized
+from remeasure.training.device import resolve_device
+from remeasure.training.engines.base import PHOTOGRAPHS, SERIAL, engine_of
+from remeasure.training.engines.steps import take_step
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import training_loss
 from remeasure.training.optimizers import build_optimizer
@@ -37,17 +40,16 @@ def debug(config: Config) -> int:
     assert config.debug is not None
     if not isinstance(config.recipe, Recipe):
         raise InputError("debug: this recipe only evaluates; choose one that trains, such as recipe=article")
-    if config.engine != "serial":
+    if engine_of(config.spec(data_sha256="")) not in (SERIAL, PHOTOGRAPHS):
         raise InputError(f"debug: looks at engine=serial, got {config.engine}")
-    native = with_native_precision(config, device_kind=resolve_device(config.device))
-    spec = identified(native, data_root=paths.data_root())
+    spec = identified(config, data_root=paths.data_root(), device_kind=resolve_device(config.device))
     modes = {"overfit_batch": overfit_batch, "one_step": one_step, "profile": profiled}
     plain = config.debug.name == "overfit_batch"
     with processor(spec):
         return modes[config.debug.name](_bench(spec, config=config, plain=plain), config.debug)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Bench:
     """A net, its optimiser and a source of batches, on a device; `step` takes one optimiser step."""
 
@@ -58,39 +60,42 @@ class Bench:
     recipe: Recipe
     device: torch.device
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # of all steps so far, by part
+    _ended: float = 0.0  # when the last part ended
 
     def step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss (), logits (B, num_classes) and labels (B,), before the step. L-BFGS evaluates more than once."""
-        with self._part("data"):
-            images, labels = self.images()
-        seen: list[tuple[Tensor, Tensor]] = []
+        """Loss (), logits (B, num_classes) and labels (B,), before the step."""
+        self._ended = time.perf_counter()
+        images, labels = self.images()
+        self._end("data")
+        loss, logits = take_step(
+            self._forward, images, labels, optimizer=self.optimizer, loss=self._loss, clip=self._clip
+        )
+        self._end("optimiser")
+        return loss, logits, labels
 
-        def closure() -> Any:
-            self.optimizer.zero_grad()
-            with self._part("forward"), self._precision():
-                logits = self.network(images)
-                loss = training_loss(logits, labels, loss=self.recipe.loss, parameters=self.network.parameters())
-            with self._part("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
-            if self.recipe.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
-            seen.append((loss.detach(), logits.detach()))
-            return loss
+    def _forward(self, images: Tensor) -> Tensor:
+        self._end("optimiser")
+        with self._precision():
+            logits: Tensor = self.network(images)
+        return logits
 
-        with self._part("optimiser"):
-            self.optimizer.step(closure)
-        return *seen[0], labels
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        with self._precision():
+            loss = training_loss(logits, labels, loss=self.recipe.loss, parameters=self.network.parameters())
+        self._end("forward")
+        return loss
 
-    @contextmanager
-    def _part(self, name: str) -> Iterator[None]:
-        """The optimiser's part holds forward and backward, which are taken off it."""
-        started, inner = time.perf_counter(), self.seconds["forward"] + self.seconds["backward"]
-        yield
+    def _clip(self) -> None:
+        self._end("backward")
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+
+    def _end(self, part: str) -> None:
+        """The time since the last part ended was this part's."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - started
-        if name == "optimiser":
-            self.seconds[name] -= self.seconds["forward"] + self.seconds["backward"] - inner
+        began, self._ended = self._ended, time.perf_counter()
+        self.seconds[part] += self._ended - began
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.spec.precision == "bfloat16")

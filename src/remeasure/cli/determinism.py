@@ -18,11 +18,10 @@ from pathlib import Path
 import remeasure.training.engines.loop
 from remeasure.campaign.executors.local import Task, Workers
 from remeasure.config import compose, errors
-from remeasure.data import fingerprint
+from remeasure.config.resolve import identified
 from remeasure.runs import provenance
 from remeasure.runs.execute import execute, execute_together
 from remeasure.runs.folder import Outcome, Place
-from remeasure.runs.hardware import resolve_device, with_native_precision
 from remeasure.runs.journal import now
 from remeasure.runs.recorder import unwatched
 from remeasure.spec.base import DataMissingError
@@ -30,6 +29,8 @@ from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
+from remeasure.training.device import resolve_device
+from remeasure.training.engines.base import can_be_batched
 
 SEED, OTHER_SEEDS = 0, (1, 2, 3)
 RUNS = {
@@ -134,7 +135,7 @@ def findings(name: str, spec: RunSpec, *, runs: Runs) -> Iterator[Finding]:
     for case, call in promised.items():
         yield Finding(run=name, case=case, promised=True, same=call(spec) == first)
     batched = "seeds as one (engine=batched)"
-    if spec.can_be_batched:
+    if can_be_batched(spec):
         one, two = runs.batched(spec), runs.batched(spec)
         yield Finding(run=name, case=f"{batched}, twice", promised=True, same=one == two)
         yield Finding(run=name, case=f"{batched}, against one seed alone", promised=False, same=one == first)
@@ -178,13 +179,12 @@ def main(arguments: Sequence[str]) -> int:
         for name, overrides in RUNS.items():
             print(f"{name} …", file=sys.stderr, flush=True)
             config = compose.compose([*overrides, *(("data=digits",) if name in ON_THE_DIGITS else ())])
-            config = with_native_precision(config, device_kind=kind)
             try:
-                source = fingerprint.fingerprint(config.data, root=place.data_root)
+                spec = identified(config, data_root=place.data_root, device_kind=kind)
             except DataMissingError:
                 found.append(Finding(run=name, case="all", promised=True, same=None, note="its data are not here"))
                 continue
-            found += findings(name, config.spec(data_sha256=source.data_sha256), runs=Runs(place))
+            found += findings(name, spec, runs=Runs(place))
     report = to_markdown(found, device=provenance.device_name(kind), when=now())
     write_atomic(options.results / "determinism.md", report.encode())
     print(report)

@@ -162,8 +162,8 @@ def _measure(
     from remeasure.campaign.row import NotHere, Options, RowCampaign
     from remeasure.runs import provenance
     from remeasure.runs.folder import Place
-    from remeasure.runs.hardware import resolve_device
     from remeasure.tracking.observer import build
+    from remeasure.training.device import resolve_device
 
     root = paths.project_root()
     place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))

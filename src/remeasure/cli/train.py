@@ -5,19 +5,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from remeasure.config.resolve import identified, network_of
+from remeasure.config.resolve import identified, network_of, settled
 from remeasure.data import catalog
 from remeasure.judging import ledger
 from remeasure.models import pretrained
 from remeasure.runs import provenance
 from remeasure.runs.folder import Outcome, Place, finished, other_code
-from remeasure.runs.hardware import resolve_device, with_native_precision
-from remeasure.spec.base import InputError, gathered
+from remeasure.spec.base import DeviceKind, InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths, startup
 from remeasure.tracking.observer import build
+from remeasure.training.device import resolve_device
+from remeasure.training.engines.base import engine_of
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -25,7 +26,7 @@ Compose = Callable[[Sequence[str]], Config]
 def run_single(config: Config, *, compose: Compose) -> Outcome:
     """Train, or report a finished run, and print the contract's last line."""
     place, spec = _prepared(config)
-    row, departures = _row_of(config, spec=spec, compose=compose)
+    row, departures = _row_of(config, spec=spec, compose=compose, device_kind=place.device_kind)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
     if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
         name = row.name if row and not departures else ""
@@ -48,8 +49,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     faults: list[str] = []
     with gathered(faults):
         device_kind = resolve_device(config.device)
-        if config.engine == "numpy" and device_kind != "cpu":
-            raise InputError("engine: the numpy engine computes on the CPU; choose device=cpu")
+        faults += engine_of(config.spec(data_sha256="")).device_faults(device_kind)
     with gathered(faults):
         catalog.streamed(config.data)
     with gathered(faults):
@@ -64,13 +64,15 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
         device_kind=device_kind,
         doctor=config.doctor,
     )
-    spec = identified(with_native_precision(config, device_kind=device_kind), data_root=data_root)
+    spec = identified(config, data_root=data_root, device_kind=device_kind)
     if path := pretrained.locate(config):
         pretrained.load(network, path)  # or refuse it now
     return place, spec
 
 
-def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | None, list[str]]:
+def _row_of(
+    config: Config, *, spec: RunSpec, compose: Compose, device_kind: DeviceKind
+) -> tuple[Row | None, list[str]]:
     """The ledger's row of these configs, and where this run departs from what the row would train or evaluate.
 
     A file of weights that is named departs from it: nobody can tell here that it is the published one.
@@ -81,7 +83,7 @@ def _row_of(config: Config, *, spec: RunSpec, compose: Compose) -> tuple[Row | N
     if row is None:
         return None, []
     composed = compose([f"{key}={value}" for key, value in (names | {"engine": row.engine}).items()])
-    own = with_native_precision(composed, device_kind=resolve_device(config.device)).spec(
+    own = settled(composed, device_kind=device_kind).spec(
         data_sha256=spec.data_sha256, weights_sha256=None if config.model.weights else spec.weights_sha256
     )
     if own.spec_sha256 == spec.spec_sha256:

@@ -9,6 +9,7 @@ from remeasure.spec.config import Config, EvaluateConfig, TrainConfig
 from remeasure.spec.run import ModelSpec
 from remeasure.system import paths
 from remeasure.system.validation import convert
+from remeasure.training.engines.base import engine_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,9 +48,11 @@ def _to_config(composed: "DictConfig") -> Config:
     evaluates = isinstance(values.get("recipe"), dict) and values["recipe"].get("mode") == "evaluate"
     config: Config = convert(EvaluateConfig if evaluates else TrainConfig, values, where="")
     try:
-        config.spec(data_sha256="")
+        spec = config.spec(data_sha256="")
     except ValueError as error:  # what only the whole spec can tell
         raise InputError(*str(error).splitlines()) from None
+    if faults := list(engine_of(spec).faults(spec)):
+        raise InputError(*faults)
     return config
 
 

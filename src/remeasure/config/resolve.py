@@ -1,13 +1,14 @@
 """What a run starts from: its data and its weights, found and fingerprinted before anything is trained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remeasure.data import catalog
 from remeasure.data import fingerprint as data_fingerprint
 from remeasure.data.fingerprint import Source
-from remeasure.spec.base import DataMissingError, noted
+from remeasure.spec.base import DataMissingError, DeviceKind, noted
 from remeasure.spec.config import Config
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import DataSpec, RunSpec
@@ -18,10 +19,19 @@ if TYPE_CHECKING:
 Fingerprint = Callable[..., Source]  # as data.fingerprint, or one that remembers
 
 
+def settled(config: Config, *, device_kind: DeviceKind) -> Config:
+    """The config with precision auto replaced by what the device computes in."""
+    if config.precision != "auto":
+        return config
+    from remeasure.training.device import native_precision  # torch: seconds to import
+
+    return replace(config, precision=native_precision(device_kind))
+
+
 def identify(
-    config: Config, *, data_root: Path, fingerprint: Fingerprint | None = None
+    config: Config, *, data_root: Path, device_kind: DeviceKind, fingerprint: Fingerprint | None = None
 ) -> RunSpec | list[tuple[str, ...]]:
-    """The config with its fingerprints; or, of each thing that is missing for them, the lines that say so.
+    """The config, `settled`, with its fingerprints; or, of each thing that is missing for them, the lines that say so.
 
     What is quick is looked at first, and nothing is downloaded where something else is missing. Raises InputError.
     """
@@ -37,7 +47,8 @@ def identify(
     with noted(missing):
         trains = not isinstance(config.recipe, Evaluation)
         source = (fingerprint or data_fingerprint.fingerprint)(config.data, root=data_root, trains=trains)
-        return config.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
+        native = settled(config, device_kind=device_kind)
+        return native.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
     return missing
 
 
@@ -54,9 +65,11 @@ def network_of(config: Config) -> "nn.Module":
     return network
 
 
-def identified(config: Config, *, data_root: Path, fingerprint: Fingerprint | None = None) -> RunSpec:
+def identified(
+    config: Config, *, data_root: Path, device_kind: DeviceKind, fingerprint: Fingerprint | None = None
+) -> RunSpec:
     """`identify` where nothing may be missing: raises DataMissingError, too."""
-    found = identify(config, data_root=data_root, fingerprint=fingerprint)
+    found = identify(config, data_root=data_root, device_kind=device_kind, fingerprint=fingerprint)
     if not isinstance(found, RunSpec):
         raise DataMissingError(*(line for lines in found for line in lines))
     return found

@@ -86,7 +86,8 @@ class UniformDropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not self.p or input.device.type != "cpu":
             return super().forward(input)
-        return input * torch.rand_like(input).ge_(self.p).mul_(1 / (1 - self.p))
+        uniform = torch.rand_like(input, dtype=torch.float32)  # bfloat16 has 8 bits, and would move the probability
+        return input * uniform.ge_(self.p).mul_(1 / (1 - self.p)).to(input.dtype)
 
 
 _DROPOUTS: dict[str, type[nn.Dropout]] = {"bernoulli": nn.Dropout, "uniform": UniformDropout}

@@ -1,4 +1,4 @@
-"""Chooses the training device and precision, and sets CPU and GPU options while it trains."""
+"""Options of the CPU and the GPU while a run trains."""
 
 import contextlib
 import ctypes
@@ -6,13 +6,11 @@ import functools
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 import torch
 
-from remeasure.spec.base import DeviceKind, InputError, Precision
-from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
+from remeasure.training.engines.base import engine_of
 
 
 def settle() -> None:
@@ -21,37 +19,6 @@ def settle() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def resolve_device(device: str) -> DeviceKind:
-    """The kind of the named device; `auto`: the first of cuda, mps, cpu. Raises InputError if this machine lacks it."""
-    there: list[DeviceKind] = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    chosen = there[0] if device == "auto" else device
-    for kind in there:
-        if kind == chosen:
-            return kind
-    raise InputError(f"device: this machine has no {device!r}; it has {', '.join(there)} (or say auto)")
-
-
-def native_precision(device_kind: DeviceKind) -> Precision:
-    """bfloat16 where the device computes in it, else float32.
-
-    A CPU without AVX-512 and a GPU older than Ampere only emulate bfloat16, many times slower than float32.
-    """
-    if device_kind == "cpu":
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    else:
-        native = device_kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if native else "float32"
-
-
-def with_native_precision(config: Config, *, device_kind: DeviceKind) -> Config:
-    """The config with precision auto replaced by the device's native precision."""
-    return replace(config, precision=native_precision(device_kind)) if config.precision == "auto" else config
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
@@ -65,7 +32,7 @@ def processor(spec: RunSpec) -> Iterator[None]:
     settle()
     torch.set_flush_denormal(True)  # a confident LeNet-5 has denormal gradients, and its steps take twice as long
     try:
-        with blas_threads(spec.cpu_threads) if spec.engine == "numpy" else contextlib.nullcontext():
+        with blas_threads(spec.cpu_threads) if engine_of(spec).computes_in_numpy else contextlib.nullcontext():
             yield
     finally:
         torch.set_flush_denormal(False)

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from remeasure.models import registry
 from remeasure.runs import code, provenance
@@ -24,24 +24,13 @@ from remeasure.system.formats import encode_npz
 from remeasure.system.redaction import masked
 from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.leaks import refuse_early_scores
-from remeasure.training.engines.serial import DivergenceError
-from remeasure.training.inference import Predictions
+from remeasure.training.engines.base import DivergenceError, Scored
 
 Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
 
 
 def unwatched(directory: Path, event: Event) -> None:
     """A sink that does nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """The result of a run: the network, its predictions, the labels (N,) int64 that score them, and the seconds."""
-
-    network: nn.Module
-    predictions: Predictions
-    labels: Tensor
-    wall_seconds: float
 
 
 class Attempt:
@@ -78,9 +67,9 @@ class Attempt:
         if self.place.doctor:
             self.report("finding", **asdict(finding))
 
-    def watch(self, event: str, /, **values: object) -> None:
-        """Report progress, such as images done, to the sink only; it is not journaled."""
-        self._sink(self.directory, {"event": event, "time": now(), **values})
+    def images(self, values: dict[str, Any]) -> None:
+        """Report the images done so far to the sink only; it is not journaled."""
+        self._sink(self.directory, {"event": "images", "time": now(), **values})
 
     def announce(self, *, num_params: int, data_official: str, checkpoint: str) -> None:
         """Journal that the run is resumed; or write config, environment and diff, and journal that it started."""

@@ -1,18 +1,52 @@
 """The images of a run: training images, scored images, and the check that the files match the planned fingerprint."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from remeasure.data import catalog, fingerprint
+from remeasure.data.listing import Listing
 from remeasure.runs.folder import Place
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.training import negative_controls
+from remeasure.training.diagnostics import leaks
+from remeasure.training.engines.base import engine_of
 from remeasure.training.seeding import derive
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of one spec, as engines read them (engines.base.Data)."""
+
+    spec: RunSpec
+    place: Place = field(kw_only=True)
+
+    def to_train(self, *, seed: int) -> tuple[Tensor, Tensor]:
+        return trained_on(self.spec, seed=seed, place=self.place)
+
+    def to_score(self) -> tuple[Tensor, Tensor]:
+        images, labels = scored_on(self.spec, place=self.place)
+        refuse_changed_files(self.spec, place=self.place)
+        leaks.refuse_shared_images(kept_to_train(self.spec, place=self.place)[0], images, spec=self.spec)
+        return images, labels
+
+    def listing(self, split: Literal["train", "test"]) -> Listing:
+        return catalog.load_listing(self.spec.data, split, root=self.place.data_root)
+
+    def official(self) -> str:
+        """Whether they are the official data. InputError: photographs have changed since the run was planned."""
+        spec, root = self.spec, self.place.data_root
+        if catalog.streamed(spec.data):
+            source = fingerprint.fingerprint(spec.data, root=root, trains=engine_of(spec).trains)
+            if source.data_sha256 != spec.data_sha256:
+                raise _changed(spec)
+            return source.data_official
+        verified = _load(spec, "train", place=self.place).verified
+        return fingerprint.official(spec.data, spec.data_sha256, verified=verified).data_official
 
 
 def refuse_changed_files(spec: RunSpec, *, place: Place) -> None:
@@ -76,13 +110,3 @@ def scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
         return loaded.images, loaded.labels
     loaded = _load(spec, "train", place=place)
     return loaded.images[-spec.data.num_validation :], loaded.labels[-spec.data.num_validation :]
-
-
-def data_official(spec: RunSpec, *, place: Place) -> str:
-    if catalog.streamed(spec.data):
-        source = fingerprint.fingerprint(spec.data, root=place.data_root, trains=spec.mode == "train")
-        if source.data_sha256 != spec.data_sha256:
-            raise _changed(spec)
-        return source.data_official
-    verified = _load(spec, "train", place=place).verified
-    return fingerprint.official(spec.data, spec.data_sha256, verified=verified).data_official

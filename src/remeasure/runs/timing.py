@@ -1,24 +1,18 @@
 """Estimates a seed's seconds from a few real steps, and how much of a seed is left to do."""
 
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from remeasure.runs import folder as runs_folder
 from remeasure.runs import journal
 from remeasure.runs.folder import Place
 from remeasure.spec.recipe import Evaluation, Recipe, Resolution
 from remeasure.spec.run import RunSpec
-
-if TYPE_CHECKING:
-    from remeasure.training.engines.serial import Training
-
+from remeasure.training.engines.base import engine_of
 
 TIMED_SECONDS = 3.0  # time for timing a row: at least two steps of each image size, or one slow step
 TIMED_SECONDS_CUDA = 0.5
@@ -32,19 +26,18 @@ def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
 
     For seeds that train together, one seed's share. For an evaluation, the network's time without image decoding.
     """
-    from remeasure.runs import execute, hardware  # Lightning: seconds to import
+    from remeasure.runs import hardware  # torch: seconds to import
 
     hardware.keep_freed_memory()
     with hardware.processor(spec):
-        if isinstance(spec.recipe, Evaluation):
+        if not engine_of(spec).trains:
             return spec.data.num_test * _seconds_per_image(spec, device_kind=place.device_kind)
+        assert isinstance(spec.recipe, Recipe)
         seconds, sizes = 0.0, image_sizes(spec.recipe)
         for pixels, num_epochs in sizes.items():
             sized = replace(spec, recipe=at_size(spec.recipe, pixels=pixels))
-            training = execute.build_training(sized, seed=0, place=place)
             limit = (TIMED_SECONDS_CUDA if place.device_kind == "cuda" else TIMED_SECONDS) / len(sizes)
-            each = _seconds_per_step(training, spec=sized, device_kind=place.device_kind, limit_seconds=limit)
-            seconds += num_epochs * training.steps_per_epoch * each
+            seconds += num_epochs * _seconds_per_epoch(sized, place=place, limit_seconds=limit)
         return seconds / spec.engine_width
 
 
@@ -63,26 +56,19 @@ def at_size(recipe: Recipe, *, pixels: int | None) -> Recipe:
     return replace(recipe, resolution=small)
 
 
-def _seconds_per_step(training: "Training", *, spec: RunSpec, device_kind: str, limit_seconds: float) -> float:
+def _seconds_per_epoch(spec: RunSpec, *, place: Place, limit_seconds: float) -> float:
     """Time whole steps from outside: within a captured CUDA graph nothing may wait for the device."""
-    from remeasure.training.engines.loop import train
-    from remeasure.training.engines.serial import DivergenceError
+    from remeasure.runs.execute import job_of  # Lightning: seconds to import
+    from remeasure.training.engines.steps import AfterSteps
 
-    ahead = device_kind == "cuda"  # Python queues work ahead of the device
+    ahead = place.device_kind == "cuda"  # Python queues work ahead of the device
     slow_seconds = math.inf if ahead or spec.compile else SLOW_STEP_SECONDS
-    clock = StepClock(limit_seconds=limit_seconds, now=_clock_of(device_kind), ahead=ahead, slow_seconds=slow_seconds)
-    step = training._optimiser_step
-
-    def timed(*given: Any, **named: Any) -> Any:
-        seen = step(*given, **named)
-        clock()
-        return seen
-
-    training._optimiser_step = timed  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder, suppress(EnoughError, DivergenceError):
-        checkpoint = Path(folder) / "checkpoint.ckpt"
-        train(training, spec=spec, device_kind=device_kind, checkpoint=checkpoint, report=lambda _: None)
-    return clock.seconds_per_step()
+    job, now = job_of(spec, seed=0, place=place), _clock_of(place.device_kind)
+    clock = StepClock(limit_seconds=limit_seconds, now=now, ahead=ahead, slow_seconds=slow_seconds)
+    timed = AfterSteps(clock)
+    with suppress(EnoughError):
+        job.train(checkpoint=None, reports=[lambda _: None] * spec.engine_width, callbacks=[timed])
+    return clock.seconds_per_step() * timed.module.steps_per_epoch
 
 
 class EnoughError(Exception):
@@ -160,7 +146,7 @@ def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
 def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
     """The share of a seed still to do: 1, or less if a checkpoint can be resumed."""
     attempts = runs_folder.attempts(spec, seed=spec.together(seed)[0], place=place)  # it holds the group's checkpoint
-    if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or isinstance(spec.recipe, Evaluation):
+    if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or not engine_of(spec).trains:
         return 1.0
     epochs = [event["epoch"] for event in journal.read(attempts[-1]) if event["event"] == "epoch"]
     return work(spec, first_epoch=max(epochs, default=0)) / work(spec, first_epoch=0)

@@ -37,7 +37,7 @@ class Debug(Strict):
 class Config(Strict):
     """One composed config: conf/train.yaml with its groups, every interpolation resolved.
 
-    `precision`: auto is bfloat16 where the device computes in it, else float32 (`hardware.with_native_precision`).
+    `precision`: auto is bfloat16 where the device computes in it, else float32 (`resolve.settled`).
     """
 
     model: ModelSpec

@@ -96,61 +96,9 @@ class RunSpec(Strict):
 
     def _faults(self) -> Iterable[str]:
         yield from count_faults(self)
-        if self.engine != "batched" and self.engine_width > 1:
-            yield f"engine_width: the {self.engine} engine trains one seed at a time, got {self.engine_width}"
-        if self.engine == "numpy":
-            yield from (f"engine: the numpy engine {fault}; choose engine=serial" for fault in self._not_in_numpy())
-        if self.engine == "batched":
-            yield from (f"engine: the batched engine {fault}; choose engine=serial" for fault in self._not_batched())
         num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
         if num_means not in (1, num_channels):
             yield f"recipe.normalisation: expected 1 value, or {num_channels} for the channels, got {num_means}"
-        if isinstance(self.recipe, Recipe) and self.recipe.streaming and self.data.num_validation:
-            yield (
-                "data.num_validation: photographs are listed class by class, so that the last ones are no sample; "
-                f"expected 0, got {self.data.num_validation}"
-            )
-        if self.control != "none" and not (isinstance(self.recipe, Recipe) and self.recipe.streaming is None):
-            yield f"control: {self.control} is for training on images in memory; expected none"
-        if self.mode == "evaluate" and self.data.split != "test":
-            yield "data.split: an evaluation reads the test split, got validation"
-
-    @property
-    def can_be_batched(self) -> bool:
-        """Whether the batched engine could train this spec."""
-        return not any(self._not_batched())
-
-    def _not_batched(self) -> Iterable[str]:
-        """Each part of this spec that the batched engine does not support."""
-        if isinstance(self.recipe, Evaluation):
-            yield "trains, and nothing is trained here"
-            return
-        if self.engine == "numpy":
-            yield "is torch's"
-        yield from self.recipe.unsupported("batched")
-        if self.recipe.averaging:
-            yield "keeps no average of its nets (averaging: null)"
-        if self.recipe.streaming:
-            yield "needs its images in memory"
-        if self.control != "none":
-            yield "trains all its seeds on the same images (control: none)"
-        if self.channels_last:
-            yield "has its own memory format (channels_last: false)"
-        if self.compile:
-            yield "is not compiled (compile: false)"
-
-    def _not_in_numpy(self) -> Iterable[str]:
-        """Each part of this spec that the numpy engine does not support; layers are checked on the built network."""
-        if isinstance(self.recipe, Evaluation):
-            yield "trains, and nothing is trained here"
-            return
-        yield from self.recipe.unsupported("numpy")
-        if self.recipe.averaging:
-            yield "keeps no average of its net (averaging: null)"
-        if self.recipe.streaming:
-            yield "needs its images in memory"
-        if self.precision != "float32" or self.compile or self.channels_last:
-            yield "knows nothing of precision, compile and channels_last"
 
     def together(self, seed: int) -> range:
         """The seeds that are trained together with `seed`: itself alone, or its group in the batched engine."""

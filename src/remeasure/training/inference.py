@@ -1,5 +1,6 @@
 """A network's forward pass on its device, and its predictions."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from remeasure.spec.base import Precision
-from remeasure.spec.recipe import Normalisation
+from remeasure.spec.recipe import Normalisation, Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.training.augment import normalise
+from remeasure.training.engines.base import DivergenceError
 from remeasure.training.negative_controls import evaluated_with
 
 EVALUATION_BATCH = 1000
@@ -71,3 +73,12 @@ def predict(network: nn.Module, images: Tensor, *, labels: Tensor, spec: RunSpec
         confidence.append(top.values.cpu())
         loss_total += functional.cross_entropy(logits, labels[part].to(device), reduction="sum").item()
     return Predictions(predicted=torch.cat(predicted), confidence=torch.cat(confidence), loss=loss_total / len(images))
+
+
+def refuse_not_finite(predictions: Predictions, *, spec: RunSpec) -> None:
+    """Raise DivergenceError if the loss is not finite: the last steps diverged after the last check during training."""
+    assert isinstance(spec.recipe, Recipe)
+    if not math.isfinite(predictions.loss):
+        batches = (spec.data.num_train - spec.data.num_validation) / spec.recipe.batch_size
+        steps_per_epoch = math.floor(batches) if spec.recipe.streaming else math.ceil(batches)
+        raise DivergenceError(epoch=spec.recipe.epochs_total - 1, step=spec.recipe.epochs_total * steps_per_epoch - 1)

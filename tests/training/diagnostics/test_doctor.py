@@ -21,6 +21,7 @@ import remeasure.training.engines.loop
 import remeasure.training.seeding
 from remeasure.config.compose import compose
 from remeasure.data import catalog
+from remeasure.models import registry
 from remeasure.runs.execute import execute
 from remeasure.runs.folder import Place
 from remeasure.runs.journal import Journal, read, under_way
@@ -56,16 +57,16 @@ def names(spec: RunSpec, folder: Path, *, seed: int = 0) -> list[str]:
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[nn.Module], None]], None]:
     """Change each network as it is built."""
-    original = remeasure.runs.execute._network
+    original = registry.build
 
     def planted(change: Callable[[nn.Module], None]) -> None:
-        def build(spec: RunSpec, *, seed: int) -> nn.Module:
-            network = original(spec, seed=seed)
+        def build(*given: Any, **named: Any) -> nn.Module:
+            network = original(*given, **named)
             with torch.no_grad():
                 change(network)
             return network
 
-        monkeypatch.setattr(remeasure.runs.execute, "_network", build)
+        monkeypatch.setattr(registry, "build", build)
 
     return planted
 
@@ -289,17 +290,10 @@ def test_who_asks_for_no_doctor_gets_none(tmp_path: Path) -> None:
 def test_a_run_that_is_looked_at_ends_at_the_same_weights(overrides: list[str], tmp_path: Path) -> None:
     spec = trained.spec(*overrides, "recipe.epochs_total=3", "steps_per_block=4")
     ends = []
-    for doctor in (None, Doctor(chart())):
+    for callbacks in ([], [Doctor([chart()])]):
         training = trained.training(spec)
         state = torch.get_rng_state()
-        remeasure.training.engines.loop.train(
-            training,
-            spec=spec,
-            device_kind="cpu",
-            checkpoint=tmp_path / "none.ckpt",
-            report=lambda _: None,
-            doctor=doctor,
-        )
+        trained.trained(training, spec=spec, folder=tmp_path, callbacks=callbacks)
         ends.append((trained.weights(training.network), torch.get_rng_state()))
         torch.set_rng_state(state)
     assert trained.same(ends[0][0], ends[1][0])
@@ -319,10 +313,7 @@ def test_it_looks_at_ten_steps_at_first_and_again_whenever_twice_as_many_are_don
         original(self, *arguments, **more)
 
     monkeypatch.setattr(remeasure.training.diagnostics.doctor.Look, "__init__", spy)
-    checkpoint = tmp_path / "none.ckpt"
-    remeasure.training.engines.loop.train(
-        training, spec=spec, device_kind="cpu", checkpoint=checkpoint, report=lambda _: None, doctor=Doctor(chart())
-    )
+    trained.trained(training, spec=spec, folder=tmp_path, callbacks=[Doctor([chart()])])
     assert began == [0, 20, 41, 83]
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in training.network.modules())
 

@@ -13,9 +13,7 @@ from tests.support import trained
 from tests.support.trained import STEPS_PER_EPOCH
 from torch import Tensor, nn
 
-import remeasure.runs.execute
 import remeasure.training.diagnostics.nonfinite
-import remeasure.training.engines.batched
 import remeasure.training.engines.loop
 from remeasure.models.scratch.activations import Array
 from remeasure.models.scratch.layers import Dense
@@ -25,10 +23,11 @@ from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import write_atomic
 from remeasure.training.checkpoints import keep_checkpoint
-from remeasure.training.diagnostics.nonfinite import Fault, FaultFoundError, diagnosed
+from remeasure.training.diagnostics.nonfinite import Fault, Found, kept
+from remeasure.training.engines.batched import BatchedJob, BatchedTraining
 from remeasure.training.engines.numpy_engine import NumpyTraining
-from remeasure.training.engines.serial import DivergenceError, Training
-from remeasure.training.seeding import permutation
+from remeasure.training.engines.serial import Training
+from remeasure.training.seeding import initial_network, permutation
 
 STEP = 30  # of the second epoch, in the middle of a block
 
@@ -54,13 +53,13 @@ def planted(
     training: type[Training] = Training,
 ) -> None:
     """`plant(network, step)` before each training step's forward pass, in the run and in its replay."""
-    original = training._optimiser_step
+    original = training.take
 
     def step_with_plant(self: Any, chosen: Tensor, *, step: int, **rest: Any) -> tuple[Tensor, ...]:
         plant(self.network, step)
         return original(self, chosen, step=step, **rest)
 
-    monkeypatch.setattr(training, "_optimiser_step", step_with_plant)
+    monkeypatch.setattr(training, "take", step_with_plant)
 
 
 def fault(outcome: Outcome) -> dict[str, Any]:
@@ -167,10 +166,8 @@ def test_a_fault_that_does_not_come_again_ends_the_replay_where_the_run_ended(
 def test_weights_that_lie_in_another_order_in_memory_are_kept(tmp_path: Path) -> None:
     weight = torch.arange(72.0).view(2, 4, 3, 3).to(memory_format=torch.channels_last)
 
-    def replay() -> None:
-        raise FaultFoundError(Fault(epoch=0, step=2, layer="", what="loss", batch=(7,)), {"conv.weight": weight})
-
-    error = diagnosed(DivergenceError(epoch=0, step=3), replay=replay, folder=tmp_path)
+    fault = Fault(epoch=0, step=2, layer="", what="loss", batch=(7,))
+    error = kept(Found(fault=fault, weights={"conv.weight": weight}), folder=tmp_path)
     assert str(error) == "the loss is not finite in step 2 (epoch 1)"
     assert torch.equal(safetensors.torch.load_file(tmp_path / "divergence.safetensors")["conv.weight"], weight)
 
@@ -258,7 +255,7 @@ def names(outcome: Outcome) -> set[str]:
 
 def planted_in_group(monkeypatch: pytest.MonkeyPatch, before: dict[int, list[Tensor]]) -> None:
     """Plant PLANTED, in the run and in its replay; `before`: the weights before the step, in the run."""
-    original = remeasure.training.engines.batched.BatchedTraining._optimiser_step
+    original = BatchedTraining.take
 
     def step_with_plant(self: Any, chosen: Tensor, *, step: int, **rest: Any) -> tuple[Tensor, ...]:
         for place in [place for place, at in PLANTED.items() if at == step]:
@@ -268,7 +265,7 @@ def planted_in_group(monkeypatch: pytest.MonkeyPatch, before: dict[int, list[Ten
             self.network.stacked[SECOND].register_hook(lambda gradient, factor=blow_up: gradient * factor)
         return original(self, chosen, step=step, **rest)
 
-    monkeypatch.setattr(remeasure.training.engines.batched.BatchedTraining, "_optimiser_step", step_with_plant)
+    monkeypatch.setattr(BatchedTraining, "take", step_with_plant)
 
 
 @pytest.mark.usefixtures("checkpoints")
@@ -281,7 +278,7 @@ def test_each_seed_of_a_group_has_its_own_step_layer_batch_and_weights(
     done = trained.run_together(spec(*GROUP), tmp_path, seed=3)
     assert done[0].record.predicted_sha256 == sound[0].record.predicted_sha256
     assert not list(done[0].directory.glob("divergence*"))
-    parameters = [name for name, _ in remeasure.runs.execute._network(spec(), seed=0).named_parameters()]
+    parameters = [name for name, _ in initial_network(spec(), seed=0).named_parameters()]
     name = parameters[SECOND]
     for place, at in PLANTED.items():
         found, kept = fault(done[place]), safetensors.torch.load_file(done[place].directory / "divergence.safetensors")
@@ -310,17 +307,17 @@ def test_when_all_seeds_of_a_group_diverge_each_has_the_fault_that_it_has_alone(
 def test_a_layers_output_in_a_group_is_named_before_all_that_follows_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = remeasure.runs.execute.build_training
+    original = BatchedJob.built
 
-    def poisoned(*given: Any, **named: Any) -> Any:
-        group: Any = original(*given, **named)
+    def poisoned(job: BatchedJob) -> BatchedTraining:
+        group = original(job)
         with torch.no_grad():
             group.network.stacked[SECOND][1] = torch.nan
         return group
 
-    monkeypatch.setattr(remeasure.runs.execute, "build_training", poisoned)
+    monkeypatch.setattr(BatchedJob, "built", poisoned)
     found = fault(trained.run_together(spec(*GROUP), tmp_path)[1])
-    layers = remeasure.runs.execute._network(spec(), seed=0).named_modules()
+    layers = initial_network(spec(), seed=0).named_modules()
     second = [name for name, layer in layers if isinstance(layer, nn.Linear)][1]
     assert (found["what"], found["layer"], found["step"]) == ("output", second, 0)
 

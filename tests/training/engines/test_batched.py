@@ -7,20 +7,29 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.trained import STEPS_PER_EPOCH, quiet, run, run_together, same, trained, training, weights
+from tests.support.trained import (
+    STEPS_PER_EPOCH,
+    quiet,
+    run,
+    run_together,
+    same,
+    trained,
+    trained_together,
+    training,
+    weights,
+)
 from tests.support.trained import spec as serial_spec
 from torch import Tensor, nn
 
-import remeasure.runs.execute
 import remeasure.training.engines.loop
 from remeasure.runs.folder import Outcome
 from remeasure.runs.journal import curve, read
 from remeasure.spec.base import InputError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-from remeasure.training.engines.batched import BatchedTraining, Stacked, clip_each
+from remeasure.training.engines.base import DivergenceError
+from remeasure.training.engines.batched import BatchedJob, BatchedTraining, Stacked, clip_each
 from remeasure.training.engines.loop import CheckpointCallback
-from remeasure.training.engines.serial import DivergenceError
 
 SEEDS = (3, 4, 5)
 WIDTH = ("engine=batched", "engine_width=3")
@@ -62,18 +71,18 @@ def test_each_seed_ends_at_the_weights_and_curve_of_the_serial_engine(
     overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     batched = together(*overrides)
-    reports = trained(batched, spec=spec(*WIDTH, *overrides), folder=tmp_path)
+    reports = trained_together(batched, spec=spec(*WIDTH, *overrides), folder=tmp_path)
     found = unstacked(batched, *overrides)
     for index, seed in enumerate(SEEDS):
         alone = training(spec(*overrides), seed=seed)
         expected = trained(alone, spec=spec(*overrides), folder=tmp_path / str(seed))
         for name, value in weights(alone.network).items():
             torch.testing.assert_close(found[index][name], value, rtol=2e-3, atol=2e-4)
-        assert [report["loss"][index] for report in reports] == pytest.approx(
+        assert [report["loss"] for report in reports[index]] == pytest.approx(
             [report["loss"] for report in expected], rel=1e-5
         )
-        for ours, theirs in zip(reports, expected, strict=True):
-            assert ours["accuracy_percent"][index] == pytest.approx(theirs["accuracy_percent"], abs=0.1)
+        for ours, theirs in zip(reports[index], expected, strict=True):
+            assert ours["accuracy_percent"] == pytest.approx(theirs["accuracy_percent"], abs=0.1)
             assert {key: ours[key] for key in ("epoch", "step", "lr")} == {
                 key: theirs[key] for key in ("epoch", "step", "lr")
             }
@@ -104,7 +113,7 @@ def test_dropout_and_distortions_differ_between_seeds_and_steps(tmp_path: Path) 
         networks = [training(both, num_images=64).network for _ in SEEDS]
         batched = BatchedTraining(networks, spec=both, seeds=SEEDS, images=one.images, labels=one.labels)
         batched.order = lambda epoch: torch.arange(64)[:, None].repeat(1, 3)  # type: ignore[method-assign] # noqa: ARG005
-        trained(batched, spec=both, folder=tmp_path)
+        trained_together(batched, spec=both, folder=tmp_path)
         first, second, third = (parameter[:] for parameter in batched.network.stacked[0].detach())
         assert not torch.equal(first, second)
         assert not torch.equal(second, third)
@@ -116,7 +125,7 @@ def test_a_group_gives_the_same_weights_again_and_another_group_does_not(tmp_pat
     for number in range(2):
         torch.manual_seed(number)  # global state must not matter
         batched = together(*overrides)
-        trained(batched, spec=spec(*WIDTH, *overrides), folder=tmp_path)
+        trained_together(batched, spec=spec(*WIDTH, *overrides), folder=tmp_path)
         found.append(unstacked(batched, *overrides))
     assert all(same(*pair) for pair in zip(*found, strict=True))
     assert not same(found[0][0], found[0][1])
@@ -131,8 +140,8 @@ def test_clipping_is_each_seeds_own() -> None:
 
 
 def test_an_epoch_of_steps_is_counted_once_for_all(tmp_path: Path) -> None:
-    reports = trained(together(), spec=spec(*WIDTH), folder=tmp_path)
-    assert [report["step"] for report in reports] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+    for reports in trained_together(together(), spec=spec(*WIDTH), folder=tmp_path):
+        assert [report["step"] for report in reports] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
 
 
 # ---------------------------------------------------------------- what it refuses
@@ -149,13 +158,20 @@ ALTERNATING = (
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (("model=logreg", "recipe=lbfgs"), "has adam, adamw, sgd, rmsprop, not recipe.optimizer.name=lbfgs"),
+        (
+            ("model=logreg", "recipe=lbfgs"),
+            "the batched engine has adam, adamw, sgd, rmsprop, not recipe.optimizer.name=lbfgs",
+        ),
         (MUON, "not recipe.optimizer.name=muon"),
-        (("recipe.averaging={from_epoch: 1, decay: 0.9}",), "keeps no average of its nets"),
+        (("recipe.averaging={from_epoch: 1, decay: 0.9}",), "recipe.averaging: the batched engine does not implement"),
         ((ALTERNATING,), "draws all its seeds' flips anew"),
-        (("channels_last=true",), "channels_last: false"),
-        (("compile=true",), "compile: false"),
-        (("model=vit_b16", "data=imagenet_sample", "recipe=deit_b_eval"), "nothing is trained here"),
+        (("control=shuffled_labels",), "control: the batched engine has none, got shuffled_labels"),
+        (("channels_last=true",), "channels_last: the batched engine has false, got true"),
+        (("compile=true",), "compile: the batched engine has false, got true"),
+        (
+            ("model=vit_b16", "data=imagenet_sample", "recipe=deit_b_eval"),
+            "engine: the batched engine trains, and recipe deit_b_eval only evaluates",
+        ),
     ],
 )
 def test_what_the_batched_engine_cannot_do_is_refused(overrides: Sequence[str], fault: str) -> None:
@@ -184,11 +200,11 @@ def poisoned(batched: BatchedTraining, *, seed_index: int) -> BatchedTraining:
 
 def test_a_seed_that_diverges_leaves_the_others_as_they_were(tmp_path: Path) -> None:
     batched = poisoned(together(*WILD), seed_index=1)
-    trained(batched, spec=spec(*WIDTH, *WILD), folder=tmp_path)
+    trained_together(batched, spec=spec(*WIDTH, *WILD), folder=tmp_path)
     assert list(batched.diverged) == [1]
     assert (batched.diverged[1].epoch, batched.diverged[1].step) == (0, 3), "the end of its first block of 4 steps"
     well = together(*WILD)
-    trained(well, spec=spec(*WIDTH, *WILD), folder=tmp_path / "well")
+    trained_together(well, spec=spec(*WIDTH, *WILD), folder=tmp_path / "well")
     for index in (0, 2):
         assert same(unstacked(batched, *WILD)[index], unstacked(well, *WILD)[index])
 
@@ -198,7 +214,7 @@ def test_when_all_have_diverged_training_stops(tmp_path: Path) -> None:
     for index in range(3):
         poisoned(batched, seed_index=index)
     with pytest.raises(DivergenceError, match=r"not finite after step 3 \(epoch 1\)"):
-        trained(batched, spec=spec(*WIDTH, *WILD), folder=tmp_path)
+        trained_together(batched, spec=spec(*WIDTH, *WILD), folder=tmp_path)
 
 
 # ---------------------------------------------------------------- runs
@@ -279,12 +295,8 @@ def test_a_group_cut_between_two_records_keeps_the_first(tmp_path: Path) -> None
 def test_a_seed_that_diverged_has_its_line_and_the_others_their_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = remeasure.runs.execute.build_training
-    monkeypatch.setattr(
-        remeasure.runs.execute,
-        "build_training",
-        lambda *given, **named: poisoned(original(*given, **named), seed_index=1),
-    )
+    original = BatchedJob.built
+    monkeypatch.setattr(BatchedJob, "built", lambda job: poisoned(original(job), seed_index=1))
     done = run_together(spec(*WIDTH, *WILD), tmp_path)
     assert [outcome.record.accuracy_percent is None for outcome in done] == [False, True, False]
     assert "diverged" in [event["event"] for event in read(done[1].directory)]
@@ -292,5 +304,5 @@ def test_a_seed_that_diverged_has_its_line_and_the_others_their_accuracy(
 
 
 def test_seconds_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remeasure.runs.execute, "train", lambda *_, **__: 30.0)
+    monkeypatch.setattr(remeasure.training.engines.loop, "train", lambda *_, **__: 30.0)
     assert [outcome.record.wall_seconds for outcome in run_together(spec(*WIDTH), tmp_path)] == [10.0, 10.0, 10.0]

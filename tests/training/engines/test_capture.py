@@ -23,11 +23,13 @@ from remeasure.spec.recipe import Optimizer
 from remeasure.spec.run import RunSpec
 from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.doctor import LOOK_STEPS, Doctor
-from remeasure.training.diagnostics.nonfinite import WatchedTraining
+from remeasure.training.diagnostics.nonfinite import Tracer
 from remeasure.training.engines import capture
+from remeasure.training.engines.base import DivergenceError
+from remeasure.training.engines.blocks import BlockTraining
 from remeasure.training.engines.capture import STEPS_BEFORE_CAPTURE, Captured
 from remeasure.training.engines.loop import CheckpointCallback, train
-from remeasure.training.engines.serial import DivergenceError, Training
+from remeasure.training.engines.serial import Training
 from remeasure.training.optimizers import build_optimizer
 from remeasure.training.seeding import derive
 
@@ -50,13 +52,13 @@ def spec(*overrides: str) -> RunSpec:
 
 
 def end(
-    make: Callable[[], Training], *, spec: RunSpec, folder: Path, wanted: bool
+    make: Callable[[], BlockTraining], *, spec: RunSpec, folder: Path, wanted: bool
 ) -> tuple[dict[str, torch.Tensor], Any]:
     """Weights and reports, but for the seconds."""
     os.environ["REMEASURE_CAPTURE"] = str(int(wanted))
     training = make()
-    reports = trained.trained(training, spec=spec, folder=folder)
-    return weights(training.network), [{**report, "seconds": None} for report in reports]
+    reports = trained.trained_together(training, spec=spec, folder=folder / str(wanted))
+    return weights(training.network), [{**report, "seconds": None} for seed in reports for report in seed]
 
 
 @pytest.mark.parametrize("overrides", [(), DROPS, SGD, MUON, CROPPED], ids=["adam", "dropout", "sgd", "muon", "crop"])
@@ -113,7 +115,14 @@ def test_the_doctor_sees_the_steps_it_looks_at_and_changes_nothing(captured: lis
     found: list[Finding] = []
     one, healthy = spec(*SGD), trained.training(spec(*SGD))
     chart = CurveMonitor(num_classes=10, epochs_total=2, report=found.append)
-    train(healthy, spec=one, device_kind="cpu", checkpoint=tmp_path / "c", report=chart.see, doctor=Doctor(chart))
+    train(
+        healthy,
+        spec=one,
+        device_kind="cpu",
+        checkpoint=tmp_path / "c",
+        reports=[chart.see],
+        callbacks=[Doctor([chart])],
+    )
     assert chart.same_answer > 0, "a look was concluded"
     assert [graph.num_replays for graph in captured] == [41 - STEPS_BEFORE_CAPTURE - 2 * LOOK_STEPS]
     alone = trained.training(one)
@@ -123,9 +132,8 @@ def test_the_doctor_sees_the_steps_it_looks_at_and_changes_nothing(captured: lis
 
 def test_where_every_layer_is_watched_nothing_is_captured(captured: list[Graph], tmp_path: Path) -> None:
     one = trained.training(spec())
-    watched = WatchedTraining(one.network, until=30, spec=spec(), seed=0, images=one.images, labels=one.labels)
     with pytest.raises(DivergenceError):  # its end
-        trained.trained(watched, spec=spec(), folder=tmp_path)
+        trained.trained(one, spec=spec(), folder=tmp_path, callbacks=[Tracer([0], until=30)])
     assert not captured
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import remeasure.training.engines.loop
 from remeasure.models import registry
-from remeasure.runs.execute import build_training
+from remeasure.runs.execute import job_of
 from remeasure.runs.folder import Outcome
 from remeasure.spec.base import InputError
 from remeasure.spec.run import ModelSpec, RunSpec
@@ -27,9 +27,9 @@ def spec(*overrides: str) -> RunSpec:
 
 def weights(run_spec: RunSpec, folder: Path, *, seed: int = 3) -> dict[str, torch.Tensor]:
     """After training to the last epoch."""
-    training = build_training(run_spec, seed=seed, place=trained.place(folder))
-    trained.trained(training, spec=run_spec, folder=folder)
-    return trained.weights(training.network)
+    job: Any = job_of(run_spec, seed=seed, place=trained.place(folder))
+    assert job.train(checkpoint=None, reports=[lambda _: None]) == {}
+    return trained.weights(job.training.network)
 
 
 def arrays(outcome: Outcome) -> dict[str, Any]:
@@ -114,13 +114,19 @@ def test_its_layers_are_on_the_networks_own_weights() -> None:
     [
         (("recipe.loss.label_smoothing=0.1",), "has the cross-entropy alone"),
         (("recipe.loss.l2_penalty=0.1",), "has the cross-entropy alone"),
-        (("recipe.optimizer={name: rmsprop, lr_peak: 0.1}",), "has adam, sgd, not recipe.optimizer.name=rmsprop"),
+        (
+            ("recipe.optimizer={name: rmsprop, lr_peak: 0.1}",),
+            "the numpy engine has adam, sgd, not recipe.optimizer.name=rmsprop; choose engine=serial",
+        ),
         (("recipe.optimizer.weight_decay=0.1",), "without weight decay"),
-        (("recipe.optimizer={name: sgd, lr_peak: 0.1, momentum: 0.9, nesterov: true}",), "has SGD with momentum"),
-        (("recipe.averaging={from_epoch: 1, decay: 0.9}",), "keeps no average of its net"),
-        (("precision=bfloat16",), "knows nothing of precision"),
-        (("channels_last=true",), "knows nothing of precision"),
-        (("engine_width=2",), "engine_width: the numpy engine trains one seed at a time, got 2"),
+        (
+            ("recipe.optimizer={name: sgd, lr_peak: 0.1, momentum: 0.9, nesterov: true}",),
+            "has SGD with momentum",
+        ),
+        (("recipe.averaging={from_epoch: 1, decay: 0.9}",), "recipe.averaging: the numpy engine does not implement it"),
+        (("precision=bfloat16",), "precision: the numpy engine has float32, got bfloat16"),
+        (("channels_last=true",), "channels_last: the numpy engine has false, got true"),
+        (("engine_width=2",), "engine_width: the numpy engine has 1, got 2; engine=batched trains several seeds"),
     ],
 )
 def test_what_it_cannot_do_is_refused(overrides: tuple[str, ...], fault: str) -> None:

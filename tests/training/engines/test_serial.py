@@ -15,7 +15,8 @@ from torch.nn import functional
 import remeasure.training.inference
 from remeasure.spec.run import RunSpec
 from remeasure.training.augment import normalise
-from remeasure.training.engines.serial import DivergenceError, Training
+from remeasure.training.engines.base import DivergenceError
+from remeasure.training.engines.serial import Training
 from remeasure.training.inference import Predictions, predict
 from remeasure.training.seeding import derive
 
@@ -53,13 +54,13 @@ def by_hand(training: Training, *, num_epochs: int) -> list[tuple[float, float]]
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
     """Every optimiser step's (step, indices of its images), as they happen."""
     steps: list[tuple[int, Tensor]] = []
-    original = Training._optimiser_step
+    original = Training.take
 
-    def spy(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def spy(self: Training, chosen: Tensor, *, step: int, **more: Any) -> tuple[Tensor, ...]:
         steps.append((step, chosen.clone()))
-        return original(self, chosen, step=step, generator=generator)
+        return original(self, chosen, step=step, **more)
 
-    monkeypatch.setattr(Training, "_optimiser_step", spy)
+    monkeypatch.setattr(Training, "take", spy)
     return steps
 
 
@@ -112,17 +113,15 @@ def test_lbfgs_counts_a_step_an_epoch_however_often_it_evaluates(tmp_path: Path)
     assert reports[2]["loss"] < reports[1]["loss"] < reports[0]["loss"]
 
 
-def test_lbfgs_evaluates_no_point_twice_and_the_weights_do_not_show_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lbfgs_evaluates_no_point_twice_and_the_weights_do_not_show_it(tmp_path: Path) -> None:
     """Against torch's own L-BFGS, which evaluates anew at the start of each step."""
     points: list[bytes] = []
     full = training(spec(*LBFGS))
     full.network.register_forward_hook(lambda *_: points.append(b"".join(map(_bytes, full.network.parameters()))))
     ours = [report["loss"] for report in trained(full, spec=spec(*LBFGS), folder=tmp_path)]
     assert len(points) == len(set(points)) > 3
-    monkeypatch.setattr(Training, "_evaluated_here", lambda _: None)
     again = training(spec(*LBFGS))
+    again.memory = None
     theirs = [report["loss"] for report in trained(again, spec=spec(*LBFGS), folder=tmp_path)]
     assert ours == theirs
     assert same(weights(full.network), weights(again.network))
@@ -137,13 +136,9 @@ def _bytes(parameter: Tensor) -> bytes:
     [(*LBFGS, "recipe.batch_size=64"), ("model=mlp4", *LBFGS[1:])],
     ids=["batches", "dropout"],
 )
-def test_what_is_not_a_function_of_the_weights_alone_is_evaluated_each_time(
-    overrides: tuple[str, ...], tmp_path: Path
-) -> None:
-    one = spec(*overrides)
-    random = training(one)
-    trained(random, spec=one, folder=tmp_path)
-    assert random._evaluated is None
+def test_what_is_not_a_function_of_the_weights_alone_is_evaluated_each_time(overrides: tuple[str, ...]) -> None:
+    assert training(spec(*overrides)).memory is None
+    assert training(spec(*LBFGS)).memory is not None
 
 
 def _loss_at_start(spec: RunSpec) -> float:
@@ -204,14 +199,16 @@ def test_a_seed_gives_the_same_weights_and_curve_and_another_seed_does_not(
 
 def test_every_block_drops_other_units_and_distorts_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, float]] = []  # the next number of either source of randomness, at each block's first step
-    original = Training._optimiser_step
+    original = Training.take
 
-    def spy(self: Training, chosen: Tensor, *, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def spy(
+        self: Training, chosen: Tensor, *, step: int, generator: torch.Generator, **more: Any
+    ) -> tuple[Tensor, ...]:
         if step % STEPS_PER_EPOCH % 4 == 0:
             drawn.append((float(torch.rand(1)), float(torch.rand(1, generator=generator))))
-        return original(self, chosen, step=step, generator=generator)
+        return original(self, chosen, step=step, generator=generator, **more)
 
-    monkeypatch.setattr(Training, "_optimiser_step", spy)
+    monkeypatch.setattr(Training, "take", spy)
     trained(training(spec(SMALL_BLOCKS)), spec=spec(SMALL_BLOCKS), folder=tmp_path)
     assert len(drawn) == 12
     assert len({number for pair in drawn for number in pair}) == 24

@@ -442,7 +442,7 @@ def test_photographs_that_changed_since_the_plan_are_not_scored(
     other = planned(config.data, root=root).data_sha256
     place = Place(runs=tmp_path / "runs", project=tmp_path, data_root=root, device_kind="cpu")
     with pytest.raises(InputError, match="its files have changed since the run was planned"):
-        remeasure.runs.splits.data_official(config.spec(data_sha256=other), place=place)
+        remeasure.runs.splits.Splits(config.spec(data_sha256=other), place=place).official()
 
 
 def test_weights_that_blow_up_are_a_fault_and_no_result(root: Path, tmp_path: Path) -> None:

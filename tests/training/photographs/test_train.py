@@ -32,7 +32,7 @@ from remeasure.spec.photographs import Streaming
 from remeasure.spec.recipe import Normalisation, Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
-from remeasure.training.engines.serial import DivergenceError
+from remeasure.training.engines.base import DivergenceError, Report
 from remeasure.training.losses import training_loss
 from remeasure.training.photographs import train as photographs_train
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order
@@ -128,7 +128,7 @@ def train(
     network: nn.Module | None = None,
     seed: int = 0,
     num_workers: int = 0,
-    report: Callable[[dict[str, Any]], object] = id,
+    report: Report = id,
 ) -> dict[str, torch.Tensor]:
     """The weights to score after training a tiny transformer."""
     network = network or tiny_vit()
@@ -142,7 +142,7 @@ def train(
         devices=1,
         num_workers=num_workers,
         checkpoint=folder / "checkpoint.ckpt",
-        report=report,
+        reports=[report],
     )
     return weights(network)
 
@@ -656,7 +656,7 @@ def _one_of_two(folder: Path, out: Path) -> None:
         devices=2,
         num_workers=0,
         checkpoint=out / "checkpoint.ckpt",
-        report=id,
+        reports=[id],
     )
     torch.save(weights(network), out / f"{os.environ['RANK']}.pt")
 

@@ -7,19 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from remeasure.campaign.executors.local import Task, Workers
 from remeasure.config.compose import compose
 from remeasure.data import fingerprint
 from remeasure.runs import journal
-from remeasure.runs.execute import build_training
+from remeasure.runs.execute import job_of
 from remeasure.runs.folder import Outcome, Place
 from remeasure.runs.hardware import processor
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.loop import train
-from remeasure.training.engines.serial import Training
-from remeasure.training.losses import training_loss
+from remeasure.training.engines.serial import SerialJob, Training
 from remeasure.training.seeding import derive
 
 
@@ -67,7 +65,14 @@ def _epoch_seconds(outcome: Outcome) -> list[float]:
 
 def through_lightning(*, spec: RunSpec, place: Place, seed: int) -> list[float]:
     """Seconds of each epoch of one seed's training, as in a run."""
-    return timed_training(build_training(spec, seed=seed, place=place), spec=spec)
+    return timed_training(training_of(spec, seed=seed, place=place), spec=spec)
+
+
+def training_of(spec: RunSpec, *, seed: int, place: Place) -> Training:
+    """As in a run."""
+    job = job_of(spec, seed=seed, place=place)
+    assert isinstance(job, SerialJob)
+    return job.training
 
 
 def timed_training(training: Training, *, spec: RunSpec) -> list[float]:
@@ -78,14 +83,14 @@ def timed_training(training: Training, *, spec: RunSpec) -> list[float]:
             spec=spec,
             device_kind="cpu",
             checkpoint=Path(folder) / "checkpoint.ckpt",
-            report=lambda values: seconds.append(values["seconds"]),
+            reports=[lambda values: seconds.append(values["seconds"])],
         )
     return seconds
 
 
 def by_hand(*, spec: RunSpec, place: Place, seed: int) -> list[float]:
     """Seconds of each epoch of the same steps in a bare loop."""
-    return timed_steps(build_training(spec, seed=seed, place=place), spec=spec)
+    return timed_steps(training_of(spec, seed=seed, place=place), spec=spec)
 
 
 def timed_steps(training: Training, *, spec: RunSpec) -> list[float]:
@@ -102,26 +107,14 @@ def timed_steps(training: Training, *, spec: RunSpec) -> list[float]:
 
 def _epoch(training: Training, *, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     """Train block by block, since Training draws random numbers and counts totals for each block."""
-    recipe, network, parameters = training.recipe, training.network.train(), list(training.network.parameters())
-    training.loss_total.zero_()
-    training.num_correct.zero_()
+    training.network.train()
+    training.on_train_epoch_start()
     step = epoch * training.steps_per_epoch
-    for block in torch.split(training.order(epoch), recipe.batch_size * training.steps_per_block):
+    for block in torch.split(training.order(epoch), training.recipe.batch_size * training.steps_per_block):
         torch.manual_seed(derive(training.seed, purpose="dropout", step=step))
-        generator = torch.Generator().manual_seed(derive(training.seed, purpose="augmentation", step=step))
-        seen = []
-        for chosen in torch.split(block, recipe.batch_size):
+        generator, seen = training.generator(step), []
+        for chosen in torch.split(block, training.recipe.batch_size):
             optimizer.param_groups[0]["lr"] = training.learning_rate(step)
-            images, labels = training.batch(chosen, step=step, generator=generator)
-            optimizer.zero_grad()
-            logits = network(images)
-            loss = training_loss(logits, labels, loss=recipe.loss, parameters=parameters)
-            torch.autograd.backward([loss])
-            if recipe.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-            optimizer.step()
-            seen.append((loss.detach() * len(labels), logits.detach(), labels))
+            seen.append(training.take(chosen, step=step, generator=generator, optimizer=optimizer))
             step += 1
-        losses, answers, truth = zip(*seen, strict=True)
-        training.loss_total += torch.stack(losses).sum()
-        training.num_correct += (torch.cat(answers).argmax(dim=1) == torch.cat(truth)).sum()
+        training.count(seen)

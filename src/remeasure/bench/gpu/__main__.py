@@ -20,8 +20,9 @@ from remeasure.bench.gpu.report import Report
 from remeasure.bench.gpu.sizes import FULL, TINY
 from remeasure.bench.gpu.steps import steps
 from remeasure.runs import provenance
-from remeasure.runs.hardware import resolve_device, settle
+from remeasure.runs.hardware import settle
 from remeasure.system import paths, signals, startup
+from remeasure.training.device import resolve_device
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from remeasure.bench.gpu.timing import Apart, fault, here, median_seconds, modes
 from remeasure.spec.base import DeviceKind
 from remeasure.spec.config import Config
 from remeasure.training.engines.batched import BatchedTraining
+from remeasure.training.engines.blocks import BlockTraining
 from remeasure.training.engines.capture import Captured
 from remeasure.training.engines.loop import train
 from remeasure.training.engines.serial import Training
@@ -44,7 +45,7 @@ def trained(config: Config, *, num_steps: int, captured: bool, kind: DeviceKind)
     spec, seeds = config.spec(data_sha256=""), range(config.engine_width)
     networks = [speeds.network_of(config, device=torch.device("cpu"), seed=seed) for seed in seeds]
     named: dict[str, Any] = {"spec": spec, "images": images, "labels": labels}
-    training = (
+    training: BlockTraining = (
         BatchedTraining(networks, seeds=seeds, **named)
         if config.engine == "batched"
         else Training(networks[0], seed=0, **named)
@@ -61,11 +62,11 @@ def trained(config: Config, *, num_steps: int, captured: bool, kind: DeviceKind)
             spec=spec,
             device_kind=kind,
             checkpoint=checkpoint,
-            report=lambda _: ends.append(time.perf_counter()),
+            reports=[lambda _: ends.append(time.perf_counter()), *[lambda _: None] * (config.engine_width - 1)],
         )
     weights = [parameter.detach().cpu() for parameter in training.network.parameters()]
     seconds = (ends[1] - ends[0]) / training.steps_per_epoch
-    return Trained(weights=weights, seconds_per_step=seconds, num_graphs=len(training._captured.graphs))
+    return Trained(weights=weights, seconds_per_step=seconds, num_graphs=len(training.captured.graphs))
 
 
 def graph_check(sizes: Sizes, *, kind: DeviceKind) -> Figures:

@@ -17,7 +17,6 @@ from remeasure.spec.config import Config
 from remeasure.system import paths
 from remeasure.training.engines.serial import Training
 from remeasure.training.inference import forward
-from remeasure.training.losses import training_loss
 from remeasure.training.photographs import evaluate
 
 
@@ -119,14 +118,10 @@ def training_call(config: Config, *, compiled: bool, device: torch.device) -> Ca
     )
 
     def call() -> None:
-        batch, truth = training.batch(chosen, step=0, generator=generator)
-        optimizer.zero_grad()
         with torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16", cache_enabled=False
         ):
-            loss = training_loss(network(batch), truth, loss=training.recipe.loss, parameters=network.parameters())
-        torch.autograd.backward([loss])
-        optimizer.step()
+            training.take(chosen, step=0, generator=generator, optimizer=optimizer)
 
     return call
 

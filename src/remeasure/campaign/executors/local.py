@@ -24,6 +24,7 @@ from remeasure.spec.recipe import Recipe
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import signals, startup
+from remeasure.training.engines.base import engine_of
 
 if TYPE_CHECKING:
     from remeasure.runs.recorder import Sink  # torch: seconds to import
@@ -171,7 +172,7 @@ class Workers:
 
     def cores(self, spec: RunSpec) -> int:
         """Number of cores that a run of `spec` takes; an evaluation decodes its photographs on all of them."""
-        if spec.mode == "evaluate" or not (self.place.device_kind == "cpu" or _searches_lines(spec)):
+        if engine_of(spec).takes_all_cores or not (self.place.device_kind == "cpu" or _searches_lines(spec)):
             return self.num
         return min(spec.cpu_threads, self.num)
 

@@ -8,7 +8,7 @@ waited for the device. curves.CurveMonitor examines the curves.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from remeasure.training.diagnostics.curves import CurveMonitor
-from remeasure.training.engines.serial import Training
+from remeasure.training.engines.blocks import BlockTraining
+from remeasure.training.engines.steps import TrainingModule
 
 LOOK_STEPS = 10  # 640 images in the article's batches
 # Inputs need mean 0 and deviation 1 (LeCun, Bottou, Orr and Müller 1998, "Efficient backprop", section 4.3). They count
@@ -41,27 +42,24 @@ NUM_NEIGHBOURS, LEAST_NEIGHBOURS, STANDARD_ERRORS = 1000, 200, 3.0
 
 
 class Doctor(Callback):
-    """Examines one seed's training and notes findings in its chart. `inside`: whether to hook into the net; hooks make
-    torch.compile recompile it.
+    """Examines a training and notes findings in the chart of each seed. `inside`: whether to hook into the net; hooks
+    make torch.compile recompile it. Of seeds that train together, it examines the labels alone.
     """
 
-    def __init__(self, chart: CurveMonitor, *, inside: bool = True) -> None:
-        self.chart, self.inside = chart, inside
+    def __init__(self, charts: Sequence[CurveMonitor], *, inside: bool = True) -> None:
+        self.charts, self.inside = charts, inside
         self._look: Look | None = None
         self._doubtful: set[str] = set()  # transient findings of the last look, to be confirmed by the next
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        num_steps, batch_steps = trainer.global_step, 1  # for photographs, a batch is one step
-        if isinstance(pl_module, Training):
-            num_steps, batch_steps = pl_module.num_steps, pl_module.steps_per_block
-        if self._look is None and is_due(num_steps, batch_steps=batch_steps):
-            network = pl_module.network
-            assert isinstance(network, nn.Module)
-            self._look = Look(network, trainer.optimizers[0], inside=self.inside)
+        assert isinstance(pl_module, TrainingModule)
+        due = is_due(pl_module.num_steps, batch_steps=pl_module.steps_per_batch)
+        if self._look is None and due and not pl_module.stacks_seeds:
+            self._look = Look(pl_module.network, trainer.optimizers[0], inside=self.inside)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        ends_block: Any = getattr(pl_module, "ends_block", lambda _: True)
-        if self._look and self._look.num_steps >= LOOK_STEPS and ends_block(trainer.global_step):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:  # noqa: ARG002
+        assert isinstance(pl_module, TrainingModule)
+        if self._look and self._look.num_steps >= LOOK_STEPS and pl_module.ends_block(pl_module.num_steps):
             self._conclude(self._look, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,7 +72,8 @@ class Doctor(Callback):
 
     def _conclude(self, look: "Look", pl_module: LightningModule) -> None:
         self._look = None
-        self.chart.same_answer = look.same_answer()
+        (chart,) = self.charts
+        chart.same_answer = look.same_answer()
         found: dict[str, str] = {}
         for name, evidence in look.findings():
             found.setdefault(name, evidence)
@@ -85,12 +84,14 @@ class Doctor(Callback):
         if found:
             self._look_at_labels(pl_module)  # wrong labels cannot be learned: units die, gradients vanish
         for name, evidence in found.items():
-            self.chart.note(name, evidence)
+            chart.note(name, evidence)
 
     def _look_at_labels(self, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, Training):  # photographs are not in memory
-            loss = pl_module.mean_loss.item()
-            check_labels(self.chart, images=pl_module.images, labels=pl_module.labels, loss=loss)
+        if isinstance(pl_module, BlockTraining):  # photographs are not in memory
+            losses = pl_module.mean_losses.tolist()
+            for index, (chart, loss) in enumerate(zip(self.charts, losses, strict=True)):
+                if index not in pl_module.diverged:
+                    check_labels(chart, images=pl_module.images, labels=pl_module.labels, loss=loss)
 
 
 def is_due(num_steps: int, *, batch_steps: int) -> bool:

@@ -7,7 +7,7 @@ seeds are drawn from one generator.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from remeasure.spec.base import InputError
-from remeasure.spec.recipe import Loss
 from remeasure.spec.run import RunSpec
-from remeasure.training.engines.serial import DivergenceError, Training
-from remeasure.training.seeding import permutation
+from remeasure.training.engines.blocks import BlockJob, BlockTraining
+from remeasure.training.engines.steps import take_step, trace_outputs
+from remeasure.training.seeding import initial_network, permutation
 
 
 class Stacked(nn.Module):
@@ -40,19 +40,44 @@ class Stacked(nn.Module):
         self._constants = [name for name, _ in networks[0].named_buffers()]
         for index, constant in enumerate(networks[0].buffers()):
             self.register_buffer(f"constant_{index}", constant, persistent=False)
+        self._look: Callable[[str, Tensor], None] | None = None
+        self._outputs: list[tuple[str, Tensor]] = []  # of the last forward pass: layer name, and whether it is finite
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = vmap(self._one, randomness="different")(list(self.stacked), images)
+        logits: Tensor
+        logits, finite = vmap(self._one, randomness="different")(list(self.stacked), images)
+        if self._look:
+            for (name, _), seeds in zip(self._outputs, finite, strict=True):
+                self._look(name, seeds)
         return logits
 
-    def _one(self, weights: list[Tensor], batch: Tensor) -> Any:
-        """One seed's logits (B, num_classes); vmap calls it for all seeds."""
-        constants = {name: getattr(self, f"constant_{index}") for index, name in enumerate(self._constants)}
-        return functional_call(self._kind[0], dict(zip(self._names, weights, strict=True)) | constants, (batch,))
+    def _one(self, weights: list[Tensor], batch: Tensor) -> tuple[Any, list[Tensor]]:
+        """One seed's logits (B, num_classes), and whether each traced output is finite; vmap calls it for all seeds."""
+        self._outputs = []
+        given = dict(zip(self._names, weights, strict=True)) | self.constants()
+        logits = functional_call(self._kind[0], given, (batch,))
+        return logits, [finite for _, finite in self._outputs]
+
+    def constants(self) -> dict[str, Tensor]:
+        """The buffers by the names that they have in one network."""
+        return {name: getattr(self, f"constant_{index}") for index, name in enumerate(self._constants)}
+
+    def trace(self, look: Callable[[str, Tensor], None]) -> None:
+        """From now on, `look` gets each leaf layer's name and whether its outputs are finite, (S,).
+
+        vmap hides values from hooks, so that they are looked at within it and returned beside the logits.
+        """
+        self._look = look
+        trace_outputs(self._kind[0], lambda name, finite: self._outputs.append((name, finite)))
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """The stacked parameters by the names that they have in one network."""
         return dict(zip(self._names, self.stacked, strict=True))
+
+    def state_of(self, index: int) -> dict[str, Tensor]:
+        """A copy of the state_dict that the network of one seed would have."""
+        values = {name: stacked[index] for name, stacked in self.parameters_by_name().items()} | self.constants()
+        return {name: values[name].detach().clone() for name in self._kind[0].state_dict()}
 
     def unstack(self, index: int, *, into: nn.Module) -> None:
         """Copy the weights of the seed at `index` into a network of the same architecture."""
@@ -61,29 +86,18 @@ class Stacked(nn.Module):
                 parameter.copy_(stacked[index])
 
 
-class BatchedTraining(Training):
-    """`Training` of S seeds. Totals are (S,); batches are (S, B)."""
+class BatchedTraining(BlockTraining):
+    """Training of S seeds; batches are (S, B)."""
 
+    stacks_seeds = True
     network: Stacked
-    stack: type[Stacked] = Stacked
 
     def __init__(
         self, networks: Sequence[nn.Module], *, spec: RunSpec, seeds: Sequence[int], images: Tensor, labels: Tensor
     ) -> None:
-        super().__init__(self.stack(networks), spec=spec, seed=seeds[0], images=images, labels=labels)
-        self.seeds, self.diverged = tuple(seeds), dict[int, DivergenceError]()
-        self.loss_total = torch.zeros(len(seeds))
-        self.num_correct = torch.zeros(len(seeds), dtype=torch.int64)
+        super().__init__(Stacked(networks), spec=spec, seeds=seeds, images=images, labels=labels)
         self._orders: tuple[int, Tensor] | None = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["diverged"] = {index: (error.epoch, error.step) for index, error in self.diverged.items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        found = checkpoint["diverged"].items()
-        self.diverged = {index: DivergenceError(epoch=epoch, step=step) for index, (epoch, step) in found}
+        self._clip = self._clipped if self.recipe.clip_norm is not None else None
 
     @property
     def is_finite(self) -> bool:
@@ -102,30 +116,29 @@ class BatchedTraining(Training):
         return self._orders[1]
 
     def generator(self, step: int) -> torch.Generator | None:  # noqa: ARG002
-        """None: distortions and dropout masks use the device's global generator, which works in a CUDA graph."""
+        """None: vmap draws from the device's global generator only."""
         return None
 
-    def _step(
+    def take(
         self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, ...]:
-        """One step of all seeds on images `chosen` (B, S), without waiting for the device; adds to the totals."""
+        """One step of all seeds on images `chosen` (B, S). It adds to the totals itself, within the CUDA graph, whose
+        outputs would have to be copied; so it returns nothing to count.
+        """
         num = len(chosen)
         with torch.autocast(self.device.type, enabled=False):
             images, labels = self.batch(chosen.t().flatten(), step=step, generator=generator)
-        optimizer.zero_grad()
-        logits = self.network(images.view(len(self.seeds), num, *images.shape[1:]))
-        labels = labels.view(len(self.seeds), num)
-        losses = self._losses(logits, labels, loss=self.recipe.loss)
-        torch.autograd.backward([losses.sum()])
-        if self.recipe.clip_norm is not None:
-            clip_each(self._trained, max_norm=self.recipe.clip_norm)
-        optimizer.step()
-        self.loss_total += losses.detach() * num
-        self.num_correct += (logits.detach().argmax(dim=2) == labels).sum(dim=1)
+        images, labels = images.view(len(self.seeds), num, *images.shape[1:]), labels.view(len(self.seeds), num)
+        losses, logits = take_step(
+            self.network, images, labels, optimizer=optimizer, loss=self.losses, clip=self._clip, look=self.look
+        )
+        self.loss_total += losses * num
+        self.num_correct += (logits.argmax(dim=2) == labels).sum(dim=1)
         return ()
 
-    def _losses(self, logits: Tensor, labels: Tensor, *, loss: Loss) -> Tensor:
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Each seed's mean loss and penalty, (S,)."""
+        loss = self.recipe.loss
         each: Tensor = loss.each(logits.flatten(0, 1).float(), labels.flatten())
         losses = each.view(labels.shape).mean(dim=1)
         if loss.l2_penalty:
@@ -133,23 +146,18 @@ class BatchedTraining(Training):
             losses = losses + 0.5 * loss.l2_penalty * torch.stack(squares).sum(dim=0)
         return losses
 
-    def _count(self, steps: Sequence[tuple[Tensor, ...]]) -> None:
-        """Nothing: `_step` adds to the totals itself, within the CUDA graph."""
+    def _clipped(self) -> None:
+        assert self.recipe.clip_norm is not None
+        clip_each(self._trained, max_norm=self.recipe.clip_norm)
 
-    def _check(self, epoch: int) -> None:
-        """Record the seeds that diverged; raise DivergenceError only when all have."""
-        for index, finite in enumerate(torch.isfinite(self.loss_total).tolist()):
-            if not finite and index not in self.diverged:
-                self.diverged[index] = DivergenceError(epoch=epoch, step=self.num_steps - 1)
-        if len(self.diverged) == len(self.seeds):
-            raise self.diverged[0]
+    def named_weights(self) -> Mapping[str, nn.Parameter]:
+        return self.network.parameters_by_name()
 
-    def totals(self) -> dict[str, Any]:
-        num = len(self.images)
-        return {
-            "loss": [total / num for total in self.loss_total.tolist()],
-            "accuracy_percent": [100 * correct / num for correct in self.num_correct.tolist()],
-        }
+    def trace_outputs(self, look: Callable[[str, Tensor], None]) -> None:
+        self.network.trace(look)
+
+    def state_of(self, index: int) -> dict[str, Tensor]:
+        return self.network.state_of(index)
 
 
 def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:
@@ -161,3 +169,19 @@ def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:
     scale = (max_norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+
+
+class BatchedJob(BlockJob):
+    """A group of seeds, trained as one network on the same images."""
+
+    training: BatchedTraining
+
+    def built(self) -> BatchedTraining:
+        images, labels = self.data.to_train(seed=self.seeds[0])
+        networks = [initial_network(self.spec, seed=seed) for seed in self.seeds]
+        return BatchedTraining(networks, spec=self.spec, seeds=self.seeds, images=images, labels=labels)
+
+    def trained(self, index: int) -> nn.Module:
+        network = initial_network(self.spec, seed=self.seeds[index])
+        self.training.network.unstack(index, into=network)
+        return network

@@ -4,7 +4,7 @@ import math
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.system.paths import checkpoint_seconds, naming
 from remeasure.training.checkpoints import keep_checkpoint, unusable
-from remeasure.training.engines.serial import Training
+from remeasure.training.engines.base import Report
+from remeasure.training.engines.steps import TrainingModule
 
 CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
 HARMLESS_WARNINGS = (
@@ -36,13 +37,14 @@ TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mix
 
 
 class CheckpointCallback(Callback):
-    """Reports each epoch, and checkpoints at the end of a block once `CHECKPOINT_SECONDS` have passed.
+    """Reports each epoch of each seed, and checkpoints at the end of a block once `interval_seconds` have passed, on
+    all devices together. `checkpoint` None: it writes none.
 
     `has_trained`: whether a block was trained in this process; `ended`: the last epoch and step that were reported.
     """
 
-    def __init__(self, checkpoint: Path, *, report: Callable[[dict[str, Any]], None]) -> None:
-        self.checkpoint, self._report = checkpoint, report
+    def __init__(self, checkpoint: Path | None, *, reports: Sequence[Report], interval_seconds: float) -> None:
+        self.checkpoint, self._reports, self._interval_seconds = checkpoint, reports, interval_seconds
         self.has_trained, self.ended = False, (0, 0)
         self.wall_seconds_before, self.started = 0.0, time.monotonic()
         self.saved = self.epoch_started = self.started
@@ -60,11 +62,6 @@ class CheckpointCallback(Callback):
         if not 0 <= self.wall_seconds_before < math.inf:
             raise ValueError(f"wall_seconds: {self.wall_seconds_before}")
 
-    def report(self, point: dict[str, Any]) -> None:
-        """Report an epoch that has ended."""
-        self.ended = point["epoch"], point["step"]
-        self._report(point)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Raises ValueError if kernels would read or write beyond the tensors of a restored optimiser state."""
         for optimizer in trainer.optimizers:
@@ -76,33 +73,39 @@ class CheckpointCallback(Callback):
         self.epoch_started = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        assert isinstance(pl_module, Training)
+        assert isinstance(pl_module, TrainingModule)
         self.has_trained = True
-        if pl_module.num_steps % pl_module.steps_per_epoch:  # an epoch's last block is saved after its report
+        num_steps = pl_module.num_steps  # an epoch's last block is saved after its report
+        if num_steps % pl_module.steps_per_epoch and pl_module.ends_block(num_steps):
             self._save_when_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Training)
-        self.report(
-            {
-                "epoch": trainer.current_epoch + 1,
-                "step": pl_module.num_steps,
-                "split": "train",
-                **pl_module.totals(),
-                "lr": pl_module.learning_rate(pl_module.num_steps - 1),
-                "seconds": round(time.monotonic() - self.epoch_started, 3),
-            }
-        )
+        assert isinstance(pl_module, TrainingModule)
+        self.ended = trainer.current_epoch + 1, pl_module.num_steps  # on every device; the first one reports
+        point = {"epoch": trainer.current_epoch + 1, "step": pl_module.num_steps, "split": "train"}
+        more = {
+            "lr": pl_module.learning_rate(pl_module.num_steps - 1),
+            "seconds": round(time.monotonic() - self.epoch_started, 3),
+        }
+        totals = pl_module.totals()
+        for index, report in enumerate(self._reports) if trainer.is_global_zero else ():
+            if index not in pl_module.diverged:
+                report(point | totals[index] | more)
         if trainer.current_epoch + 1 < pl_module.recipe.epochs_total:
             self._save_when_due(trainer)
 
     def _save_when_due(self, trainer: Trainer) -> None:
-        if time.monotonic() - self.saved < CHECKPOINT_SECONDS or not trainer.lightning_module.is_finite:
+        """The first device's clock decides, as clocks differ. All devices take part in saving; the first one writes."""
+        if self.checkpoint is None:
+            return
+        due = trainer.strategy.broadcast(time.monotonic() - self.saved >= self._interval_seconds)
+        if not due or not trainer.lightning_module.is_finite:
             return
         partial = self.checkpoint.with_suffix(".partial")
         with naming(partial):
             trainer.save_checkpoint(partial)
-        keep_checkpoint(partial, self.checkpoint)
+        if trainer.is_global_zero:
+            keep_checkpoint(partial, self.checkpoint)
         self.saved = time.monotonic()
 
 
@@ -117,28 +120,32 @@ def _refuse_misshapen(state: Mapping[str, Any], *, parameter: Tensor) -> None:
 
 
 def train(
-    training: Training,
+    training: TrainingModule,
     *,
     spec: RunSpec,
     device_kind: str,
-    checkpoint: Path,
-    report: Callable[[dict[str, Any]], None],
-    doctor: Callback | None = None,
+    checkpoint: Path | None,
+    reports: Sequence[Report],
+    callbacks: Sequence[Callback] = (),
 ) -> float:
-    """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError."""
-    keeper, blocks = CheckpointCallback(checkpoint, report=report), range(training.blocks_per_epoch)
-    fit(training, spec=spec, device_kind=device_kind, keeper=keeper, doctor=doctor, batches=blocks, devices=1)
+    """Train on blocks to the last epoch, from the checkpoint if there is one; returns wall seconds.
+
+    `reports`: for each seed, a function that gets its epochs. Raises DivergenceError once all seeds have diverged.
+    """
+    keeper = CheckpointCallback(checkpoint, reports=reports, interval_seconds=CHECKPOINT_SECONDS)
+    blocks = range(math.ceil(training.steps_per_epoch / training.steps_per_block))
+    fit(training, spec=spec, device_kind=device_kind, keeper=keeper, callbacks=callbacks, batches=blocks, devices=1)
     return keeper.wall_seconds
 
 
 def fit(
-    module: LightningModule,
+    module: TrainingModule,
     *,
     spec: RunSpec,
     device_kind: str,
     keeper: CheckpointCallback,
     batches: range | None,
-    doctor: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
     harmless: Sequence[str] = HARMLESS_WARNINGS,
     **machines: Any,
 ) -> None:
@@ -154,7 +161,7 @@ def fit(
             **machines,
             precision=TRAINER_PRECISION[spec.precision],
             max_epochs=spec.recipe.epochs_total,
-            callbacks=[keeper, doctor] if doctor else [keeper],  # in this order: the keeper first reports the epoch
+            callbacks=[keeper, *callbacks],  # in this order: the keeper first reports the epoch
             deterministic="warn" if device_kind == "cuda" else None,
             logger=False,
             enable_checkpointing=False,
@@ -164,15 +171,13 @@ def fit(
             # One device takes nothing from the variables of SLURM or torchrun, which a job script may have left.
             plugins=[LightningEnvironment()] if machines.get("strategy", "auto") == "auto" else None,
         )
-        checkpoint = keeper.checkpoint if keeper.checkpoint.exists() else None
+        checkpoint = keeper.checkpoint if keeper.checkpoint and keeper.checkpoint.exists() else None
         try:
             trainer.fit(module, train_dataloaders=batches, ckpt_path=checkpoint, weights_only=True)
         except MISFITS as error:
             if checkpoint is None or keeper.has_trained or isinstance(error, (InputError, *DEVICE_ERRORS)):
                 raise
             raise unusable(checkpoint, f"{type(error).__name__}: {error}") from error
-        epochs_total, steps_per_epoch = spec.recipe.epochs_total, module.steps_per_epoch
-        assert isinstance(steps_per_epoch, int)
-        expected = epochs_total, epochs_total * steps_per_epoch
+        expected = spec.recipe.epochs_total, spec.recipe.epochs_total * module.steps_per_epoch
         if checkpoint and keeper.ended != expected:
             raise unusable(checkpoint, f"expected to end with epoch and step {expected}, ended with {keeper.ended}")

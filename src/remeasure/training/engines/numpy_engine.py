@@ -16,7 +16,8 @@ from remeasure.models.scratch.layers import Activate, Dense, Layer
 from remeasure.models.scratch.network import Network
 from remeasure.spec.base import InputError
 from remeasure.spec.recipe import Optimizer
-from remeasure.training.engines.serial import Training
+from remeasure.training.engines.serial import SerialJob, Training
+from remeasure.training.engines.steps import What
 
 
 class NumpyTraining(Training):
@@ -27,29 +28,36 @@ class NumpyTraining(Training):
         layers(network)  # raises InputError for other networks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        if self.device.type != "cpu":
-            raise InputError("engine: the numpy engine computes on the CPU; choose device=cpu")
         return NumpyOptimizer(self._trained, optimizer=self.recipe.optimizer)
 
-    def _optimiser_step(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, NumpyOptimizer)
-        optimizer.param_groups[0]["lr"] = self.learning_rate(step)
+    def take(
+        self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, ...]:
+        """The step of `take_step` in NumPy: forward, loss, backward, clip, update."""
         images, labels = self.batch(chosen, step=step, generator=generator)
-        network = self._from_scratch()
+        network = layers(self.network)
         with np.errstate(all="ignore"):  # a value that is not finite ends the run anyway
-            logits = network.forward(images.flatten(1).numpy())
+            logits = images.flatten(1).numpy()
+            for name, layer in network.items():
+                logits = layer.forward(logits)
+                self._seen("output", name, logits)
             loss, gradient = losses.cross_entropy(logits, labels.numpy())
-            network.backward(gradient)
+            self._seen("loss", "", np.array(loss))
+            for name, layer in reversed(network.items()):
+                gradient = layer.backward(gradient)
+                for kind, values in zip(("weight", "bias"), layer.gradients, strict=False):  # an activation has neither
+                    self._seen("gradient", f"{name}.{kind}", values)
+            gradients = [values for layer in network.values() for values in layer.gradients]
             if self.recipe.clip_norm is not None:
-                optimizers.clip(network.gradients, max_norm=self.recipe.clip_norm)
-            for parameter, by_hand in zip(self._trained, network.gradients, strict=True):
+                optimizers.clip(gradients, max_norm=self.recipe.clip_norm)
+            for parameter, by_hand in zip(self._trained, gradients, strict=True):
                 parameter.grad = torch.from_numpy(by_hand)
             optimizer.step()
         return torch.tensor(loss), torch.from_numpy(logits), labels
 
-    def _from_scratch(self) -> Network:
-        return Network(list(layers(self.network).values()))
+    def _seen(self, what: What, name: str, values: Array) -> None:
+        if self.look:
+            self.look(what, name, torch.tensor([bool(np.isfinite(values).all())]))
 
 
 class FromScratch(nn.Module):
@@ -115,3 +123,12 @@ class NumpyOptimizer(torch.optim.Optimizer):
         for name, arrays in self._scratch.means.items():
             for array, kept in zip(arrays, state_dict["means"][name], strict=True):
                 array[...] = kept.numpy()
+
+
+class NumpyJob(SerialJob):
+    """One seed in NumPy."""
+
+    module = NumpyTraining
+
+    def forward(self, network: nn.Module) -> nn.Module:
+        return FromScratch(network)

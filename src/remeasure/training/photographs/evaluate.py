@@ -8,9 +8,8 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from remeasure.spec.run import RunSpec
 from remeasure.system.formats import Array, decode_npz, encode_npz, refuse
 from remeasure.system.paths import checkpoint_seconds, read_file
 from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, unusable
+from remeasure.training.engines.base import Report
 from remeasure.training.inference import Forward, Predictions, forward
 from remeasure.training.photographs.decode import Photographs, collate
 
@@ -131,7 +131,7 @@ def evaluate(
     transform: Transform,
     device: torch.device,
     checkpoint: Path,
-    report: Callable[[dict[str, Any]], None],
+    report: Report,
 ) -> tuple[float, Predictions]:
     """Seconds, and the network's predictions for the photographs of the listing, in its order.
 

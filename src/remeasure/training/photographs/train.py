@@ -7,8 +7,7 @@ is a function of (seed, purpose, step, device's rank), so that a resumed run rep
 
 import multiprocessing
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -27,19 +26,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from remeasure.spec.base import InputError
-from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system.paths import checkpoint_seconds
-from remeasure.training.checkpoints import keep_checkpoint
-from remeasure.training.diagnostics.nonfinite import Watch
 from remeasure.training.engines import loop
+from remeasure.training.engines.base import DivergenceError, Report
 from remeasure.training.engines.loop import CheckpointCallback
-from remeasure.training.engines.serial import DivergenceError, all_finite
+from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import CrossEntropy, training_loss
 from remeasure.training.optimizers import build_optimizer
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order, seed_everything
-from remeasure.training.recipe import rate_of
 from remeasure.training.seeding import derive
 
 CHECKPOINT_SECONDS = checkpoint_seconds(600.0)  # a checkpoint of DeiT-B is 1.4 GB
@@ -88,7 +84,7 @@ def parameter_groups(network: nn.Module, *, weight_decay: float) -> list[dict[st
     return groups
 
 
-class StreamTraining(LightningModule):
+class StreamTraining(TrainingModule):
     """One seed's training of `network` on files with labels (N,) in 0..C-1, as `spec.recipe.streaming` says.
 
     `recipe.batch_size` counts the images of all devices together. A step uses the same images on any number of devices;
@@ -109,11 +105,10 @@ class StreamTraining(LightningModule):
         labels: npt.NDArray[np.int64],
         num_workers: int,
     ) -> None:
-        super().__init__()
-        assert isinstance(spec.recipe, Recipe)
-        assert spec.recipe.streaming is not None
-        self.recipe, self.streaming, self.seed = spec.recipe, spec.recipe.streaming, seed
-        self.steps_per_block, self.memory_format = spec.steps_per_block, memory_format(spec)
+        super().__init__(spec=spec, seeds=[seed])
+        assert self.recipe.streaming is not None
+        self.streaming, self.seed, self.memory_format = self.recipe.streaming, seed, memory_format(spec)
+        self.steps_per_batch = 1
         self.loss, self.label_smoothing = self.recipe.loss, 0.0
         if isinstance(self.loss, CrossEntropy):  # the targets are smoothed instead
             self.loss, self.label_smoothing = replace(self.loss, label_smoothing=0.0), self.loss.label_smoothing
@@ -126,7 +121,7 @@ class StreamTraining(LightningModule):
             )
         self.transform = augmentation(self.streaming, normalisation=self.recipe.normalisation)
         set_drop_path(network, drop_path=self.streaming.drop_path)
-        self.network: nn.Module = network.to(memory_format=self.memory_format)
+        self.network = network.to(memory_format=self.memory_format)
         self.ema = None
         if self.streaming.ema_decay is not None:
             self.ema = ModelEmaV3(network, decay=self.streaming.ema_decay).requires_grad_(False).train()
@@ -188,6 +183,9 @@ class StreamTraining(LightningModule):
         )
         return build_optimizer(groups, optimizer=self.recipe.optimizer)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.num_steps = checkpoint["global_step"]
+
     def on_train_epoch_start(self) -> None:
         """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
         self.loss_total.zero_()
@@ -200,6 +198,8 @@ class StreamTraining(LightningModule):
         loss = training_loss(logits, targets, loss=self.loss, parameters=self.network.parameters())
         self.loss_total += loss.detach() * len(images)
         self.num_correct += (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).sum()
+        if self.look:
+            self.look("loss", "", loss.detach().isfinite())
         return loss
 
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,18 +224,19 @@ class StreamTraining(LightningModule):
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
         """One step at its learning rate, then the update of the moving average."""
         step = self.global_step
+        for callback in self.step_callbacks:
+            callback.before_step(step)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        super().optimizer_step(*arguments, **more)
+        super().optimizer_step(*arguments, **more)  # calls training_step
         if self.ema is not None:
             self.ema.update(self.network)
+        self.num_steps = step + 1
+        for callback in self.step_callbacks:
+            callback.after_step(step)
         self._check(step)
-
-    def ends_block(self, num_steps: int) -> bool:
-        """Whether a block of steps ends after `num_steps`; the last one of an epoch may be shorter."""
-        return num_steps % self.steps_per_epoch % self.steps_per_block == 0
 
     def _check(self, step: int) -> None:
         """Raise DivergenceError on all devices if the loss is not finite: once a block, its only synchronisation."""
@@ -245,77 +246,14 @@ class StreamTraining(LightningModule):
         if not torch.isfinite(total):
             raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
 
-    @property
-    def is_finite(self) -> bool:
-        return all_finite(self.network.parameters())
+    def totals(self) -> list[dict[str, float]]:
+        """Over the mixed images of the first device; of a mixed image, the label with the greater share counts."""
+        num = self.steps_per_epoch * self.images_per_device
+        return [{"loss": self.loss_total.item() / num, "accuracy_percent": 100 * self.num_correct.item() / num}]
 
-    def learning_rate(self, step: int) -> float:
-        return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
-
-
-class WatchedStreamTraining(StreamTraining):
-    """StreamTraining, bit-identical up to step `until`, on one device, with the checks of WatchedTraining."""
-
-    def __init__(self, network: nn.Module, *, until: int, **more: Any) -> None:
-        super().__init__(network, **more)
-        self._watch, self._loss = Watch(network, until=until), torch.zeros(())
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._watch.begin()
-        loss = super().training_step(batch, batch_idx)
-        self._loss = loss.detach()
-        return loss
-
-    def _check(self, step: int) -> None:
-        def batch() -> list[int]:
-            epoch, start = divmod(step, self.steps_per_epoch)
-            return [index for index, _ in self.items(epoch, steps=range(start, start + 1))]
-
-        self._watch.end(self._loss, step=step, steps_per_epoch=self.steps_per_epoch, batch=batch)
-        super()._check(step)
-
-
-class StreamCheckpointCallback(CheckpointCallback):
-    """Reports each epoch, and checkpoints at the end of a block when due, on all devices together.
-
-    Loss and accuracy of an epoch are over the mixed images of the first device; of a mixed image, the label with the
-    greater share counts.
-    """
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        assert isinstance(pl_module, StreamTraining)
-        self.has_trained = True
-        if trainer.global_step % pl_module.steps_per_epoch and pl_module.ends_block(trainer.global_step):
-            self._save_when_due(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, StreamTraining)
-        num = pl_module.steps_per_epoch * pl_module.images_per_device
-        point = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "split": "train",
-            "loss": pl_module.loss_total.item() / num,
-            "accuracy_percent": 100 * pl_module.num_correct.item() / num,
-            "lr": pl_module.learning_rate(trainer.global_step - 1),
-            "seconds": round(time.monotonic() - self.epoch_started, 3),
-        }
-        self.ended = trainer.current_epoch + 1, trainer.global_step  # on every device
-        if trainer.is_global_zero:
-            self.report(point)
-        if trainer.current_epoch + 1 < pl_module.recipe.epochs_total:
-            self._save_when_due(trainer)
-
-    def _save_when_due(self, trainer: Trainer) -> None:
-        """The first device's clock decides, as clocks differ. All devices take part in saving; the first one writes."""
-        due = trainer.strategy.broadcast(time.monotonic() - self.saved >= CHECKPOINT_SECONDS)
-        if not due or not trainer.lightning_module.is_finite:
-            return
-        partial = self.checkpoint.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            keep_checkpoint(partial, self.checkpoint)
-        self.saved = time.monotonic()
+    def batch_of(self, step: int) -> list[list[int]]:
+        epoch, start = divmod(step, self.steps_per_epoch)
+        return [[index for index, _ in self.items(epoch, steps=range(start, start + 1))]]
 
 
 def train(
@@ -328,10 +266,9 @@ def train(
     device_kind: str,
     devices: int,
     num_workers: int,
-    checkpoint: Path,
-    report: Callable[[dict[str, Any]], None],
-    doctor: Callback | None = None,
-    watched_until: int | None = None,
+    checkpoint: Path | None,
+    reports: Sequence[Report],
+    callbacks: Sequence[Callback] = (),
 ) -> float:
     """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError,
     and InputError for a photograph that cannot be decoded or a batch that cannot be split evenly.
@@ -339,21 +276,16 @@ def train(
     Afterwards `network` has the weights to score. `labels` (N,) int64, one for each path. `devices`: per machine; each
     of several devices has its own process that calls this function, started by torchrun, SLURM or, on one machine, by
     Lightning. The first one reports and writes the checkpoint, which all must be able to read. `num_workers`: loader
-    processes for each device. `watched_until`: raise FaultFoundError at the first value that is not finite, up to this
-    step; on one device.
+    processes for each device.
     """
-    named: dict[str, Any] = {"spec": spec, "seed": seed, "paths": paths, "labels": labels, "num_workers": num_workers}
-    if watched_until is None:
-        module = StreamTraining(network, **named)
-    else:
-        module = WatchedStreamTraining(network, until=watched_until, **named)
-    keeper = StreamCheckpointCallback(checkpoint, report=report)
+    module = StreamTraining(network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers)
+    keeper = CheckpointCallback(checkpoint, reports=reports, interval_seconds=CHECKPOINT_SECONDS)
     loop.fit(
         module,
         spec=spec,
         device_kind=device_kind,
         keeper=keeper,
-        doctor=doctor,
+        callbacks=callbacks,
         batches=None,
         harmless=HARMLESS_WARNINGS,
         devices=devices,

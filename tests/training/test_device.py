@@ -5,7 +5,8 @@ import torch
 
 from remeasure.cli.train import _prepared
 from remeasure.config.compose import compose
-from remeasure.runs.hardware import native_precision, with_native_precision
+from remeasure.config.resolve import settled
+from remeasure.training.device import native_precision
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
@@ -22,4 +23,4 @@ def test_auto_is_bfloat16_only_where_the_device_computes_in_it(
 def test_a_precision_that_is_named_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     config = compose(["model=resnet18", "precision=bfloat16"])
-    assert with_native_precision(config, device_kind="cpu") is config
+    assert settled(config, device_kind="cpu") is config

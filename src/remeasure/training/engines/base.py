@@ -1,0 +1,222 @@
+"""What an engine is: the specs that it supports, and the job that trains or evaluates them.
+
+An `Engine` lists what it supports and refuses everything else by name, so that nothing else is trained in silence. It
+imports no torch: a wrong config is refused at once. Its `Job` holds the seeds of one spec that train together.
+
+To add an engine, write a Job and add an Engine to `ENGINES`.
+"""
+
+import json
+import pkgutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from remeasure.spec.base import DeviceKind, InputError
+from remeasure.spec.recipe import Evaluation, Recipe
+from remeasure.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+    from torch import Tensor, nn
+
+    from remeasure.data.listing import Listing
+    from remeasure.training.diagnostics.nonfinite import Found
+    from remeasure.training.inference import Predictions
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class DivergenceError(ArithmeticError):
+    """The loss is no longer finite. `epoch` and `step` (from 0): where it was noticed or, with `reason`, arose."""
+
+    def __init__(self, *, epoch: int, step: int, reason: str = "") -> None:
+        super().__init__(reason or f"the loss is not finite after step {step} (epoch {epoch + 1})")
+        self.epoch, self.step = epoch, step
+
+
+class Data(Protocol):
+    """The images of one spec. Each method reads them when it is called: the scored split only after training."""
+
+    def to_train(self, *, seed: int) -> "tuple[Tensor, Tensor]":
+        """Images (N, C, H, W) uint8 and labels (N,) int64."""
+
+    def to_score(self) -> "tuple[Tensor, Tensor]":
+        """As `to_train`. Raises InputError if the files have changed or images are in both splits."""
+
+    def listing(self, split: Literal["train", "test"]) -> "Listing":
+        """Photographs as a list of files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The result of a seed: the network, its predictions, the labels (N,) int64 that score them, and the seconds."""
+
+    network: "nn.Module"
+    predictions: "Predictions"
+    labels: "Tensor"
+    wall_seconds: float
+
+
+class Job(Protocol):
+    """Seeds that train together, built on their data; a seed is named by its position among them."""
+
+    @property
+    def num_params(self) -> int:
+        """Trainable parameters of one seed's network."""
+
+    def train(
+        self, *, checkpoint: Path | None, reports: Sequence[Report], callbacks: "Sequence[Callback]" = ()
+    ) -> Mapping[int, DivergenceError]:
+        """Train to the last epoch, from the checkpoint if there is one; returns the seeds that diverged.
+
+        `reports`: for each seed, a function that gets its epochs. `checkpoint` None: none is read or written.
+        """
+
+    def score(self, index: int, *, checkpoint: Path, progress: Report) -> Scored:
+        """Evaluate a trained seed on the scored split. Raises DivergenceError: its loss there is not finite."""
+
+    def trace(self, seeds: Collection[int], *, until: int, checkpoint: Path) -> "Mapping[int, Found]":
+        """Train again, up to step `until`, and find the first value of each of these seeds that is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Engine:
+    """What an engine supports. `job`: its Job, as module:class, called with spec, seeds, data and device_kind.
+
+    Optimisers, losses and augmentations say themselves which engines implement them, by `name`. `parts`: the fields of
+    a recipe that this engine implements; it refuses a recipe that sets another one. `supports`: for some keys of the
+    spec, the values that it implements; it supports every value of the other keys.
+    """
+
+    name: str
+    title: str
+    job: str
+    parts: Collection[str]
+    supports: Mapping[str, tuple[object, ...]]
+    device_kinds: tuple[DeviceKind, ...] = ("cpu", "cuda", "mps")
+    trains: bool = True
+    on_many_devices: bool = False
+    takes_all_cores: bool = False  # whatever the spec's number of threads
+    computes_in_numpy: bool = False
+    advice: str = "; choose engine=serial"
+    hints: Mapping[str, str] = field(default_factory=dict)  # by key, in place of the advice
+
+    def faults(self, spec: RunSpec) -> Iterator[str]:
+        """Each part of the spec that this engine does not support."""
+        if self.trains != (spec.mode == "train"):
+            yield f"engine: {self.title} trains, and recipe {spec.recipe.name} only evaluates{self.advice}"
+            return
+        if isinstance(spec.recipe, Recipe):
+            for choice in (spec.recipe.optimizer, spec.recipe.loss, spec.recipe.augmentation):
+                yield from (f"engine: {self.title} {fault}{self.advice}" for fault in choice.unsupported(self.name))
+        for part in fields(spec.recipe):
+            if part.name not in self.parts and getattr(spec.recipe, part.name) is not None:
+                yield f"recipe.{part.name}: {self.title} does not implement it; expected null{self.advice}"
+        for key, values in self.supports.items():
+            if (value := attrgetter(key)(spec)) not in values:
+                expected = ", ".join(map(_shown, values))
+                yield f"{key}: {self.title} has {expected}, got {_shown(value)}{self.hints.get(key, self.advice)}"
+
+    def device_faults(self, device_kind: DeviceKind) -> Iterator[str]:
+        if device_kind not in self.device_kinds:
+            kinds = ", ".join(self.device_kinds)
+            yield f"device: {self.title} computes on {kinds}, got {device_kind}; choose device={self.device_kinds[0]}"
+
+    def build(self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind) -> Job:
+        """The job of these seeds, with their initial weights. InputError: the spec, network or data do not fit it."""
+        if faults := [*self.faults(spec), *self.device_faults(device_kind)]:
+            raise InputError(*faults)
+        job: Job = pkgutil.resolve_name(self.job)(spec, seeds=seeds, data=data, device_kind=device_kind)
+        return job
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+IN_MEMORY = (
+    *("name", "epochs_total", "batch_size", "optimizer", "schedule", "loss", "normalisation", "augmentation"),
+    *("resolution", "clip_norm"),
+)
+ALONE = {"engine_width": (1,)}
+WIDTH_HINT = {"engine_width": "; engine=batched trains several seeds together"}
+SERIAL = Engine(
+    name="serial",
+    title="the serial engine",
+    job="remeasure.training.engines.serial:SerialJob",
+    parts=(*IN_MEMORY, "averaging"),
+    supports=ALONE,
+    advice="",
+    hints=WIDTH_HINT,
+)
+BATCHED = Engine(
+    name="batched",
+    title="the batched engine",
+    job="remeasure.training.engines.batched:BatchedJob",
+    parts=IN_MEMORY,
+    supports={
+        "control": ("none",),  # all seeds train on the same images
+        "channels_last": (False,),
+        "compile": (False,),
+    },
+)
+NUMPY = Engine(
+    name="numpy",
+    title="the numpy engine",
+    job="remeasure.training.engines.numpy_engine:NumpyJob",
+    parts=IN_MEMORY,
+    supports={
+        **ALONE,
+        "precision": ("float32",),
+        "channels_last": (False,),
+        "compile": (False,),
+    },
+    device_kinds=("cpu",),
+    computes_in_numpy=True,
+    hints=WIDTH_HINT,
+)
+PHOTOGRAPHS = Engine(
+    name="photographs",
+    title="training on photographs",
+    job="remeasure.training.photographs.jobs:PhotographsJob",
+    parts=(*(part for part in IN_MEMORY if part != "resolution"), "streaming"),
+    supports={
+        **ALONE,
+        "data.num_validation": (0,),
+        "control": ("none",),
+    },
+    on_many_devices=True,
+    advice="",
+    hints={
+        **WIDTH_HINT,
+        "data.num_validation": "; photographs are listed class by class, so that the last ones are no sample",
+    },
+)
+EVALUATION = Engine(
+    name="evaluation",
+    title="an evaluation",
+    job="remeasure.training.photographs.jobs:EvaluationJob",
+    parts=("name", "mode", "weights", "batch_size", "transform", "normalisation"),
+    supports={**ALONE, "data.split": ("test",), "control": ("none",)},
+    trains=False,
+    takes_all_cores=True,
+    advice="",
+)
+ENGINES = {engine.name: engine for engine in (SERIAL, BATCHED, NUMPY)}  # by spec.engine
+
+
+def engine_of(spec: RunSpec) -> Engine:
+    """The engine of a spec; engine=serial means, for recipes on photographs, those for photographs."""
+    if spec.engine != "serial":
+        return ENGINES[spec.engine]
+    if isinstance(spec.recipe, Evaluation):
+        return EVALUATION
+    return PHOTOGRAPHS if spec.recipe.streaming else SERIAL
+
+
+def can_be_batched(spec: RunSpec) -> bool:
+    """Whether the batched engine could train this spec in place of the serial one."""
+    return engine_of(spec) is SERIAL and not any(BATCHED.faults(spec))

@@ -1,0 +1,135 @@
+"""The engines for photographs: training on them (recipe.streaming), and evaluation of published weights."""
+
+import contextlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback
+from torch import nn
+
+from remeasure.models import pretrained, registry
+from remeasure.spec.base import DeviceKind, InputError
+from remeasure.spec.recipe import Evaluation, Recipe
+from remeasure.spec.run import RunSpec
+from remeasure.training.checkpoints import sound
+from remeasure.training.diagnostics.nonfinite import Found, Tracer
+from remeasure.training.engines.base import Data, DivergenceError, Report, Scored
+from remeasure.training.inference import refuse_not_finite
+from remeasure.training.photographs import evaluate, train
+from remeasure.training.seeding import initial_network
+
+
+class PhotographsJob:
+    """One seed, on all devices of its kind; the first one scores."""
+
+    def __init__(self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind) -> None:
+        (self.seed,) = seeds
+        self.spec, self.data, self.device_kind = spec, data, device_kind
+        self.scored_listing = data.listing("test")
+        self.network, self._wall_seconds = initial_network(spec, seed=self.seed), 0.0
+        self.num_params = registry.num_trainable(self.network)
+        self._num_devices = torch.cuda.device_count() if device_kind == "cuda" else 1
+
+    def train(
+        self, *, checkpoint: Path | None, reports: Sequence[Report], callbacks: Sequence[Callback] = ()
+    ) -> Mapping[int, DivergenceError]:
+        try:
+            self._wall_seconds = self._fit(self.network, checkpoint=checkpoint, reports=reports, callbacks=callbacks)
+        except DivergenceError as error:
+            return {0: error}
+        return {}
+
+    def _fit(
+        self, network: nn.Module, *, checkpoint: Path | None, reports: Sequence[Report], callbacks: Sequence[Callback]
+    ) -> float:
+        listing = self.data.listing("train")
+        return train.train(
+            network,
+            spec=self.spec,
+            seed=self.seed,
+            paths=[f"{listing.place}/{name}" for name in listing.names],
+            labels=listing.labels,
+            device_kind=self.device_kind,
+            devices=self._num_devices,
+            num_workers=evaluate.num_cores() // self._num_devices,
+            checkpoint=checkpoint,
+            reports=reports,
+            callbacks=callbacks,
+        )
+
+    def score(self, index: int, *, checkpoint: Path, progress: Report) -> Scored:  # noqa: ARG002
+        assert isinstance(self.spec.recipe, Recipe)
+        assert self.spec.recipe.streaming is not None
+        kept = checkpoint.with_suffix(".npz")
+        sound(kept)
+        _, predictions = evaluate.evaluate(
+            self.network,
+            self.scored_listing,
+            spec=self.spec,
+            transform=self.spec.recipe.streaming.transform,
+            device=torch.device(self.device_kind),
+            checkpoint=kept,
+            report=progress,
+        )
+        refuse_not_finite(predictions, spec=self.spec)
+        labels = torch.tensor(self.scored_listing.labels)
+        return Scored(network=self.network, predictions=predictions, labels=labels, wall_seconds=self._wall_seconds)
+
+    def trace(self, seeds: Collection[int], *, until: int, checkpoint: Path) -> Mapping[int, Found]:
+        """Nothing on several devices: the other processes have ended, and a replay would wait for them."""
+        tracer = Tracer(seeds, until=until)
+        if self._num_devices * train.num_nodes() == 1:
+            network = initial_network(self.spec, seed=self.seed)
+            with contextlib.suppress(DivergenceError):
+                self._fit(network, checkpoint=checkpoint, reports=[], callbacks=[tracer])
+        return tracer.found
+
+
+class EvaluationJob:
+    """Published weights on the photographs of the test split."""
+
+    def __init__(self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind) -> None:
+        self.spec, self.device = spec, torch.device(device_kind)
+        self.listing = data.listing("test")
+        self.network = initial_network(spec, seed=seeds[0])
+        path = pretrained.locate(spec)
+        assert path is not None
+        self.weights = path
+        pretrained.load(self.network, path, sha256=spec.weights_sha256)
+        self.num_params = registry.num_trainable(self.network)
+
+    def train(
+        self,
+        *,
+        checkpoint: Path | None,  # noqa: ARG002
+        reports: Sequence[Report],  # noqa: ARG002
+        callbacks: Sequence[Callback] = (),  # noqa: ARG002
+    ) -> Mapping[int, DivergenceError]:
+        """Nothing."""
+        return {}
+
+    def score(self, index: int, *, checkpoint: Path, progress: Report) -> Scored:  # noqa: ARG002
+        """Raises InputError if the answers are not finite."""
+        recipe = self.spec.recipe
+        assert isinstance(recipe, Evaluation)
+        wall_seconds, predictions = evaluate.evaluate(
+            self.network,
+            self.listing,
+            spec=self.spec,
+            transform=recipe.transform,
+            device=self.device,
+            checkpoint=checkpoint,
+            report=progress,
+        )
+        if not math.isfinite(predictions.loss):
+            raise InputError(
+                f"{self.weights}: with these weights the net's answers are not finite in {self.spec.precision}"
+            )
+        labels = torch.tensor(self.listing.labels)
+        return Scored(network=self.network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)
+
+    def trace(self, seeds: Collection[int], *, until: int, checkpoint: Path) -> Mapping[int, Found]:  # noqa: ARG002
+        """Nothing."""
+        return {}
