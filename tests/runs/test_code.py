@@ -87,7 +87,10 @@ def test_hashes_come_from_the_files_whatever_the_cache_holds(tmp_path: Path, mon
     found, kept = [], list[Path]()
     for number, cache in enumerate(("cache", "cache", "cache", "file")):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-        found.append(code.code_sha256(with_builder(f"unknown_{number}")))
+        builder = lambda: None  # noqa: E731
+        builder.__module__ = f"remeasure.models.number_{number}"
+        monkeypatch.setitem(registry.BUILDERS, f"number_{number}", builder)
+        found.append(code.code_sha256(with_builder(f"number_{number}")))
         kept = sorted((tmp_path / "cache/remeasure/trees").iterdir())
         kept[number].write_text("damaged")
     assert set(found) == {code.code_sha256(spec())}

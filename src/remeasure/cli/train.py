@@ -54,6 +54,8 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
         catalog.streamed(config.data)
     with gathered(faults):
         network = network_of(config)
+    with gathered(faults):
+        _refuse_callbacks(config)
     if faults:
         raise InputError(*faults)
     root, data_root = paths.project_root(), paths.data_root()
@@ -68,6 +70,14 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     if path := pretrained.locate(config):
         pretrained.load(network, path)  # or refuse it now
     return place, spec
+
+
+def _refuse_callbacks(config: Config) -> None:
+    """Raise InputError if a callback cannot be made."""
+    if config.callback:
+        from remeasure.training.engines.loop import built  # Lightning: seconds to import
+
+        built(list(config.callback.values()), in_blocks=False)
 
 
 def _row_of(

@@ -216,6 +216,12 @@ def _spec_faults(group: RowResults) -> Iterator[str]:
     for key in ("spec_sha256", "data_sha256", "training_version"):
         if found[key] != (expected := getattr(group.records[0], key)):
             yield mismatch(f"{name}, {key}", expected=f"{expected} as in runs/{group.row}.csv", found=found[key])
+    most = group.spec["recipe"].get("epochs_total", 0)
+    least = 1 if group.spec.get("callbacks") else most  # a callback may stop a training
+    for record in group.records:
+        if record.accuracy_percent is not None and not least <= record.epochs <= most:
+            wanted = f"{most}, as specs/{group.row}.yaml says" if least == most else f"{least} to {most}"
+            yield mismatch(f"runs/{group.row}.csv, seed {record.seed}, epochs", expected=wanted, found=record.epochs)
 
 
 def _environment_faults(group: RowResults) -> Iterator[str]:

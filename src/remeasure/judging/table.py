@@ -263,7 +263,8 @@ def _notes(line: TableRow, *, records: Sequence[RunRecord], findings: Sequence[F
     for found, points in by_finding(findings):
         yield _found(found, points=points)
     if records:
-        seeds = (f"{record.seed}: {_accuracy(record)}" for record in records)
+        differ = len({record.epochs for record in records if record.accuracy_percent is not None}) > 1
+        seeds = (f"{record.seed}: {_accuracy(record)}" + f" ({record.epochs} epochs)" * differ for record in records)
         yield f"{line.seconds_per_seed:.1f} s a seed, the last on {line.measured_on}"
         yield f"every seed in percent: {', '.join(seeds)}"
 

@@ -45,7 +45,7 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
     """
     if found := tuple(faults(model)):
         raise InputError(*found)
-    builder = _builder(model.builder)
+    builder = builder_of(model.builder)
     generator = torch.Generator().manual_seed(generator_seed)
     try:
         with _seeded(generator_seed):
@@ -97,7 +97,7 @@ def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) ->
 def faults(model: ModelSpec) -> Iterator[str]:
     """Faults of the model that do not depend on the data: an unknown builder, or options that do not fit it."""
     try:
-        types = _annotations(_builder(model.builder))
+        types = _annotations(builder_of(model.builder))
     except InputError as error:
         yield from error.faults
         return
@@ -110,7 +110,8 @@ def faults(model: ModelSpec) -> Iterator[str]:
     yield from _option_faults(model, types=options)
 
 
-def _builder(name: str) -> Builder:
+def builder_of(name: str) -> Builder:
+    """The function that `builder` in conf/model names. Raises InputError."""
     if name in BUILDERS:
         return BUILDERS[name]
     if ":" not in name:

@@ -1,12 +1,14 @@
 """The code that makes a run: hashes of the syntax trees of its files, without comments and docstrings.
 
-The files are those of this package that can move a weight, and the module of the user's that holds the spec's builder,
-with what lies beside it. Each run's folder keeps them in code.json, so that a later start can name what has changed.
+The files are those of this package that can move a weight, and the modules of the user's that hold the spec's builder,
+reader and callbacks, with what lies beside them. Each run's folder keeps them in code.json, so that a later start can
+name what has changed.
 """
 
 import ast
 import functools
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -28,12 +30,12 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def code_sha256(spec: RunSpec) -> str:
     """The SHA-256 over the files that this spec is trained or evaluated by, as they were when this process began."""
-    return _sha256(canonical_json(_files(spec.model.builder)).encode())
+    return _sha256(canonical_json(_files(*_named(spec))).encode())
 
 
 def content(spec: RunSpec) -> bytes:
     """What code.json holds: `code_sha256`, and `files`, path to SHA-256."""
-    files = _files(spec.model.builder)
+    files = _files(*_named(spec))
     return json.dumps({"code_sha256": code_sha256(spec), "files": files}, indent=1).encode()
 
 
@@ -44,7 +46,7 @@ def kept(directory: Path) -> str:
 
 def changed(directory: Path, *, spec: RunSpec) -> str:
     """Which files differ from those that made the run in this folder, such as "models/mlp.py differs"."""
-    before, now = _read(directory).get("files"), _files(spec.model.builder)
+    before, now = _read(directory).get("files"), _files(*_named(spec))
     if not isinstance(before, dict):
         return "an earlier version, which kept no hashes of it"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -59,12 +61,28 @@ def _read(directory: Path) -> dict[str, Any]:
     return {}
 
 
+def _named(spec: RunSpec) -> list[str]:
+    """The modules that the spec names."""
+    from remeasure.models import registry  # torch: seconds to import
+
+    function: Any = registry.builder_of(spec.model.builder)
+    while isinstance(function, functools.partial):
+        function = function.func
+    readers = [spec.data.source] if ":" in spec.data.source else []
+    return [
+        getattr(function, "__module__", "") or "",
+        *(name.partition(":")[0] for name in (*readers, *(plugin.builder for plugin in spec.callbacks))),
+    ]
+
+
 @functools.cache
-def _files(builder: str) -> Mapping[str, str]:
+def _files(*modules: str) -> Mapping[str, str]:
     """Name to SHA-256 of the tree, read once a process, because the process imports its code only once."""
     root = Path(__file__).parents[1]
     wing = {path.relative_to(root).as_posix(): path for part in WING for path in sorted((root / part).rglob("*.py"))}
-    return {name: _remembered(path) for name, path in (wing | _of_user(builder)).items() if name not in BOOKS}
+    for module in modules:
+        wing |= _of_user(module)
+    return {name: _remembered(path) for name, path in wing.items() if name not in BOOKS}
 
 
 def _remembered(path: Path) -> str:
@@ -82,18 +100,15 @@ def _remembered(path: Path) -> str:
     return found
 
 
-def _of_user(builder: str) -> dict[str, Path]:
-    """The files of the builder's module if it is no part of this package or of an installed one, by name.
+def _of_user(name: str) -> dict[str, Path]:
+    """The files of this module if it is no part of this package or of an installed one, by name.
 
     Of a module in a package: the package. Of any other: the module and what it imports from its folder.
     """
-    from remeasure.models import registry  # torch: seconds to import
-
-    function: Any = registry.BUILDERS.get(builder)
-    while isinstance(function, functools.partial):
-        function = function.func
-    name = getattr(function, "__module__", "") or ""
-    top, file = name.partition(".")[0], getattr(sys.modules.get(name), "__file__", None)
+    top = name.partition(".")[0]
+    if top not in ("", "remeasure"):
+        importlib.import_module(name)
+    file = getattr(sys.modules.get(name), "__file__", None)
     if top in ("", "remeasure") or file is None or "site-packages" in Path(file).parts:
         return {}
     if "." in name or Path(file).name == "__init__.py":

@@ -42,6 +42,7 @@ class Attempt:
     def __init__(self, directory: Path, *, spec: RunSpec, seed: int, row: str, place: Place, sink: Sink) -> None:
         self.directory, self.spec, self.seed, self.row, self.place = directory, spec, seed, row, place
         self._journal, self._sink, self._facts = Journal(directory), sink, dict[str, Any]()
+        self._epochs = 0  # trained so far; a resumed run ends with one that it reports
         self.finished = (directory / "record.json").is_file()
         events = read(directory)
         self._started = last(events, "started")
@@ -60,6 +61,7 @@ class Attempt:
 
     def epoch(self, values: dict[str, Any]) -> None:
         """Journal an epoch of training, and what its curve shows by now."""
+        self._epochs = values["epoch"]
         self.report("epoch", **values)
         self.chart.see(values)
 
@@ -110,11 +112,15 @@ class Attempt:
             why = {"reason": str(result)}
             self.chart.note("not finite", str(result))
             self.report("diverged", epoch=result.epoch, step=result.step, **why)
-            record = RunRecord(**self._facts, **_no_result(self.spec), wall_seconds=0.0, finished_at=now())
+            record = RunRecord(
+                **self._facts, **_no_result(self.spec), epochs=result.epoch, wall_seconds=0.0, finished_at=now()
+            )
         else:
             seconds = round(result.wall_seconds, 1)
-            record = RunRecord(**self._facts, **_result(result), wall_seconds=seconds, finished_at=now())
-            refuse_early_scores(read(self.directory), spec=self.spec)
+            record = RunRecord(
+                **self._facts, **_result(result), epochs=self._epochs, wall_seconds=seconds, finished_at=now()
+            )
+            refuse_early_scores(read(self.directory), epochs=self._epochs)
             _keep_arrays(self.directory, scored=result)
             if self.place.keep_weights:
                 _keep_weights(self.directory, network=result.network)
@@ -137,7 +143,6 @@ class Attempt:
             "spec_sha256": spec.spec_sha256,
             "training_version": spec.training_version,
             "num_params": num_params,
-            "epochs": spec.recipe.epochs_total,
             "device": device,
             "device_kind": self.place.device_kind,
             "data_sha256": spec.data_sha256,
@@ -175,7 +180,7 @@ def _no_result(spec: RunSpec) -> dict[str, Any]:
 def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
     """The evaluation as a point of the curve."""
     keys = {"split": spec.data.split, "loss": record.loss, "accuracy_percent": record.accuracy_percent}
-    return {"epoch": spec.recipe.epochs_total, "step": None, **keys, "lr": None, "seconds": None}
+    return {"epoch": record.epochs, "step": None, **keys, "lr": None, "seconds": None}
 
 
 def _keep_arrays(directory: Path, *, scored: Scored) -> None:

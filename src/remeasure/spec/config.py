@@ -52,6 +52,7 @@ class Config(Strict):
     steps_per_block: int
     cpu_threads: int
     control: Control
+    callback: dict[str, Plugin]
     device: str
     fresh: bool
     print_epochs: bool
@@ -101,6 +102,7 @@ class Config(Strict):
             weights_sha256=weights_sha256,
             training_version=TRAINING_VERSION,
             control=self.control,
+            callbacks=tuple(self.callback.values()),
         )
 
 

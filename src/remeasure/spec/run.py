@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from remeasure.spec.base import Control, Engine, Mode, Precision, Strict, canonical_json, count_faults
+from remeasure.spec.plugin import Plugin
 from remeasure.spec.recipe import Evaluation, Recipe
 
 TRAINING_VERSION = 1  # raise it by hand whenever trained numbers change; tests/test_golden.py detects when
@@ -93,6 +94,7 @@ class RunSpec(Strict):
     weights_sha256: str | None
     training_version: int
     control: Control = "none"
+    callbacks: tuple[Plugin, ...] = ()
 
     def _faults(self) -> Iterable[str]:
         yield from count_faults(self)
@@ -154,6 +156,7 @@ def spec_sha256(spec: Mapping[str, Any]) -> str:
         **_said(
             {key: spec[key] for key in ("channels_last", "steps_per_block", "weights_sha256", "control") if key in spec}
         ),
+        **({"callbacks": spec["callbacks"]} if spec.get("callbacks") else {}),
     }
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 

@@ -33,14 +33,14 @@ def refuse_shared_images(trained: Tensor, scored: Tensor, *, spec: RunSpec) -> N
         )
 
 
-def refuse_early_scores(events: Sequence[Event], *, spec: RunSpec) -> None:
-    """LeakError if the journal shows that the scored split was read before the last epoch was trained.
+def refuse_early_scores(events: Sequence[Event], *, epochs: int) -> None:
+    """LeakError if the journal shows that the scored split was read before the last of `epochs` was trained.
 
     An epoch could have been selected by it. `events`: those up to the score, which is taken once, after the last epoch.
     """
-    early = [event["epoch"] for event in events if event["event"] == "epoch" and event["split"] != "train"]
-    if any(epoch < spec.recipe.epochs_total for epoch in early):
-        raise LeakError(
-            f"leak: the {spec.data.split} split was read after epoch {early[0]} of {spec.recipe.epochs_total}; it is "
-            "for one look, after the last"
-        )
+    for event in events:
+        if event["event"] == "epoch" and event["split"] != "train" and event["epoch"] < epochs:
+            raise LeakError(
+                f"leak: the {event['split']} split was read after epoch {event['epoch']} of {epochs}; it is for one "
+                "look, after the last"
+            )

@@ -101,6 +101,7 @@ class Engine:
     on_many_devices: bool = False
     takes_all_cores: bool = False  # whatever the spec's number of threads
     computes_in_numpy: bool = False
+    takes_callbacks: bool = True  # the user's
     advice: str = "; choose engine=serial"
     hints: Mapping[str, str] = field(default_factory=dict)  # by key, in place of the advice
 
@@ -112,6 +113,9 @@ class Engine:
         if isinstance(spec.recipe, Recipe):
             for choice in (spec.recipe.optimizer, spec.recipe.loss, spec.recipe.augmentation):
                 yield from (f"engine: {self.title} {fault}{self.advice}" for fault in choice.unsupported(self.name))
+        if spec.callbacks and not self.takes_callbacks:
+            names = ", ".join(plugin.builder for plugin in spec.callbacks)
+            yield f"callback: {self.title} takes none, got {names}{self.advice}"
         for part in fields(spec.recipe):
             if part.name not in self.parts and getattr(spec.recipe, part.name) is not None:
                 yield f"recipe.{part.name}: {self.title} does not implement it; expected null{self.advice}"
@@ -162,6 +166,7 @@ BATCHED = Engine(
         "channels_last": (False,),
         "compile": (False,),
     },
+    takes_callbacks=False,
 )
 NUMPY = Engine(
     name="numpy",
@@ -202,6 +207,7 @@ EVALUATION = Engine(
     parts=("name", "mode", "weights", "batch_size", "transform", "normalisation"),
     supports={**ALONE, "data.split": ("test",), "control": ("none",)},
     trains=False,
+    takes_callbacks=False,
     takes_all_cores=True,
     advice="",
 )

@@ -12,9 +12,11 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from remeasure.spec.base import InputError
+from remeasure.spec.plugin import Plugin
 from remeasure.spec.run import RunSpec
 from remeasure.system.paths import checkpoint_seconds, naming
 from remeasure.training.checkpoints import keep_checkpoint, unusable
@@ -33,21 +35,52 @@ MISFITS = (
     *(RuntimeError, MisconfigurationException),
 )
 DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)  # RuntimeErrors that the checkpoint did not cause
+NOT_IN_BLOCKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
-class CheckpointCallback(Callback):
-    """Reports each epoch of each seed, and checkpoints at the end of a block once `interval_seconds` have passed, on
-    all devices together. `checkpoint` None: it writes none.
+class EpochReports(Callback):
+    """Reports each epoch of each seed, before any other callback acts on it.
 
-    `has_trained`: whether a block was trained in this process; `ended`: the last epoch and step that were reported.
+    It logs the `train_loss` and `train_accuracy_percent` of a seed that trains alone, for callbacks that monitor them.
+    `ended`: the last epoch and step that were reported.
     """
 
-    def __init__(self, checkpoint: Path | None, *, reports: Sequence[Report], interval_seconds: float) -> None:
-        self.checkpoint, self._reports, self._interval_seconds = checkpoint, reports, interval_seconds
-        self.has_trained, self.ended = False, (0, 0)
+    def __init__(self, reports: Sequence[Report]) -> None:
+        self._reports, self.ended, self._started = reports, (0, 0), time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.ended = trainer.current_epoch + 1, pl_module.num_steps  # on every device; the first one reports
+        point = {"epoch": trainer.current_epoch + 1, "step": pl_module.num_steps, "split": "train"}
+        more = {
+            "lr": pl_module.learning_rate(pl_module.num_steps - 1),
+            "seconds": round(time.monotonic() - self._started, 3),
+        }
+        totals = pl_module.totals()
+        for index, report in enumerate(self._reports) if trainer.is_global_zero else ():
+            if index not in pl_module.diverged:
+                report(point | totals[index] | more)
+        if len(totals) == 1:
+            pl_module.log_dict({f"train_{name}": value for name, value in totals[0].items()}, batch_size=1)
+
+
+class CheckpointCallback(Checkpoint):
+    """Checkpoints at the end of a block once `interval_seconds` have passed, on all devices together, after all other
+    callbacks: Lightning calls those of type Checkpoint last, so that their states are those of the same step.
+    `checkpoint` None: it writes none.
+
+    `has_trained`: whether a block was trained in this process.
+    """
+
+    def __init__(self, checkpoint: Path | None, *, interval_seconds: float) -> None:
+        self.checkpoint, self._interval_seconds = checkpoint, interval_seconds
+        self.has_trained = False
         self.wall_seconds_before, self.started = 0.0, time.monotonic()
-        self.saved = self.epoch_started = self.started
+        self.saved = self.started
 
     @property
     def wall_seconds(self) -> float:
@@ -69,9 +102,6 @@ class CheckpointCallback(Callback):
                 for parameter, state in optimizer.state.items():
                     _refuse_misshapen(state, parameter=parameter)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self.epoch_started = time.monotonic()
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         assert isinstance(pl_module, TrainingModule)
         self.has_trained = True
@@ -81,17 +111,7 @@ class CheckpointCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        self.ended = trainer.current_epoch + 1, pl_module.num_steps  # on every device; the first one reports
-        point = {"epoch": trainer.current_epoch + 1, "step": pl_module.num_steps, "split": "train"}
-        more = {
-            "lr": pl_module.learning_rate(pl_module.num_steps - 1),
-            "seconds": round(time.monotonic() - self.epoch_started, 3),
-        }
-        totals = pl_module.totals()
-        for index, report in enumerate(self._reports) if trainer.is_global_zero else ():
-            if index not in pl_module.diverged:
-                report(point | totals[index] | more)
-        if trainer.current_epoch + 1 < pl_module.recipe.epochs_total:
+        if trainer.current_epoch + 1 < pl_module.recipe.epochs_total and not trainer.should_stop:
             self._save_when_due(trainer)
 
     def _save_when_due(self, trainer: Trainer) -> None:
@@ -132,10 +152,16 @@ def train(
 
     `reports`: for each seed, a function that gets its epochs. Raises DivergenceError once all seeds have diverged.
     """
-    keeper = CheckpointCallback(checkpoint, reports=reports, interval_seconds=CHECKPOINT_SECONDS)
-    blocks = range(math.ceil(training.steps_per_epoch / training.steps_per_block))
-    fit(training, spec=spec, device_kind=device_kind, keeper=keeper, callbacks=callbacks, batches=blocks, devices=1)
-    return keeper.wall_seconds
+    return fit(
+        training,
+        spec=spec,
+        device_kind=device_kind,
+        checkpoint=checkpoint,
+        reports=reports,
+        callbacks=callbacks,
+        batches=range(math.ceil(training.steps_per_epoch / training.steps_per_block)),
+        devices=1,
+    )
 
 
 def fit(
@@ -143,16 +169,21 @@ def fit(
     *,
     spec: RunSpec,
     device_kind: str,
-    keeper: CheckpointCallback,
+    checkpoint: Path | None,
+    reports: Sequence[Report],
     batches: range | None,
     callbacks: Sequence[Callback] = (),
     harmless: Sequence[str] = HARMLESS_WARNINGS,
     **machines: Any,
-) -> None:
-    """Run Lightning's loop to the last epoch, from the keeper's checkpoint if there is one.
+) -> float:
+    """Run Lightning's loop to the last epoch, or to the end of the epoch in which a callback of the spec stops it, from
+    the checkpoint if there is one; returns wall seconds.
 
     `batches`: what it iterates over; None: the module's own loader. `machines`: the Trainer's arguments for devices.
     """
+    reporter = EpochReports(reports)
+    keeper = CheckpointCallback(checkpoint, interval_seconds=CHECKPOINT_SECONDS)
+    own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
     with warnings.catch_warnings():
         for message in harmless:
             warnings.filterwarnings("ignore", message=message)
@@ -161,23 +192,46 @@ def fit(
             **machines,
             precision=TRAINER_PRECISION[spec.precision],
             max_epochs=spec.recipe.epochs_total,
-            callbacks=[keeper, *callbacks],  # in this order: the keeper first reports the epoch
+            callbacks=[reporter, *own, *callbacks, keeper],
             deterministic="warn" if device_kind == "cuda" else None,
             logger=False,
-            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             # One device takes nothing from the variables of SLURM or torchrun, which a job script may have left.
             plugins=[LightningEnvironment()] if machines.get("strategy", "auto") == "auto" else None,
         )
-        checkpoint = keeper.checkpoint if keeper.checkpoint and keeper.checkpoint.exists() else None
+        start = checkpoint if checkpoint and checkpoint.exists() else None
         try:
-            trainer.fit(module, train_dataloaders=batches, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, train_dataloaders=batches, ckpt_path=start, weights_only=True)
         except MISFITS as error:
-            if checkpoint is None or keeper.has_trained or isinstance(error, (InputError, *DEVICE_ERRORS)):
+            if start is None or keeper.has_trained or isinstance(error, (InputError, *DEVICE_ERRORS)):
                 raise
-            raise unusable(checkpoint, f"{type(error).__name__}: {error}") from error
-        expected = spec.recipe.epochs_total, spec.recipe.epochs_total * module.steps_per_epoch
-        if checkpoint and keeper.ended != expected:
-            raise unusable(checkpoint, f"expected to end with epoch and step {expected}, ended with {keeper.ended}")
+            raise unusable(start, f"{type(error).__name__}: {error}") from error
+        epochs = reporter.ended[0] if trainer.should_stop else spec.recipe.epochs_total
+        expected = epochs, epochs * module.steps_per_epoch
+        if reporter.ended != expected and spec.callbacks:
+            raise InputError(
+                f"callback: training was stopped after step {module.num_steps}, within an epoch of "
+                f"{module.steps_per_epoch} steps; a callback must stop it at the end of an epoch (on_train_epoch_end)"
+            )
+        if start and reporter.ended != expected:
+            raise unusable(start, f"expected to end with epoch and step {expected}, ended with {reporter.ended}")
+    return keeper.wall_seconds
+
+
+def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:
+    """The callbacks that a spec names. `in_blocks`: a Lightning batch is a block of optimiser steps.
+
+    Raises InputError: a class that is not there or does not take its options, or a hook that is never called.
+    """
+    made = [plugin.build(Callback, where="callback") for plugin in plugins]
+    unused = [
+        f"callback: {type(callback).__name__} has {hook}, which is never called in blocks of steps; choose another hook"
+        for callback in made
+        for hook in NOT_IN_BLOCKS
+        if in_blocks and getattr(type(callback), hook) is not getattr(Callback, hook)
+    ]
+    if unused:
+        raise InputError(*unused)
+    return made

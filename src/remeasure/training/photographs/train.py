@@ -30,7 +30,6 @@ from remeasure.spec.run import RunSpec
 from remeasure.system.paths import checkpoint_seconds
 from remeasure.training.engines import loop
 from remeasure.training.engines.base import DivergenceError, Report
-from remeasure.training.engines.loop import CheckpointCallback
 from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import CrossEntropy, training_loss
@@ -279,12 +278,12 @@ def train(
     processes for each device.
     """
     module = StreamTraining(network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers)
-    keeper = CheckpointCallback(checkpoint, reports=reports, interval_seconds=CHECKPOINT_SECONDS)
-    loop.fit(
+    wall_seconds = loop.fit(
         module,
         spec=spec,
         device_kind=device_kind,
-        keeper=keeper,
+        checkpoint=checkpoint,
+        reports=reports,
         callbacks=callbacks,
         batches=None,
         harmless=HARMLESS_WARNINGS,
@@ -295,7 +294,7 @@ def train(
     if module.streaming.scored == "ema":
         assert module.ema is not None
         network.load_state_dict(module.ema.module.state_dict())
-    return keeper.wall_seconds
+    return wall_seconds
 
 
 def num_nodes() -> int:

@@ -1,0 +1,94 @@
+"""Callbacks of a config: part of what is trained, resumed exactly, and refused by name where they cannot work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning import Callback, LightningModule, Trainer
+from tests.support import trained
+
+from remeasure.runs.journal import read
+from remeasure.spec.base import InputError
+from remeasure.training.engines import loop
+
+# Epoch 2 does not lower the loss by as much as 1: stopped after 2 of 6 epochs.
+STOPPED = (
+    *("+callback=early_stopping", "recipe.epochs_total=6"),
+    *("callback.early_stopping.options.patience=1", "callback.early_stopping.options.min_delta=1.0"),
+)
+NEVER_BETTER = ("callback.early_stopping.options.patience=3", "callback.early_stopping.options.min_delta=10.0")
+
+
+def own(name: str) -> str:
+    """The override that adds a callback of this file."""
+    return f"+callback.own={{builder: '{__name__}:{name}', options: {{}}}}"
+
+
+def test_the_record_holds_the_epochs_that_were_trained(tmp_path: Path) -> None:
+    outcome = trained.run(trained.spec(*STOPPED), tmp_path)
+    assert outcome.record.epochs == 2
+    epochs = [(event["epoch"], event["split"]) for event in read(outcome.directory) if event["event"] == "epoch"]
+    assert epochs == [(1, "train"), (2, "train"), (2, "test")]
+
+
+def test_a_callback_is_part_of_a_runs_identity_where_there_is_one() -> None:
+    plain, other = trained.spec("recipe.epochs_total=6"), "callback.early_stopping.options.min_delta=0.5"
+    hashes = {spec.spec_sha256 for spec in (plain, trained.spec(*STOPPED), trained.spec(*STOPPED, other))}
+    assert len(hashes) == 3
+    assert trained.spec("recipe.epochs_total=6", "callback=[]").spec_sha256 == plain.spec_sha256
+
+
+class Interrupt(Callback):
+    """Ends the process after the second epoch, as a signal does."""
+
+    on = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        if self.on and trainer.current_epoch == 2:
+            raise SystemExit(130)
+
+
+def test_a_callback_with_a_state_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With patience 3 it stops after epoch 4; a state that is lost, or one epoch old, would stop it later."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    spec = trained.spec(*STOPPED, *NEVER_BETTER, own("Interrupt"))
+    whole = trained.run(spec, tmp_path / "whole")
+    monkeypatch.setattr(Interrupt, "on", True)
+    with pytest.raises(SystemExit):
+        trained.run(spec, tmp_path / "cut")
+    monkeypatch.setattr(Interrupt, "on", False)
+    resumed = trained.run(spec, tmp_path / "cut")
+    assert (whole.record.epochs, resumed.record.epochs) == (4, 4)
+    assert resumed.record.predicted_sha256 == whole.record.predicted_sha256
+    assert "resumed" in [event["event"] for event in read(resumed.directory)]
+
+
+def test_the_batched_engine_refuses_a_callback_by_name(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"the batched engine takes none, got pytorch_lightning\.callbacks:EarlyStopping"
+    ):
+        trained.run_together(trained.spec(*STOPPED, "engine=batched", "engine_width=2"), tmp_path)
+
+
+class Clips(Callback):
+    """Would change gradients."""
+
+    def on_after_backward(self, *_: Any) -> None:
+        raise AssertionError
+
+
+class StopsInMidEpoch(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("Clips", "Clips has on_after_backward, which is never called in blocks of steps"),
+        ("StopsInMidEpoch", "stopped after step 5, within an epoch of 21 steps"),
+    ],
+)
+def test_a_callback_that_would_not_do_what_it_says_is_refused(name: str, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=fault):
+        trained.run(trained.spec(own(name), "steps_per_block=5"), tmp_path)
