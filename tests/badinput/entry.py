@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
+from types import FrameType
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -26,6 +26,7 @@ from remeasure.runs.folder import Outcome
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
+from remeasure.tracking.observer import Observers
 
 LIMIT_SECONDS = 60.0  # for one command; nothing here takes more than two
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
@@ -49,26 +50,6 @@ class HungError(BaseException):
 
 def _hang(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     raise HungError(f"no end after {LIMIT_SECONDS} s")
-
-
-class Unwatched:
-    """In place of the Observer: no progress, no MLflow."""
-
-    def __init__(self, **_: object) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def __call__(self, directory: Path, event: Mapping[str, Any]) -> None: ...
-
-    def close_orphans(self, runs: Path) -> None: ...
-
-    def finish(self, outcome: Outcome) -> Outcome:
-        return outcome
 
 
 @dataclass(kw_only=True)
@@ -183,7 +164,7 @@ def entered(project: Project) -> Iterator[Entry]:
         patch.setenv("REMEASURE_DATA", str(entry.root / "data"))
         patch.setenv("XDG_CACHE_HOME", str(entry.root / "cache"))
         patch.setattr(paths, "_CHECKOUT", entry.root)
-        patch.setattr(train, "Observer", Unwatched)
+        patch.setattr(train, "build", lambda *_, **__: Observers([]))
         patch.setattr(execute, "execute_together", entry.begin)
         patch.setattr(catalog, "test_split", lambda spec, *, root: (LABELS, None))  # noqa: ARG005
         for reader in (mnist, cifar10):

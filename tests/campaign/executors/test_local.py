@@ -245,7 +245,7 @@ def test_all_tasks_are_run_and_their_outcomes_come_in_the_order_of_the_tasks(
 
 
 def test_a_task_that_fails_ends_the_others(workers: Callable[..., Workers]) -> None:
-    with pytest.raises(BrokenProcessPool), workers(execute=jobs.kill_itself_if_seed_0) as pool:
+    with pytest.raises(BrokenProcessPool), workers(execute=jobs.kill_itself) as pool:
         pool.run([task(0), task(1)])
 
 
@@ -372,7 +372,7 @@ def test_sigterm_ends_a_campaign_with_143_and_keeps_what_is_finished(campaign: P
 
 
 def test_after_a_signal_no_run_is_left_running_in_mlflow(campaign: Project) -> None:
-    """Nor is the parent run of the row."""
+    """The parent run of the row ends as its seeds do."""
     with closing(sqlite3.connect(campaign.runs / "demo/mlflow.db")) as database:
         found = database.execute("SELECT name, status FROM runs ORDER BY name").fetchall()
     assert [name for name, status in found if status == "FINISHED" and name.startswith("logreg")] == [
@@ -381,7 +381,8 @@ def test_after_a_signal_no_run_is_left_running_in_mlflow(campaign: Project) -> N
         "logreg-digits seed 1",
     ]
     assert [name for name, status in found if status == "KILLED"] == [
-        f"mlp2-digits seed {seed}" for seed in range(NUM_WORKERS)
+        "mlp2-digits",
+        *(f"mlp2-digits seed {seed}" for seed in range(NUM_WORKERS)),
     ]
     assert [name for name, status in found if status == "RUNNING"] == []
 
