@@ -320,7 +320,7 @@ BETTER = tuple(point for seed in range(5) for point in curve(seed, accuracy_perc
         ({"curves": BETTER}, f"curves/{ROW}.csv, last test accuracy of seed 1: expected 92.500, found 95.000"),
         ({"curves": BETTER[:3]}, f"curves/{ROW}.csv, last test accuracy of seed 2: expected 95.000, found none"),
         ({"filters": np.array([np.inf])}, f"filters/{ROW}.npz, weights: expected finite numbers"),
-        ({"spec": {}}, f"specs/{ROW}.yaml: expected a whole resolved spec (KeyError: 'model')"),
+        ({"spec": {}}, f"specs/{ROW}.yaml: expected a whole resolved spec (KeyError: 'recipe')"),
         (
             {"spec": {**SPEC, "cpu_threads": 2}},
             f"specs/{ROW}.yaml, spec_sha256: expected {spec_sha256(SPEC)}",

@@ -70,6 +70,7 @@ IDENTITY = {
     "weights_sha256",
     "training_version",
     "control",
+    "callbacks",
 }
 NO_IDENTITY = {  # names, and what the fingerprint already says
     "model.name",

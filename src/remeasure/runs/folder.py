@@ -88,8 +88,8 @@ def _next_directory(spec: RunSpec, *, seed: int, place: Place) -> Path:
 
 def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
     """The directories of this spec_sha256, seed, device kind and code, oldest first, finished or not."""
-    directories = _of_any_code(spec, seed=seed, place=place)
-    return [path for path in directories if code.kept(path) == code.code_sha256(spec)]
+    directories, present = _of_any_code(spec, seed=seed, place=place), code.code_sha256(spec)
+    return [path for path in directories if present in (code.kept(path), _recorded(path, "code_sha256"))]
 
 
 def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
@@ -176,9 +176,14 @@ def write_record(directory: Path, record: RunRecord) -> None:
 
 def recorded_run_id(directory: Path) -> str:
     """The MLflow run id in a finished run's record, not verified; "" if none, "?" if it cannot be parsed."""
+    return _recorded(directory, "mlflow_run_id")
+
+
+def _recorded(directory: Path, key: str) -> str:
+    """A value of record.json, not verified; "?" if it cannot be parsed, or is not there."""
     try:
-        return str(json.loads(read_file(directory / "record.json"))["mlflow_run_id"])
-    except (ValueError, TypeError, KeyError):
+        return str(json.loads(read_file(directory / "record.json"))[key])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return "?"
 
 
