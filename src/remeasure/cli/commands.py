@@ -25,11 +25,14 @@ def train_main() -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     statuses, jobs = list[int](), list[Job]()
 
     def job(composed: "DictConfig") -> None:
-        accuracies, overrides = list[float](), tuple(HydraConfig.get().overrides.task)
+        given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        assert isinstance(given, list)
+        accuracies, overrides = list[float](), tuple(map(str, given))
         sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
         title = f"job {len(jobs)}: {' '.join(overrides)}" if sweeps else ""
         statuses.append(guarded(lambda: _train_one(composed, title=title, accuracies=accuracies)))
