@@ -14,6 +14,8 @@ from remeasure.cli import commands
 from remeasure.system import paths
 from remeasure.tracking import mlflow_store
 
+# A test that trains twice in one folder trains anew: on a slow machine, the first training would leave a checkpoint.
+os.environ.setdefault("REMEASURE_CHECKPOINT_SECONDS", "1e9")
 MNIST_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR10_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 

@@ -46,7 +46,6 @@ from remeasure.spec.base import DataMissingError, InputError
 from remeasure.spec.record import Event
 from remeasure.system.formats import encode_npz
 from remeasure.training.checkpoints import keep_checkpoint, sound
-from remeasure.training.engines import loop
 from remeasure.training.photographs.evaluate import Tally
 
 FULL = os.environ.get("REMEASURE_FAULTS") == "full"
@@ -298,7 +297,7 @@ def test_any_byte_of_what_a_diverged_run_keeps_is_found_and_named(tmp_path: Path
 
 def cut_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of a run that was stopped after its first epoch, and left a checkpoint."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
 
     def stop(directory: Path, event: Event) -> None:  # noqa: ARG001
         if event["event"] == "epoch" and event["epoch"] == 2:

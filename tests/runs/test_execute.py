@@ -71,7 +71,7 @@ def fresh_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def checkpoints_after_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after each block."""
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_run_cut_short_in_mid_epoch_ends_bit_for_bit_alike_at_any_block_length
         "recipe.averaging={from_epoch: 2, decay: 0.9}",
     )
     with monkeypatch.context() as patch:
-        patch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 1e9)
+        patch.setenv("REMEASURE_CHECKPOINT_SECONDS", "1e9")
         whole = run(in_blocks, tmp_path / "whole")
 
     def cut(patch: pytest.MonkeyPatch) -> Callable[[Path, Event], None]:
@@ -333,7 +333,7 @@ def test_a_checkpoint_that_was_being_written_is_ignored(
 def test_a_run_without_a_checkpoint_begins_again(
     tmp_path: Path, unbroken: Unbroken, final_weights: list[Weights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "1e9")
     directory = _cut_after_two_epochs(tmp_path)
     assert not (directory / "checkpoint.ckpt").exists()
     run(spec(*EVERYTHING), tmp_path)

@@ -85,7 +85,7 @@ def test_on_photographs_step_layer_batch_and_weights_are_those_of_the_fault(
 ) -> None:
     """Three steps an epoch, in blocks of two, then one; the indices give the very images that the step saw."""
     overrides = ("recipe.batch_size=2", "steps_per_block=2", "precision=float32", "recipe.streaming.mixup_alpha=0")
-    monkeypatch.setattr(photographs_train, "CHECKPOINT_SECONDS", checkpoints)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", str(checkpoints))
     train = photographs_train.train  # loader processes take seconds to start
     monkeypatch.setattr(photographs_train, "train", lambda *given, **named: train(*given, **named | {"num_workers": 0}))
     original, seen = StreamTraining.training_step, list[tuple[Any, Tensor, dict[str, Tensor]]]()

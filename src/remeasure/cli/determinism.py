@@ -9,13 +9,14 @@ differ is shown beside it. A run's bits are its predictions, confidences, first-
 
 import argparse
 import hashlib
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import remeasure.training.engines.loop
 from remeasure.campaign.executors.local import Task, Workers
 from remeasure.config import compose, errors
 from remeasure.config.resolve import identified
@@ -98,21 +99,30 @@ class Runs:
 
     def cut_short(self, spec: RunSpec) -> str:
         """Cut after each epoch's report, before its checkpoint; checkpoints after every block."""
-        place, interval = self.fresh(), remeasure.training.engines.loop.CHECKPOINT_SECONDS
-        remeasure.training.engines.loop.CHECKPOINT_SECONDS = 0.0
-        try:
+        place = self.fresh()
+        with _environment(REMEASURE_CHECKPOINT_SECONDS="0"):
             for epoch in range(1, spec.recipe.epochs_total + 1):
                 try:
                     execute(spec, seed=SEED, row="", place=place, sink=_cutting(epoch))
                 except CutError:
                     continue
             return bits(execute(spec, seed=SEED, row="", place=place, sink=unwatched))
-        finally:
-            remeasure.training.engines.loop.CHECKPOINT_SECONDS = interval
 
     def batched(self, spec: RunSpec) -> str:
         group = replace(spec, engine="batched", engine_width=2)
         return bits(execute_together(group, seed=SEED, row="", place=self.fresh(), sink=unwatched)[0])
+
+
+@contextmanager
+def _environment(**changes: str) -> Iterator[None]:
+    """Variables of this process, set in the block."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _cutting(epoch: int) -> Callable[[Path, Event], None]:

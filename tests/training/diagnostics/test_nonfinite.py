@@ -43,7 +43,7 @@ def spec(*overrides: str) -> RunSpec:
 
 @pytest.fixture(params=[0.0, 1e9], ids=["from a checkpoint", "from the start"])
 def checkpoints(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", request.param)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", str(request.param))
 
 
 def planted(
@@ -179,7 +179,7 @@ def test_a_sound_run_keeps_no_fault(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_in_a_checkpoint_that_is_whole_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
 
     def poison(partial: Path, checkpoint: Path) -> None:
         content = torch.load(partial, weights_only=True)
@@ -325,7 +325,7 @@ def test_a_layers_output_in_a_group_is_named_before_all_that_follows_from_it(
 def test_a_group_killed_while_it_is_diagnosed_goes_on_from_its_own_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
     planted_in_group(monkeypatch, {})
     unbroken = trained.run_together(spec(*GROUP), tmp_path / "unbroken")
 

@@ -222,7 +222,7 @@ def test_when_all_have_diverged_training_stops(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def checkpoints_after_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
 
 
 def numbers(outcomes: Sequence[Outcome]) -> list[tuple[int, int | None, str | None]]:

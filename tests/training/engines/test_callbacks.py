@@ -9,7 +9,6 @@ from tests.support import trained
 
 from remeasure.runs.journal import read
 from remeasure.spec.base import InputError
-from remeasure.training.engines import loop
 
 # Epoch 2 does not lower the loss by as much as 1: stopped after 2 of 6 epochs.
 STOPPED = (
@@ -50,7 +49,7 @@ class Interrupt(Callback):
 
 def test_a_callback_with_a_state_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With patience 3 it stops after epoch 4; a state that is lost, or one epoch old, would stop it later."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
     spec = trained.spec(*STOPPED, *NEVER_BETTER, own("Interrupt"))
     whole = trained.run(spec, tmp_path / "whole")
     monkeypatch.setattr(Interrupt, "on", True)

@@ -15,7 +15,6 @@ from tests.training.engines import test_batched
 from tests.training.engines.test_serial import GROWING, any_size
 from torch import nn
 
-import remeasure.training.engines.loop
 from remeasure.runs import timing
 from remeasure.runs.hardware import processor
 from remeasure.spec.findings import Finding
@@ -150,7 +149,7 @@ class CutError(Exception):
 def test_a_captured_training_cut_short_ends_as_an_unbroken_one(
     captured: list[Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
     unbroken = trained.training(spec(*SGD))
     trained.trained(unbroken, spec=spec(*SGD), folder=tmp_path / "unbroken")
     original = CheckpointCallback._save_when_due

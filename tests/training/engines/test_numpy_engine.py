@@ -69,7 +69,7 @@ def test_its_run_leaves_what_others_leave(tmp_path: Path) -> None:
 def test_a_run_cut_short_ends_as_an_unbroken_one_bit_for_bit(
     overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remeasure.training.engines.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
     whole = trained.run(spec(NUMPY, "steps_per_block=4", *overrides), tmp_path / "whole")
 
     class CutError(Exception):

@@ -397,7 +397,7 @@ def test_an_evaluation_cut_short_goes_on_at_its_checkpoint_to_the_same_numbers(
 ) -> None:
     unbroken = _run(root, tmp_path)
     (tmp_path / "again").mkdir()
-    monkeypatch.setattr(remeasure.training.photographs.evaluate, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
     original, batches = remeasure.training.inference.Forward.__call__, list[int]()
 
     def cut(self: Any, images: Tensor) -> Tensor:

@@ -572,7 +572,7 @@ def test_a_run_cut_short_goes_on_as_if_it_had_not_been(
     unbroken: list[dict[str, Any]] = []
     (tmp_path / "unbroken").mkdir()
     expected = train(spec(), files, tmp_path / "unbroken", report=unbroken.append)
-    monkeypatch.setattr(photographs_train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
     steps: list[int] = []
 
     def stop(step: int, _: torch.optim.Optimizer) -> None:

@@ -23,7 +23,6 @@ from remeasure.training.checkpoints import keep_checkpoint, unusable
 from remeasure.training.engines.base import Report
 from remeasure.training.engines.steps import TrainingModule
 
-CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
 HARMLESS_WARNINGS = (
     r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
     r"The number of training batches",  # few are intended: one is a block of steps
@@ -174,15 +173,17 @@ def fit(
     batches: range | None,
     callbacks: Sequence[Callback] = (),
     harmless: Sequence[str] = HARMLESS_WARNINGS,
+    between: float = 30.0,
     **machines: Any,
 ) -> float:
     """Run Lightning's loop to the last epoch, or to the end of the epoch in which a callback of the spec stops it, from
     the checkpoint if there is one; returns wall seconds.
 
-    `batches`: what it iterates over; None: the module's own loader. `machines`: the Trainer's arguments for devices.
+    `batches`: what it iterates over; None: the module's own loader. `between`: seconds between checkpoints, unless
+    REMEASURE_CHECKPOINT_SECONDS says otherwise. `machines`: the Trainer's arguments for devices.
     """
     reporter = EpochReports(reports)
-    keeper = CheckpointCallback(checkpoint, interval_seconds=CHECKPOINT_SECONDS)
+    keeper = CheckpointCallback(checkpoint, interval_seconds=checkpoint_seconds(between))
     own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
     with warnings.catch_warnings():
         for message in harmless:

@@ -35,7 +35,6 @@ from remeasure.training.photographs.decode import Photographs, collate
 PREFETCHED = 2  # batches a worker
 QUEUED = 4  # batches that may wait on a GPU
 REPORT_SECONDS = 1.0
-CHECKPOINT_SECONDS = checkpoint_seconds(30.0)
 CHECKPOINT_TYPES = {"predicted": ("<i8",), "confidence": ("<f4",), "loss": ("<f8",), "seconds": ("<f8",)}
 
 
@@ -149,12 +148,13 @@ def evaluate(
         batch_size=spec.recipe.batch_size,
         pinned=device.type == "cuda",
     )
+    interval = checkpoint_seconds(30.0)
     for num in paced(_tallied(batches, run=run, tally=tally, labels=labels, first=first), device=device):
         done, now = done + num, time.monotonic()
         if now - reported >= REPORT_SECONDS:
             reported = now
             report({"done": done, "total": len(listing), "images_per_second": (done - first) / (now - began)})
-        if now - saved >= CHECKPOINT_SECONDS:
+        if now - saved >= interval:
             kept = tally.arrays() | {"seconds": np.array([seconds_before + now - began])}
             partial = checkpoint.with_suffix(".partial")
             partial.write_bytes(encode_npz(kept))

@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
-from remeasure.system.paths import checkpoint_seconds
 from remeasure.training.engines import loop
 from remeasure.training.engines.base import DivergenceError, Report
 from remeasure.training.engines.steps import TrainingModule
@@ -37,7 +36,6 @@ from remeasure.training.optimizers import build_optimizer
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order, seed_everything
 from remeasure.training.seeding import derive
 
-CHECKPOINT_SECONDS = checkpoint_seconds(600.0)  # a checkpoint of DeiT-B is 1.4 GB
 HARMLESS_WARNINGS = (
     *loop.HARMLESS_WARNINGS,
     r"The 'train_dataloader' does not have many workers",  # the caller's choice
@@ -287,6 +285,7 @@ def train(
         callbacks=callbacks,
         batches=None,
         harmless=HARMLESS_WARNINGS,
+        between=600.0,  # a checkpoint of DeiT-B is 1.4 GB
         devices=devices,
         num_nodes=num_nodes(),
         strategy="auto" if devices * num_nodes() == 1 else "ddp",
