@@ -142,7 +142,7 @@ def test_the_wheel_ships_the_code_and_every_config(installed: Path) -> None:
         return found
 
     assert names(installed / "remeasure/conf", ".yaml") == names(CHECKOUT / "conf", ".yaml")
-    for suffix in (".py", ".html"):
+    for suffix in (".py", ".j2", ".css", ".js"):
         assert names(installed / "remeasure", suffix) == names(PACKAGE, suffix)
     assert not (installed / "tests").exists()
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,7 @@ from tests.support.terminal import screen
 from remeasure.campaign.executors import local
 from remeasure.campaign.executors.local import Task, Workers
 from remeasure.cli import reproduce
+from remeasure.config.compose import compose
 from remeasure.runs import journal
 from remeasure.runs.folder import Place
 
@@ -59,8 +60,14 @@ def workers(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Work
     return partial(Workers, place, num=2, time_seed=jobs.wait_for_each_other)
 
 
+@cache
+def trains() -> dict[str, Any]:
+    spec = trained.spec()
+    return {"mode": spec.mode, "engine": spec.engine, "recipe": spec.recipe}
+
+
 def task(seed: int, *, cpu_threads: int = 1) -> Task:
-    spec: Any = SimpleNamespace(cpu_threads=cpu_threads, mode="train", spec_sha256="", together=together)
+    spec: Any = SimpleNamespace(cpu_threads=cpu_threads, spec_sha256="", together=together, **trains())
     return Task(row="mlp2-digits", seed=seed, spec=spec, fresh=False)
 
 
@@ -117,14 +124,16 @@ def test_a_seed_is_timed_beside_as_many_as_will_run_at_once(workers: Callable[..
 
 
 def test_an_evaluation_takes_every_core_for_its_decoding(workers: Callable[..., Workers]) -> None:
-    assert workers().cores(SimpleNamespace(cpu_threads=1, mode="evaluate")) == 2  # type: ignore[arg-type]
+    spec = compose(["model=vit_b16", "cpu_threads=1"]).spec(data_sha256="")
+    assert (spec.mode, spec.cpu_threads) == ("evaluate", 1)
+    assert workers().cores(spec) == 2
 
 
 def timed(pool: Workers, *, cpu_threads: int, together: int | None = None) -> Any:
     """A spec whose timings wait for each other in a folder of their own."""
     together = together or pool.num // cpu_threads
     folder = Path(tempfile.mkdtemp(dir=pool.place.runs))
-    return SimpleNamespace(cpu_threads=cpu_threads, mode="train", folder=folder, together=together)
+    return SimpleNamespace(cpu_threads=cpu_threads, folder=folder, together=together, **trains())
 
 
 def test_a_pool_without_a_task_starts_no_process(workers: Callable[..., Workers]) -> None:
