@@ -1,5 +1,6 @@
-# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=2 FRESH=1 CONTINUE=1 NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PYTHON=python3.12
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PYTHON=python3.12
 PYTHON ?= python3
+WORKERS ?= 2
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
@@ -21,7 +22,7 @@ train: setup
 	$(python) src/train.py $(ARGS)
 
 test: setup
-	$(python) -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
+	$(python) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 demo: setup
 	$(python) src/reproduce.py --demo --fresh
