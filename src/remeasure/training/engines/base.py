@@ -162,10 +162,11 @@ BATCHED = Engine(
     job="remeasure.training.engines.batched:BatchedJob",
     parts=IN_MEMORY,
     supports={
-        "control": ("none",),  # all seeds train on the same images
+        "control": ("none",),
         "channels_last": (False,),
         "compile": (False,),
     },
+    hints={"control": "; it trains all its seeds on the same images: choose engine=serial"},
     takes_callbacks=False,
 )
 NUMPY = Engine(
