@@ -371,14 +371,14 @@ def test_a_row_half_measured_is_shown_as_such(
 
 
 def test_after_sigterm_every_run_is_marked_in_mlflow(cut: Callable[[int], Project]) -> None:
-    """Those under way as killed; the finished ones, and the row with its verdict so far, as finished."""
+    """Those under way, and their row with its verdict so far, as killed; the finished ones as finished."""
     project = cut(signal.SIGTERM)
     found = statuses(sqlite_uri(project))
     ends = {path.parent: journal.read(path.parent)[-1]["event"] for path in project.runs.glob("*/journal.jsonl")}
     assert set(ends.values()) == {"finished", "interrupted"}
     names = {directory: f"{ROW} seed {journal.read(directory)[0]['seed']}" for directory in ends}
     status = {"finished": "FINISHED", "interrupted": "KILLED"}
-    assert found == {ROW: "FINISHED", **{names[directory]: status[end] for directory, end in ends.items()}}
+    assert found == {ROW: "KILLED", **{names[directory]: status[end] for directory, end in ends.items()}}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tests.support.project import Project
 from remeasure.config import compose
 from remeasure.models import registry
 from remeasure.models.registry import num_trainable
-from remeasure.tracking import observer
+from remeasure.tracking import mlflow_observer
 
 
 def test_it_trains_what_the_article_trains() -> None:
@@ -25,7 +25,7 @@ def test_it_trains_what_the_article_trains() -> None:
 def test_each_epoch_has_a_line_and_the_test_split_the_last_one(
     here: Command, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observer, "_tracker", lambda project: None)  # noqa: ARG005
+    monkeypatch.setattr(mlflow_observer, "_tracker", lambda project: None)  # noqa: ARG005
     arguments = ("data=digits", "recipe.epochs_total=3", "device=cpu")
     ended = here(project, "train.py", "experiment=article", *arguments)
     assert ended.status == 0, ended.stderr

@@ -9,7 +9,7 @@ import pytest
 from remeasure.claims import __main__ as command
 from remeasure.config import errors
 from remeasure.system import paths
-from remeasure.tracking import observer
+from remeasure.tracking import mlflow_observer
 
 LEDGER = """\
 claims:
@@ -59,7 +59,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "claims.yaml").write_text(LEDGER)
     monkeypatch.setattr(paths, "conf_dir", lambda: folder)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one worker: each imports torch and Lightning
-    monkeypatch.setattr(observer, "_tracker", lambda project: None)  # noqa: ARG005
+    monkeypatch.setattr(mlflow_observer, "_tracker", lambda project: None)  # noqa: ARG005
     return folder
 
 

@@ -29,12 +29,13 @@ from remeasure.campaign.executors import local
 from remeasure.runs import timing
 from remeasure.runs.folder import Outcome, Place
 from remeasure.runs.journal import JOURNAL_FILE
+from remeasure.runs.recorder import Sink
 from remeasure.system import paths, startup
 
 FOLDER = Path(os.environ["FAULTS_FOLDER"])
 KIND, NUMBER, WHEN = os.environ.get("FAULTS_CUT", "any 0 before").split()
 STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-execute = local._execute
+execute = local.execute_task
 timing.TIMED_SECONDS = 0.1  # what a seed costs is of no interest here
 
 
@@ -80,9 +81,9 @@ def watch_weights() -> None:
     recorder._keep_arrays = keep_noted
 
 
-def watched_execute(task: local.Task, place: Place) -> list[Outcome]:
+def watched_execute(task: local.Task, place: Place, sink: Sink) -> list[Outcome]:
     watch_weights()
-    return execute(task, place)
+    return execute(task, place, sink)
 
 
 def watch_disk() -> None:
@@ -166,4 +167,4 @@ if __name__ == "__main__":
     startup.run(main)
 else:
     watch_disk()
-    local._execute = watched_execute  # what the parent asks a worker for by its name
+    local.execute_task = watched_execute  # what the parent asks a worker for by its name

@@ -108,7 +108,7 @@ def train(task: Task, *, place: Place, machine: int) -> Outcome:
         num_test=500,
         loss=0.5,
         num_params=19_210,
-        epochs=1,
+        epochs=spec.recipe.epochs_total,
         wall_seconds=1.0,
         device=f"machine {machine}",
         device_kind="cpu",
