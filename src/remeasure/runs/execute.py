@@ -12,13 +12,14 @@ from remeasure.runs.folder import Outcome, Place, finished, open_directory, read
 from remeasure.runs.hardware import keep_freed_memory, processor
 from remeasure.runs.recorder import Attempt, Sink
 from remeasure.runs.splits import Splits
+from remeasure.spec.base import DivergenceError
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import locks
 from remeasure.training.checkpoints import sound
 from remeasure.training.diagnostics import nonfinite
 from remeasure.training.diagnostics.doctor import Doctor
-from remeasure.training.engines.base import DivergenceError, Job, Scored, engine_of
+from remeasure.training.engines.base import Job, Scored, engine_of
 
 
 def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False) -> Outcome:

@@ -15,6 +15,7 @@ from remeasure.models import registry
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, curve, last, now, read
+from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
 from remeasure.spec.record import Event, RunRecord
 from remeasure.spec.run import RunSpec
@@ -24,7 +25,7 @@ from remeasure.system.formats import encode_npz
 from remeasure.system.redaction import masked
 from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.leaks import refuse_early_scores
-from remeasure.training.engines.base import DivergenceError, Scored
+from remeasure.training.engines.base import Scored
 
 Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
 

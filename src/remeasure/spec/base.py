@@ -132,6 +132,14 @@ class DataMissingError(InputError):
     """Data or weights are missing and cannot be downloaded; the faults name the files and where to put them."""
 
 
+class DivergenceError(ArithmeticError):
+    """The loss is no longer finite. `epoch` and `step` (from 0): where it was noticed or, with `reason`, arose."""
+
+    def __init__(self, *, epoch: int, step: int, reason: str = "") -> None:
+        super().__init__(reason or f"the loss is not finite after step {step} (epoch {epoch + 1})")
+        self.epoch, self.step = epoch, step
+
+
 @contextmanager
 def noted(missing: list[tuple[str, ...]]) -> Iterator[None]:
     """Catch a DataMissingError of the block and append its faults, so that all missing files are named together."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from remeasure.spec.base import Choice, Engine, Precision, Strict, Within
+from remeasure.spec.base import Choice, Precision, Strict, Within
 from remeasure.spec.photographs import Streaming, Transform
 
 Positive = Annotated[float, Within("a number above 0", lambda value: value > 0)]
@@ -213,7 +213,7 @@ class Recipe(Strict):
         if self.streaming:
             yield from self._streaming_faults()
 
-    def unsupported(self, engine: Engine) -> Iterable[str]:
+    def unsupported(self, engine: str) -> Iterable[str]:
         """What of the recipe's choices the engine does not implement; each continues "the … engine"."""
         for choice in (self.optimizer, self.loss, self.augmentation):
             yield from choice.unsupported(engine)

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remeasure.spec.base import Precision
+from remeasure.spec.base import DivergenceError, Precision
 from remeasure.spec.recipe import Normalisation, Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.training.augment import normalise
-from remeasure.training.engines.base import DivergenceError
 from remeasure.training.negative_controls import evaluated_with
 
 EVALUATION_BATCH = 1000

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 import remeasure.training.engines.loop
 from remeasure.runs.folder import Outcome
 from remeasure.runs.journal import curve, read
-from remeasure.spec.base import InputError
+from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-from remeasure.training.engines.base import DivergenceError
 from remeasure.training.engines.batched import BatchedJob, BatchedTraining, Stacked, clip_each
 from remeasure.training.engines.loop import CheckpointCallback
 

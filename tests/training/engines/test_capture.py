@@ -17,6 +17,7 @@ from torch import nn
 
 from remeasure.runs import timing
 from remeasure.runs.hardware import processor
+from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Optimizer
 from remeasure.spec.run import RunSpec
@@ -24,7 +25,6 @@ from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.doctor import LOOK_STEPS, Doctor
 from remeasure.training.diagnostics.nonfinite import Tracer
 from remeasure.training.engines import capture
-from remeasure.training.engines.base import DivergenceError
 from remeasure.training.engines.blocks import BlockTraining
 from remeasure.training.engines.capture import STEPS_BEFORE_CAPTURE, Captured
 from remeasure.training.engines.loop import CheckpointCallback, train

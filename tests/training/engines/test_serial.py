@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import remeasure.training.inference
+from remeasure.spec.base import DivergenceError
 from remeasure.spec.run import RunSpec
 from remeasure.training.augment import normalise
-from remeasure.training.engines.base import DivergenceError
 from remeasure.training.engines.serial import Training
 from remeasure.training.inference import Predictions, predict
 from remeasure.training.seeding import derive

@@ -27,12 +27,12 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from remeasure.config.compose import compose
-from remeasure.spec.base import InputError
+from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.photographs import Streaming
 from remeasure.spec.recipe import Normalisation, Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
-from remeasure.training.engines.base import DivergenceError, Report
+from remeasure.training.engines.base import Report
 from remeasure.training.losses import training_loss
 from remeasure.training.photographs import train as photographs_train
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order

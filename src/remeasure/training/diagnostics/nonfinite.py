@@ -15,8 +15,8 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from remeasure.spec.base import DivergenceError
 from remeasure.system.atomic import write_atomic
-from remeasure.training.engines.base import DivergenceError
 from remeasure.training.engines.steps import StepCallback, What, finite_seeds
 
 FAULT_FILE, WEIGHTS_FILE = "divergence.json", "divergence.safetensors"

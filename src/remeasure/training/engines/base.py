@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from remeasure.spec.base import DeviceKind, InputError
+from remeasure.spec.base import DeviceKind, DivergenceError, InputError
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import RunSpec
 
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from remeasure.training.inference import Predictions
 
 Report = Callable[[dict[str, Any]], None]
-
-
-class DivergenceError(ArithmeticError):
-    """The loss is no longer finite. `epoch` and `step` (from 0): where it was noticed or, with `reason`, arose."""
-
-    def __init__(self, *, epoch: int, step: int, reason: str = "") -> None:
-        super().__init__(reason or f"the loss is not finite after step {step} (epoch {epoch + 1})")
-        self.epoch, self.step = epoch, step
 
 
 class Data(Protocol):
@@ -111,8 +103,8 @@ class Engine:
             yield f"engine: {self.title} trains, and recipe {spec.recipe.name} only evaluates{self.advice}"
             return
         if isinstance(spec.recipe, Recipe):
-            for choice in (spec.recipe.optimizer, spec.recipe.loss, spec.recipe.augmentation):
-                yield from (f"engine: {self.title} {fault}{self.advice}" for fault in choice.unsupported(self.name))
+            unsupported = spec.recipe.unsupported(self.name)
+            yield from (f"engine: {self.title} {fault}{self.advice}" for fault in unsupported)
         if spec.callbacks and not self.takes_callbacks:
             names = ", ".join(plugin.builder for plugin in spec.callbacks)
             yield f"callback: {self.title} takes none, got {names}{self.advice}"

@@ -19,13 +19,13 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from remeasure.models import registry
-from remeasure.spec.base import DeviceKind
+from remeasure.spec.base import DeviceKind, DivergenceError
 from remeasure.spec.run import RunSpec
 from remeasure.training import seeding
 from remeasure.training.augment import augment, resized
 from remeasure.training.diagnostics.nonfinite import Found, Tracer
 from remeasure.training.engines import capture, loop
-from remeasure.training.engines.base import Data, DivergenceError, Report, Scored
+from remeasure.training.engines.base import Data, Report, Scored
 from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.inference import memory_format, predict, refuse_not_finite
 from remeasure.training.optimizers import build_optimizer

@@ -9,9 +9,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from remeasure.spec.base import DivergenceError
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
-from remeasure.training.engines.base import DivergenceError
 from remeasure.training.recipe import rate_of
 
 What = Literal["output", "loss", "gradient", "weight"]

@@ -10,12 +10,12 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from remeasure.models import pretrained, registry
-from remeasure.spec.base import DeviceKind, InputError
+from remeasure.spec.base import DeviceKind, DivergenceError, InputError
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.training.checkpoints import sound
 from remeasure.training.diagnostics.nonfinite import Found, Tracer
-from remeasure.training.engines.base import Data, DivergenceError, Report, Scored
+from remeasure.training.engines.base import Data, Report, Scored
 from remeasure.training.inference import refuse_not_finite
 from remeasure.training.photographs import evaluate, train
 from remeasure.training.seeding import initial_network

@@ -25,10 +25,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from remeasure.spec.base import InputError
+from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines import loop
-from remeasure.training.engines.base import DivergenceError, Report
+from remeasure.training.engines.base import Report
 from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import CrossEntropy, training_loss
