@@ -34,6 +34,13 @@ def made_by_other_code(directory: Path, *, file: str) -> None:
     content["files"][file] = "0" * 64
     content["code_sha256"] = "1" * 64
     (directory / code.CODE_FILE).write_text(json.dumps(content))
+    forget(directory)
+
+
+def forget(directory: Path) -> None:
+    """Let the record of the run in this folder hold no hash of the code, as that of an earlier version."""
+    record = json.loads((directory / "record.json").read_bytes())
+    (directory / "record.json").write_text(json.dumps(record | {"code_sha256": ""}))
 
 
 def test_only_what_python_executes_counts() -> None:
@@ -61,6 +68,7 @@ def test_a_finished_run_of_other_code_is_not_reused_and_the_file_is_named(tmp_pa
 def test_a_run_of_a_version_that_kept_no_hashes_is_other_code(tmp_path: Path) -> None:
     first = run(spec("recipe.epochs_total=1"), tmp_path)
     (first.directory / code.CODE_FILE).unlink()
+    forget(first.directory)
     found = other_code(spec("recipe.epochs_total=1"), seed=0, place=place(tmp_path))
     assert found == "an earlier version, which kept no hashes of it"
     assert not run(spec("recipe.epochs_total=1"), tmp_path).reused
@@ -113,6 +121,27 @@ def test_a_module_of_the_user_counts_with_what_it_imports_from_its_folder(
     files, others = (json.loads(code.content(each))["files"] for each in (with_builder("of_user"), spec()))
     assert files.keys() - others.keys() == {"nets.py", "layers.py"}
     assert files["nets.py"] == code.tree_sha256(NETS.encode())
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_a_package_of_the_user_counts_with_or_without_its_init(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: bool
+) -> None:
+    """Without __init__.py a package has no file of its own; the working directory's files are not taken for its."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/stranger.py").write_text("1\n")
+    monkeypatch.chdir(tmp_path / "here")
+    top = f"ours_{init}".lower()
+    (tmp_path / top / "parts").mkdir(parents=True)
+    for name, text in {"parts/nets": NETS.replace("layers", f"{top}.layers"), "layers": LAYERS}.items():
+        (tmp_path / top / f"{name}.py").write_text(text)
+    if init:
+        (tmp_path / top / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.BUILDERS, top, import_module(f"{top}.parts.nets").net)
+    files, others = (json.loads(code.content(each))["files"] for each in (with_builder(top), spec()))
+    own = {f"{top}/parts/nets.py", f"{top}/layers.py"} | ({f"{top}/__init__.py"} if init else set())
+    assert files.keys() - others.keys() == own
 
 
 # ---------------------------------------------------------------- as a person meets it

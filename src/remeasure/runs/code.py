@@ -112,8 +112,9 @@ def _of_user(name: str) -> dict[str, Path]:
     if top in ("", "remeasure") or file is None or "site-packages" in Path(file).parts:
         return {}
     if "." in name or Path(file).name == "__init__.py":
-        folder = Path(str(sys.modules[top].__file__)).parent
-        return {f"{top}/{path.relative_to(folder).as_posix()}": path for path in sorted(folder.rglob("*.py"))}
+        folders = [Path(each) for each in sys.modules[top].__path__]  # several, and no __init__.py, in a namespace package
+        files = ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py")))
+        return {f"{top}/{path.relative_to(folder).as_posix()}": path for folder, path in files}
     found, left = dict[str, Path](), [Path(file)]
     while left:
         path = left.pop()
