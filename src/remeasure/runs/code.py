@@ -112,7 +112,7 @@ def _of_user(name: str) -> dict[str, Path]:
     if top in ("", "remeasure") or file is None or "site-packages" in Path(file).parts:
         return {}
     if "." in name or Path(file).name == "__init__.py":
-        folders = [Path(each) for each in sys.modules[top].__path__]  # several, and no __init__.py, in a namespace package
+        folders = [Path(each) for each in sys.modules[top].__path__]  # a package without __init__.py can have several
         files = ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py")))
         return {f"{top}/{path.relative_to(folder).as_posix()}": path for folder, path in files}
     found, left = dict[str, Path](), [Path(file)]
