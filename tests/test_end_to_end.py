@@ -113,6 +113,17 @@ def test_a_second_campaign_starts_no_worker_and_shows_the_same_table(demo: Demo,
     assert stdout.read_text() == demo.stdout
 
 
+def test_a_terminal_without_unicode_shows_stand_ins_and_files_stay_utf_8(demo: Demo, tmp_path: Path) -> None:
+    before = (demo.results / "table.md").read_bytes()
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = demo.project.run("reproduce.py", "table", "--demo", cwd=tmp_path, **ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert " +- " in done.stdout
+    assert done.stdout.isascii()
+    assert (demo.results / "table.md").read_bytes() == before
+    assert "±" in before.decode()
+
+
 def watch_for_workers(process: subprocess.Popen[bytes]) -> set[int]:
     """The process ids of all workers that a command has until it ends."""
     found = set()

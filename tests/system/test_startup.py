@@ -12,15 +12,19 @@ from remeasure.system import startup
 SOURCE = Path(startup.__file__).parents[2]
 
 
-def ended(main: str, *, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+def ended(main: str, *, stdout: int | None = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[str]:
     """`startup.run` on a function with this body, in a process of its own."""
     code = (
         "import atexit, sys, threading, time\nfrom remeasure.system import startup\n"
         f"def main():\n  {main}\nstartup.run(main)"
     )
-    environment = {"PYTHONPATH": str(SOURCE)}
     return subprocess.run(
-        [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, check=False
+        [sys.executable, "-c", code],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="latin-1",
+        env={"PYTHONPATH": str(SOURCE), **environment},
+        check=False,
     )
 
 
@@ -59,3 +63,32 @@ def test_output_that_nobody_reads_ends_with_pythons_own_status(monkeypatch: pyte
     finish: Callable[[int], object] = startup.end
     finish(0)
     assert ends == [120]
+
+
+SAID = "97.3 ± 0.1 × 2 – α Δ ½ … → \u2265 é █ \u2603 \udce9"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("ascii", "97.3 +- 0.1 x 2 - alpha Delta 1/2 ... -> >= e # ? \xe9"),
+        ("latin-1", "97.3 ± 0.1 × 2 - alpha Delta ½ ... -> >= é # ? \xe9"),
+    ],
+)
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_character_that_the_terminal_lacks_has_a_stand_in(encoding: str, printed: str, stream: str) -> None:
+    done = ended(f"print({SAID!a}, file=sys.{stream}); return 0", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert getattr(done, stream) == f"{printed}\n"
+
+
+def test_a_closed_stdout_is_no_failure() -> None:
+    closes = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    code = "from remeasure.system import startup; startup.run(lambda: 3)"
+    done = subprocess.run(
+        [sys.executable, "-c", closes, code],
+        capture_output=True,
+        env={"PYTHONPATH": str(SOURCE)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (3, b"")

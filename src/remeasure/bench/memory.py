@@ -160,14 +160,14 @@ def _peak() -> float:
 
 def _status(key: str) -> float:
     """The value of a line of /proc/self/status, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
 
 
 def _forget_peak() -> None:
     """Reset the peak to what is resident now; where the kernel forbids it, the peak stays that of the whole run."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return
 

@@ -24,7 +24,7 @@ from remeasure.runs import provenance
 from remeasure.runs.folder import Place
 from remeasure.runs.journal import now
 from remeasure.spec.base import DataMissingError, InputError
-from remeasure.system import paths
+from remeasure.system import paths, startup
 from remeasure.system.atomic import write_atomic
 from remeasure.system.formats import decode_json, encode_json
 
@@ -195,4 +195,4 @@ def _each(
 
 
 if __name__ == "__main__":
-    sys.exit(errors.guarded(lambda: main(sys.argv[1:])))
+    startup.run(lambda: errors.guarded(lambda: main(sys.argv[1:])))

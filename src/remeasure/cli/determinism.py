@@ -28,7 +28,7 @@ from remeasure.runs.recorder import unwatched
 from remeasure.spec.base import DataMissingError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-from remeasure.system import paths
+from remeasure.system import paths, startup
 from remeasure.system.atomic import write_atomic
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import can_be_batched
@@ -202,4 +202,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.guarded(lambda: main(sys.argv[1:])))
+    startup.run(lambda: errors.guarded(lambda: main(sys.argv[1:])))

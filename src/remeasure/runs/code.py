@@ -91,12 +91,12 @@ def _remembered(path: Path) -> str:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remeasure" / "trees"
     known = cache / f"{_sha256(source)}-{sys.version_info.major}.{sys.version_info.minor}"
     with suppress(OSError, ValueError):
-        if re.fullmatch("[0-9a-f]{64}", text := known.read_text()):
+        if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="ascii")):
             return text
     found = tree_sha256(source)
     with suppress(OSError):  # a full or read-only disk: it is parsed again next time
         cache.mkdir(parents=True, exist_ok=True)
-        known.write_text(found)
+        known.write_text(found, encoding="ascii")
     return found
 
 

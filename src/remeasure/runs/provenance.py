@@ -53,11 +53,12 @@ def revision(root: Path) -> Revision:
 
     An enclosing repository does not count. Raises InputError for a malformed REMEASURE_COMMIT.
     """
-    top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").strip().rpartition("\n")
-    if not top or Path(top).resolve() != root.resolve():
+    top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").strip().rpartition(b"\n")
+    if not top or Path(os.fsdecode(top)).resolve() != root.resolve():
         return _stated()
     dirty = bool(_git(root, "status", "--porcelain", "--", *WATCHED))
-    return Revision(commit=commit, dirty=dirty, diff=_git(root, "diff", "--no-color", "HEAD", "--", *WATCHED))
+    diff = _git(root, "diff", "--no-color", "HEAD", "--", *WATCHED).decode(errors="replace")
+    return Revision(commit=commit.decode(), dirty=dirty, diff=diff)
 
 
 def _stated() -> Revision:
@@ -81,21 +82,20 @@ def warn_of_unknown(root: Path) -> None:
         print(f"commit unknown ({reason}): records say so; REMEASURE_COMMIT=… states it", file=sys.stderr)
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(root: Path, *arguments: str) -> bytes:
+    """What git prints; nothing where it fails, is missing, or takes more than 30 s."""
     environment = {name: value for name, value in os.environ.items() if name not in MISLEADING}
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
-            text=True,
-            errors="replace",
             check=False,
             timeout=30,
             env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        return b""
+    return done.stdout if done.returncode == 0 else b""
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def environment(device: str) -> dict[str, Any]:
 def cpu_name() -> str:
     """The processor's name, such as "AMD EPYC": the kernel's, else Python's."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

@@ -97,7 +97,8 @@ class Progress(Observer):
         try:
             yield
         except OSError:
-            self.bars, self.stream = False, Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
+            self.bars = False
+            self.stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
 
 
 class _Run:
