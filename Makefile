@@ -1,4 +1,4 @@
-# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PYTHON=python3.12
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 KEEP=all NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PYTHON=python3.12
 PYTHON ?= python3
 WORKERS ?= 2
 python := .venv/bin/python
@@ -16,7 +16,7 @@ $(stamp):
 	touch $(stamp)
 
 reproduce: setup
-	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue)
+	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue) $(if $(KEEP),--keep $(KEEP))
 
 train: setup
 	$(python) src/train.py $(ARGS)

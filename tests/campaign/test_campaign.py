@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from tests.support import measured, trained
@@ -122,7 +122,9 @@ class InProcess(Workers):
         cls.asked.append((task.asked_by, task.seed))
         if task.seed in cls.crash:
             raise MemoryError("no room")
-        return trained.run_together(task.spec, place.runs.parent, seed=task.seed, row=task.row, fresh=task.fresh)
+        return trained.run_together(
+            task.spec, place.runs.parent, seed=task.seed, row=task.row, fresh=task.fresh, keeps=task.keeps
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -244,6 +246,16 @@ def test_a_later_rule_trains_seeds_from_its_first(tmp_path: Path, workers: type[
     later = dataclasses.replace(entry, rule=dataclasses.replace(entry.rule, first_seed=20))
     measure(tmp_path, later)
     assert sorted(seed for _, seed in workers.trained) == [20, 21] == seeds(tmp_path)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("first", [3]), ("all", [3, 4]), ("none", [])])
+def test_networks_are_kept_of_a_row_s_first_seed_or_as_asked(
+    keep: Literal["first", "all", "none"], kept: list[int], tmp_path: Path
+) -> None:
+    later = dataclasses.replace(row(), rule=Rule(margin_pp=19.0, looks=(2,), first_seed=3))
+    measure(tmp_path, later, keep=keep)
+    found = {directory for directory in (tmp_path / "runs").glob("*-a1") if (directory / "model.safetensors").exists()}
+    assert sorted(found) == [next((tmp_path / "runs").glob(f"*-s{seed}-a1")) for seed in kept]
 
 
 def test_no_budget_trains_nothing_and_says_so(tmp_path: Path, workers: type[InProcess]) -> None:

@@ -12,6 +12,7 @@ from remeasure.claims import trainings
 from remeasure.claims.context import Lab
 from remeasure.claims.ledger import Trainings
 from remeasure.data import catalog
+from remeasure.models import saved
 from remeasure.runs.execute import execute
 from remeasure.runs.folder import Outcome, Place
 from remeasure.spec.record import RunRecord
@@ -23,13 +24,13 @@ COMMON = ["model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=2"
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
-    place = Place(runs=tmp_path / "runs", project=tmp_path, data_root=tmp_path, device_kind="cpu", keep_weights=True)
+    place = Place(runs=tmp_path / "runs", project=tmp_path, data_root=tmp_path, device_kind="cpu")
 
     def train(wanted: Sequence[tuple[RunSpec, int]]) -> list[Outcome]:
         asked.append([(spec.data.split, seed) for spec, seed in wanted])
         done = (trainings.ended(spec, seed=seed, place=place) for spec, seed in wanted)
         return [
-            outcome or execute(spec, seed=seed, row="", place=place, sink=trained.quiet)
+            outcome or execute(spec, seed=seed, row="", place=place, sink=trained.quiet, keeps=[seed])
             for outcome, (spec, seed) in zip(done, wanted, strict=True)
         ]
 
@@ -68,7 +69,7 @@ def test_the_trained_network_is_the_one_that_is_measured(lab: Lab) -> None:
     """On its own test split its kept weights, with batch normalisation's means, give the record's accuracy."""
     spec = lab.spec([*COMMON, "model.options.batch_norm=true"])
     (outcome,) = lab.train([(spec, 0)])
-    network = trainings._network(spec, outcome=outcome)
+    network = saved.load(outcome.directory).network
     split = catalog.load_split(spec.data, "test", root=lab.place.data_root)
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     predicted = inference.predict(network, images, labels=labels, spec=spec, device=torch.device("cpu")).predicted

@@ -12,6 +12,7 @@ import torch
 from tests.support import photographed, trained
 from torch import Tensor
 
+from remeasure.cli.models import open_run, score
 from remeasure.config.compose import compose
 from remeasure.data import fingerprint
 from remeasure.runs.execute import execute
@@ -50,13 +51,19 @@ def place(root: Path) -> Place:
     return Place(runs=root / "runs", project=root, data_root=root, device_kind="cpu")
 
 
-def test_it_trains_scores_the_test_photographs_and_leaves_a_record(root: Path) -> None:
-    outcome = execute(spec(root), seed=0, row="", place=place(root), sink=trained.quiet)
+def test_it_trains_scores_the_test_photographs_and_leaves_a_record_and_a_network(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = execute(spec(root), seed=0, row="", place=place(root), sink=trained.quiet, keeps=[0])
     record = outcome.record
     assert (record.epochs, record.num_test, record.data_official) == (2, 7, "unknown")
     with np.load(outcome.directory / "predictions.npz") as kept:
         labels = [photographed.LABELS[synset] for synset in sorted(photographed.TRUTH)]
         assert int((kept["predicted"] == labels).sum()) == record.num_correct
+        monkeypatch.setenv("REMEASURE_DATA", str(root))
+        again, _ = score(open_run(outcome.directory), device_kind="cpu")
+        assert again.predicted.tolist() == kept["predicted"].tolist()
+        assert again.loss == pytest.approx(record.loss)
     assert [path.name for path in outcome.directory.glob("checkpoint*")] == []
 
 

@@ -1,6 +1,6 @@
 """Small real runs on scikit-learn's digits, for tests: 1,297 images to train, 500 to test, 21 steps of 64 an epoch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,11 @@ def run(
     seed: int = 0,
     row: str = "",
     fresh: bool = False,
+    keeps: Collection[int] = (),
     sink: Callable[[Path, Event], None] = quiet,
 ) -> Outcome:
     """`execute` under `folder`."""
-    return execute(spec, seed=seed, row=row, place=place(folder), sink=sink, fresh=fresh)
+    return execute(spec, seed=seed, row=row, place=place(folder), sink=sink, fresh=fresh, keeps=keeps)
 
 
 def run_together(
@@ -59,10 +60,11 @@ def run_together(
     seed: int = 0,
     row: str = "",
     fresh: bool = False,
+    keeps: Collection[int] = (),
     sink: Callable[[Path, Event], None] = quiet,
 ) -> list[Outcome]:
     """`execute_together` under `folder`."""
-    return execute_together(spec, seed=seed, row=row, place=place(folder), sink=sink, fresh=fresh)
+    return execute_together(spec, seed=seed, row=row, place=place(folder), sink=sink, fresh=fresh, keeps=keeps)
 
 
 def training(spec: RunSpec, *, seed: int = 0, num_images: int | None = None) -> Training:

@@ -218,7 +218,9 @@ class Campaign:
             elif num_cores <= workers.idle and seconds * width <= seconds_left and self._is_ours(campaign, seed=key[1]):
                 owner = _first(key, seeds_of=RowCampaign.wanted, campaigns=campaigns)
                 name = _first(key, seeds_of=RowCampaign.lacking, campaigns=campaigns).row.name
-                self._submit(owner, seed=key[1], name=name, workers=workers)
+                sharing = [entry for entry in campaigns if entry.spec.spec_sha256 == key[0]]
+                keeps = [seed for seed in owner.spec.together(key[1]) if any(each.keeps(seed) for each in sharing)]
+                self._submit(owner, seed=key[1], name=name, keeps=keeps, workers=workers)
 
     def _is_ours(self, campaign: RowCampaign, *, seed: int) -> bool:
         """Whether to train this seed here: no other process trains it or has finished it; a finished run is reused."""
@@ -236,14 +238,22 @@ class Campaign:
             return True
         return False
 
-    def _submit(self, campaign: RowCampaign, *, seed: int, name: str, workers: Workers) -> None:
+    def _submit(self, campaign: RowCampaign, *, seed: int, name: str, keeps: Sequence[int], workers: Workers) -> None:
         """`name`: the row the run is recorded for; not `campaign`'s if a row that shares the seed has failed."""
         if campaign.row.name not in self._present:
             self._present[campaign.row.name] = self._presence(campaign)
             self._track(campaign, state="running")
         campaign.running.update(campaign.spec.together(seed))
-        owner = campaign.row.name
-        workers.submit(Task(row=name, seed=seed, spec=campaign.spec, fresh=self.options.fresh, asked_by=owner))
+        workers.submit(
+            Task(
+                row=name,
+                seed=seed,
+                spec=campaign.spec,
+                fresh=self.options.fresh,
+                asked_by=campaign.row.name,
+                keeps=tuple(keeps),
+            )
+        )
 
     def _presence(self, campaign: RowCampaign) -> Presence:
         kind, sha256 = self.place.device_kind, campaign.spec.spec_sha256

@@ -7,6 +7,7 @@ from remeasure.campaign.schedule import Seed
 from remeasure.judging.records import RowResults, SeedResults
 from remeasure.judging.table import verdict_of
 from remeasure.judging.verdict import judge
+from remeasure.spec.base import Keep
 from remeasure.spec.claim import Evidence, Row, Verdict
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
@@ -19,7 +20,8 @@ Compose = Callable[[Sequence[str]], Config]
 class Options:
     """`seeds`: exactly this many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1).
 
-    `together`: train this many seeds as one, where the batched engine can; more than 1 changes the spec.
+    `together`: train this many seeds as one, where the batched engine can; more than 1 changes the spec. `keep`: which
+    seeds keep their trained network.
     """
 
     seeds: int | None
@@ -27,6 +29,7 @@ class Options:
     budget_seconds: float
     fresh: bool
     adopt: bool
+    keep: Keep = "first"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -89,6 +92,11 @@ class RowCampaign:
     def planned(self) -> range:
         """Every seed that the plan may use."""
         return self._seeds(max(self.options.seeds or 0, self.row.rule.looks[-1]))
+
+    def keeps(self, seed: int) -> bool:
+        """Whether this seed keeps its trained network."""
+        first = self.options.keep == "first" and seed == self.row.rule.first_seed
+        return first or self.options.keep == "all"
 
     def seconds_per_seed(self, *, device: str) -> float | None:
         """Seconds of a seed on the device of this name: from this campaign's seeds, else the committed ones, else a few

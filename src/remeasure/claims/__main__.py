@@ -132,7 +132,6 @@ def _measurements(
         project=paths.project_root(),
         data_root=paths.data_root(),
         device_kind="cpu",
-        keep_weights=True,
         doctor=False,  # some fail on purpose
     )
     with build(compose([]).observer, project=place.project) as observers, Workers(place) as workers:

@@ -1,6 +1,5 @@
 """Trainings like those of rows: each arm's spec with each seed, run, journaled and resumed in runs/claims."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from remeasure.campaign.executors.local import Task, Workers
 from remeasure.claims.context import Lab, Numbers
 from remeasure.claims.ledger import Trainings
-from remeasure.models import registry
+from remeasure.models import saved
 from remeasure.models.mlp import ACTIVATIONS as MODULES
 from remeasure.models.scratch.activations import ACTIVATIONS
 from remeasure.runs import journal
@@ -19,7 +18,6 @@ from remeasure.runs.folder import Outcome, Place, attempts, finished
 from remeasure.spec.base import FIRST_TUNING_SEED
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system.paths import read_file
 from remeasure.tracking.observer import Observers
 from remeasure.training.augment import normalise
 from remeasure.training.inference import predict
@@ -79,7 +77,7 @@ def measure(spec: RunSpec, *, outcome: Outcome, lab: Lab) -> Numbers:
         guess = 100 / spec.data.num_classes
         lost = {"score_percent": guess, "train_percent": guess, "gap_pp": 0.0, "dead_share": None}
         return {**lost, "diverged": 1.0, "num_params": num_params}
-    network, split = _network(spec, outcome=outcome), lab.train_split(spec.data)
+    network, split = saved.load(outcome.directory).network, lab.train_split(spec.data)
     num = min(len(split.labels) - spec.data.num_validation, MOST_IMAGES)
     images, labels = torch.from_numpy(split.images[:num]), torch.from_numpy(split.labels[:num])
     predicted = predict(network, images, labels=labels, spec=spec, device=torch.device("cpu")).predicted
@@ -92,16 +90,6 @@ def measure(spec: RunSpec, *, outcome: Outcome, lab: Lab) -> Numbers:
         "diverged": 0.0,
         "num_params": num_params,
     }
-
-
-def _network(spec: RunSpec, *, outcome: Outcome) -> nn.Module:
-    """The trained network, in evaluation mode."""
-    network = registry.build(
-        spec.model, image_shape=spec.input_shape, num_classes=spec.data.num_classes, generator_seed=0
-    )
-    with np.load(io.BytesIO(read_file(outcome.directory / "weights.npz")), allow_pickle=False) as arrays:
-        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
-    return network.eval()
 
 
 @torch.inference_mode()
@@ -131,7 +119,7 @@ def train_all(wanted: Sequence[tuple[RunSpec, int]], *, workers: Workers, observ
         if outcome := ended(spec, seed=key[1], place=workers.place):
             done[key] = outcome
             del waiting[key]
-    tasks = [Task(row="", seed=seed, spec=spec, fresh=False) for (_, seed), spec in waiting.items()]
+    tasks = [Task(row="", seed=seed, spec=spec, fresh=False, keeps=(seed,)) for (_, seed), spec in waiting.items()]
     done |= zip(waiting, workers.run(tasks, watch=observers, keep=observers.keep), strict=True)
     return [done[spec.spec_sha256, seed] for spec, seed in wanted]
 

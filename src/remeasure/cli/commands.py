@@ -35,7 +35,7 @@ def train_main() -> int:
         accuracies, overrides = list[float](), tuple(map(str, given))
         sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
         title = f"job {len(jobs)}: {' '.join(overrides)}" if sweeps else ""
-        statuses.append(guarded(lambda: _train_one(composed, title=title, accuracies=accuracies)))
+        statuses.append(guarded(lambda: _train_one(composed, overrides=overrides, title=title, accuracies=accuracies)))
         if sweeps:
             jobs.append(Job(overrides=overrides, accuracy_percent=accuracies[0] if accuracies else None))
 
@@ -54,11 +54,15 @@ def reproduce_main(arguments: Sequence[str]) -> int:
     return guarded(lambda: reproduce.main(arguments, compose=compose))
 
 
-def _train_one(composed: "DictConfig", *, title: str, accuracies: list[float]) -> int:
+def _train_one(composed: "DictConfig", *, overrides: Sequence[str], title: str, accuracies: list[float]) -> int:
     """The exit status; prints the title, if any, and appends the run's accuracy in percent, if it has one."""
     config = checked(composed)
     if title:
         print(title)
+    if config.evaluate is not None:
+        from remeasure.cli.models import use
+
+        return use(config, overrides=overrides)
     if config.debug is not None:
         from remeasure.cli.debug import debug
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
 from remeasure.data import catalog
@@ -14,7 +14,7 @@ from remeasure.judging import ledger, publish, table, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_runs
 from remeasure.judging.report.page import TestSplit
-from remeasure.spec.base import DataMissingError, InputError
+from remeasure.spec.base import DataMissingError, InputError, Keep
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
@@ -105,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
     parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
+    keep_help = "which seeds keep their trained network: the first of a row (default), all, none"
+    parser.add_argument("--keep", default="first", choices=get_args(Keep), help=keep_help)
     parser.add_argument("--observers", metavar="NAMES", help="further files of conf/observer, such as a,b")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
     suites = parser.add_mutually_exclusive_group()
@@ -173,6 +175,7 @@ def _measure(
         budget_seconds=options.budget,
         fresh=options.fresh,
         adopt=options.adopt,
+        keep=options.keep,
     )
     ledger.check_configs(rows, conf_dir=paths.conf_dir())
     if options.command != "plan":

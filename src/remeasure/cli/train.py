@@ -37,8 +37,17 @@ def run_single(config: Config, *, compose: Compose) -> Outcome:
                 observers.say(f"the run that is here was made by other code ({differs}): it begins anew")
             from remeasure.runs.execute import execute_together  # Lightning: seconds to import
 
-            done = execute_together(spec, seed=config.seed, row=name, place=place, sink=observers, fresh=config.fresh)
-            outcome = [observers.keep(each) for each in done][config.seed - spec.together(config.seed)[0]]
+            together = spec.together(config.seed)
+            done = execute_together(
+                spec,
+                seed=config.seed,
+                row=name,
+                place=place,
+                sink=observers,
+                fresh=config.fresh,
+                keeps={"all": together, "first": [0], "none": ()}[config.keep],
+            )
+            outcome = [observers.keep(each) for each in done][config.seed - together[0]]
     for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
         print(line)
     return outcome

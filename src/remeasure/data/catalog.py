@@ -33,6 +33,16 @@ Finder = Callable[[SplitName, Path, dict[str, str]], Listing]
 FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imagenet.find_sample}
 
 
+def class_names(spec: DataSpec) -> tuple[str, ...]:
+    """A name for each class: its number, where the data set has no names."""
+    if spec.source in FINDERS:
+        from timm.data import ImageNetInfo  # torch: seconds to import
+
+        names: list[str] = ImageNetInfo().label_descriptions()
+        return tuple(names) if len(names) == spec.num_classes else tuple(map(str, range(spec.num_classes)))
+    return CLASS_NAMES.get(spec.source) or tuple(map(str, range(spec.num_classes)))
+
+
 def read_config(name: str, *, conf_dir: Path) -> DataSpec:
     """conf/data/<name>.yaml, read without Hydra. Raises InputError: no such data set, or a fault in its file."""
     path = refuse_no_file(conf_dir / "data" / f"{name}.yaml")

@@ -20,6 +20,7 @@ from remeasure.spec.config import Config
 from remeasure.spec.recipe import Evaluation
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
+from remeasure.system.atomic import read_bytes
 from remeasure.system.redaction import masked
 from remeasure.system.validation import did_you_mean
 
@@ -135,7 +136,20 @@ def load(network: nn.Module, path: Path, *, sha256: str | None = None) -> None:
     """
     if sha256 is not None and _sha256(path) != sha256:
         raise InputError(f"{path}: it has changed since the run was planned; start again")
-    weights = _read(path)
+    _fill(network, _read(path), path=path)
+
+
+def load_safetensors(network: nn.Module, path: Path, *, sha256: str) -> None:
+    """`load` for a file that this package has written; it does not import timm, which takes seconds."""
+    from safetensors.torch import load
+
+    content = read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{path}: damaged, it is not what was written when the run finished")
+    _fill(network, load(content), path=path)
+
+
+def _fill(network: nn.Module, weights: Mapping[str, Any], *, path: Path) -> None:
     faults = list(_misfits(weights, own=network.state_dict()))
     if faults:
         more = [f"  and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []

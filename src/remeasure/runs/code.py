@@ -24,7 +24,17 @@ from remeasure.spec.run import RunSpec
 CODE_FILE = "code.json"
 WING = ("data", "models", "runs", "spec", "training")
 # Parts of these packages that describe, find or time runs; what they change is no weight.
-BOOKS = ("runs/code.py", "runs/folder.py", "runs/journal.py", "runs/provenance.py", "runs/timing.py", "spec/claim.py")
+BOOKS = (
+    *(
+        "models/saved.py",
+        "runs/code.py",
+        "runs/folder.py",
+        "runs/journal.py",
+        "runs/provenance.py",
+        "runs/timing.py",
+        "spec/claim.py",
+    ),
+)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -1,7 +1,7 @@
 """One run: RunSpec and seed → RunRecord. A finished run is returned, an unfinished one resumed, a new one started."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,18 +22,34 @@ from remeasure.training.diagnostics.doctor import Doctor
 from remeasure.training.engines.base import Job, Scored, engine_of
 
 
-def execute(spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False) -> Outcome:
+def execute(
+    spec: RunSpec,
+    *,
+    seed: int,
+    row: str,
+    place: Place,
+    sink: Sink,
+    fresh: bool = False,
+    keeps: Collection[int] = (),
+) -> Outcome:
     """The outcome of one seed: training and evaluation, or evaluation of published weights; a finished run is reused.
 
-    `row`: the ledger row it belongs to, "" for none. Raises InputError, and any exception of training, which the
-    journal records.
+    `row`: the ledger row it belongs to, "" for none. `keeps`: the seeds whose trained network is kept
+    (models/saved.py). Raises InputError, and any exception of training, which the journal records.
     """
-    outcomes = execute_together(spec, seed=seed, row=row, place=place, sink=sink, fresh=fresh)
+    outcomes = execute_together(spec, seed=seed, row=row, place=place, sink=sink, fresh=fresh, keeps=keeps)
     return next(outcome for outcome in outcomes if outcome.record.seed == seed)
 
 
 def execute_together(
-    spec: RunSpec, *, seed: int, row: str, place: Place, sink: Sink, fresh: bool = False
+    spec: RunSpec,
+    *,
+    seed: int,
+    row: str,
+    place: Place,
+    sink: Sink,
+    fresh: bool = False,
+    keeps: Collection[int] = (),
 ) -> list[Outcome]:
     """`execute` for all seeds that train together with `seed`: `seed` alone, or its group in the batched engine."""
     rank: int = getattr(rank_zero_only, "rank", 0)
@@ -49,7 +65,7 @@ def execute_together(
         reused = [(directory / "record.json").is_file() for directory in directories]
         if not all(reused):  # another process may have finished them while this one waited
             attempts = [
-                Attempt(directory, spec=spec, seed=each, row=row, place=place, sink=sink)
+                Attempt(directory, spec=spec, seed=each, row=row, place=place, sink=sink, keeps=each in keeps)
                 for each, directory in zip(seeds, directories, strict=True)
             ]
             with processor(spec):

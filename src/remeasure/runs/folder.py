@@ -21,7 +21,7 @@ from remeasure.system.paths import read_file, refuse_no_file
 
 SEALED = (
     *(code.CODE_FILE, "config.yaml", "environment.json", "diff.patch", journal.JOURNAL_FILE),
-    *("predictions.npz", "filters.npz", "weights.npz"),
+    *("predictions.npz", "filters.npz", "model.json", "model.safetensors"),
     *("divergence.json", "divergence.safetensors"),  # training/diagnostics/nonfinite.py
 )
 _SEALS = ("code_sha256", "files_sha256", "seal_sha256")  # what record.json holds beside the record
@@ -32,15 +32,13 @@ CAMPAIGNS = ".campaigns"  # folder of lock files, one a campaign, in the folder 
 class Place:
     """Where runs happen: the folder that holds them, the project, the data root, and the device's kind.
 
-    `keep_weights`: a run's directory keeps the trained network's weights, as weights.npz. `doctor`: trainings are
-    checked for faults, which are reported as findings (spec/findings.py).
+    `doctor`: trainings are checked for faults, which are reported as findings (spec/findings.py).
     """
 
     runs: Path
     project: Path
     data_root: Path
     device_kind: DeviceKind
-    keep_weights: bool = False
     doctor: bool = True
 
 
@@ -172,6 +170,29 @@ def write_record(directory: Path, record: RunRecord) -> None:
     content["files_sha256"] = {name: _sha256(read_file(directory / name)) for name in names}
     content["seal_sha256"] = _sha256(canonical_json(content).encode())
     write_atomic(directory / "record.json", _to_json(content))
+
+
+def find_run(name: str | Path, *, runs: Path) -> Path:
+    """The folder of a run, which `name` is, or whose record.json it is, or whose MLflow run id. InputError: none is."""
+    path = Path(name)
+    if path.name == "record.json" and path.is_file():
+        return path.parent
+    if (path / journal.JOURNAL_FILE).is_file():
+        return path
+    found = [each.parent for each in runs.rglob("record.json") if recorded_run_id(each.parent) == str(name)]
+    if not found:
+        raise InputError(f"{name}: neither the folder of a run nor the MLflow run id of one under {runs}")
+    return found[0]
+
+
+def ended_record(directory: Path) -> RunRecord:
+    """The record of a finished run; of a tuning run, from its journal. InputError: unfinished, or damaged."""
+    if (directory / "record.json").exists():
+        return read_record(directory)
+    event = journal.last(journal.read(directory), "finished")
+    if event is None:
+        raise InputError(f"{directory}: this run is not finished; start it again, and it goes on")
+    return RunRecord(**event["record"])
 
 
 def recorded_run_id(directory: Path) -> str:

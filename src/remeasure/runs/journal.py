@@ -6,7 +6,9 @@ The files of a run, in `runs/<run id>/`:
     code.json          hashes of the code       diff.patch         uncommitted changes, if any
     environment.json   versions and machine
     checkpoint.ckpt    while it is unfinished   predictions.npz    predicted (N,), confidence (N,) float16
-    filters.npz        first-layer weights      record.json        the RunRecord; written last: the completion marker
+    filters.npz        first-layer weights      model.safetensors  weights, and model.json, what rebuilds the network,
+                                                                   if the run keeps them (models/saved.py)
+    record.json        the RunRecord; written last: the completion marker
 
 Events, each with `event` and `time` (ISO 8601, UTC):
 

@@ -9,23 +9,27 @@ from typing import Any
 
 import numpy as np
 import yaml
-from torch import nn
 
-from remeasure.models import registry
+from remeasure.data import catalog
+from remeasure.models import registry, saved
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, curve, last, now, read
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
+from remeasure.spec.recipe import Evaluation
 from remeasure.spec.record import Event, RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import write_atomic
+from remeasure.system.atomic import read_bytes, write_atomic
 from remeasure.system.digests import environment_sha256, predicted_sha256
-from remeasure.system.formats import encode_npz
+from remeasure.system.formats import decode_yaml, encode_npz
 from remeasure.system.redaction import masked
+from remeasure.system.validation import convert
+from remeasure.training import augment, losses, optimizers  # noqa: F401 - the recipe's choices
 from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.leaks import refuse_early_scores
 from remeasure.training.engines.base import Scored
+from remeasure.training.negative_controls import evaluated_with
 
 Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
 
@@ -37,11 +41,15 @@ def unwatched(directory: Path, event: Event) -> None:
 class Attempt:
     """A run's directory while the run is under way; `row`: the ledger row it belongs to, "" for none.
 
-    Of seeds that train together, some may be finished already: their directories are not written again.
+    `keeps`: whether the directory keeps the trained network. Of seeds that train together, some may be finished
+    already: their directories are not written again.
     """
 
-    def __init__(self, directory: Path, *, spec: RunSpec, seed: int, row: str, place: Place, sink: Sink) -> None:
+    def __init__(
+        self, directory: Path, *, spec: RunSpec, seed: int, row: str, place: Place, sink: Sink, keeps: bool = False
+    ) -> None:
         self.directory, self.spec, self.seed, self.row, self.place = directory, spec, seed, row, place
+        self.keeps = keeps
         self._journal, self._sink, self._facts = Journal(directory), sink, dict[str, Any]()
         self._epochs = 0  # trained so far; a resumed run ends with one that it reports
         self.finished = (directory / "record.json").is_file()
@@ -123,8 +131,8 @@ class Attempt:
             )
             refuse_early_scores(read(self.directory), epochs=self._epochs)
             _keep_arrays(self.directory, scored=result)
-            if self.place.keep_weights:
-                _keep_weights(self.directory, network=result.network)
+            if self.keeps:
+                _keep_model(self.directory, spec=self.spec, seed=self.seed, scored=result)
             point = _last_point(self.spec, record=record)
             self.report("epoch", **point)
             self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
@@ -153,6 +161,15 @@ class Attempt:
             "versions_sha256": environment_sha256(provenance.environment(device)),
             "mlflow_run_id": "",
         }
+
+
+def spec_of(directory: Path) -> RunSpec:
+    """The spec in a run's config.yaml. InputError: it is not there, or not of this version."""
+    path = directory / "config.yaml"
+    values = decode_yaml(read_bytes(path), name=str(path))
+    return convert(
+        RunSpec, {key: value for key, value in values.items() if key not in ("row", "seed")}, where=str(path)
+    )
 
 
 def plain(value: object) -> Any:
@@ -192,6 +209,13 @@ def _keep_arrays(directory: Path, *, scored: Scored) -> None:
     write_atomic(directory / "filters.npz", encode_npz({"weights": weights}))
 
 
-def _keep_weights(directory: Path, *, network: nn.Module) -> None:
-    arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
-    write_atomic(directory / "weights.npz", encode_npz(arrays))
+def _keep_model(directory: Path, *, spec: RunSpec, seed: int, scored: Scored) -> None:
+    saved.write(
+        directory,
+        network=scored.network,
+        spec=spec,
+        seed=seed,
+        normalisation=evaluated_with(spec),
+        classes=catalog.class_names(spec.data),
+        published=spec.recipe.weights if isinstance(spec.recipe, Evaluation) else None,
+    )

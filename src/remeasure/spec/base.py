@@ -16,6 +16,7 @@ FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validati
 DeviceKind = Literal["cpu", "cuda", "mps"]
 Precision = Literal["float32", "bfloat16"]
 Engine = Literal["serial", "batched", "numpy"]
+Keep = Literal["all", "first", "none"]  # the seeds whose trained network is kept; first: of a row
 Mode = Literal["train", "evaluate"]
 Control = Literal["none", "shuffled_labels", "swapped_classes", "tenth_of_data", "other_normalisation"]
 

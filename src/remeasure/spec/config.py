@@ -12,6 +12,7 @@ from remeasure.spec.base import (
     Control,
     DeviceKind,
     Engine,
+    Keep,
     Strict,
     count_faults,
 )
@@ -37,7 +38,8 @@ class Debug(Strict):
 class Config(Strict):
     """One composed config: conf/train.yaml with its groups, every interpolation resolved.
 
-    `precision`: auto is bfloat16 where the device computes in it, else float32 (`resolve.settled`).
+    `precision`: auto is bfloat16 where the device computes in it, else float32 (`resolve.settled`). `evaluate`: a run
+    to score again in place of a training. `predict`: images, or folders of them, for its network.
     """
 
     model: ModelSpec
@@ -57,6 +59,9 @@ class Config(Strict):
     fresh: bool
     print_epochs: bool
     doctor: bool
+    keep: Keep
+    evaluate: str | None
+    predict: str | tuple[str, ...] | None
     observer: dict[str, Plugin]
     debug: Debug | None
 
@@ -67,6 +72,8 @@ class Config(Strict):
                 yield f"{key}: expected at most {most}, got {getattr(self, key)}"
         if self.device not in ("auto", *get_args(DeviceKind)):
             yield f"device: expected auto, {', '.join(get_args(DeviceKind))}, got {self.device!r}"
+        if self.predict is not None and self.evaluate is None:
+            yield "predict: needs the run whose network predicts, evaluate=<run folder or MLflow run id>"
         if self.seed < 0:
             yield f"seed: expected 0 or more, got {self.seed}"
         for group in ("model", "data", "recipe"):

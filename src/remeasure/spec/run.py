@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from remeasure.spec.base import Control, Engine, Mode, Precision, Strict, canonical_json, count_faults
+from remeasure.spec.photographs import Transform
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.recipe import Evaluation, Recipe
 
@@ -70,10 +71,16 @@ class DataSpec(Strict):
             yield "num_validation: split=validation needs some, such as data.num_validation=10000"
 
 
+def transform_of(recipe: Recipe | Evaluation) -> Transform | None:
+    """The transform of photographs that are scored; None: the images are scored as they are."""
+    seen = recipe.streaming if isinstance(recipe, Recipe) else recipe
+    return None if seen is None else seen.transform
+
+
 def input_shape(data: DataSpec, *, recipe: Recipe | Evaluation) -> tuple[int, int, int]:
     """(C, H, W) of a model's input: the data set's image shape, or the recipe's crop of a photograph."""
-    seen = recipe.streaming if isinstance(recipe, Recipe) else recipe
-    return data.image_shape if seen is None else (data.image_shape[0], *(seen.transform.crop_pixels,) * 2)
+    transform = transform_of(recipe)
+    return data.image_shape if transform is None else (data.image_shape[0], *(transform.crop_pixels,) * 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +118,11 @@ class RunSpec(Strict):
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the model's input."""
         return input_shape(self.data, recipe=self.recipe)
+
+    @property
+    def transform(self) -> Transform | None:
+        """The transform of photographs that are scored; None: the images are scored as they are."""
+        return transform_of(self.recipe)
 
     @property
     def mode(self) -> Mode:

@@ -1,6 +1,8 @@
 """Evaluation on photographs: to the float what timm makes of them, resumable, strict about files that are broken."""
 
+import hashlib
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 import remeasure.runs.splits
 import remeasure.training.inference
 import remeasure.training.photographs.evaluate
+from remeasure.cli.models import open_run, score
 from remeasure.config.compose import compose
 from remeasure.data import catalog, fingerprint
 from remeasure.data.listing import Listing
@@ -316,12 +319,30 @@ def _run(root: Path, folder: Path, *overrides: str, fresh: bool = False, sink: A
         weights_sha256=pretrained.fingerprint(config),
     )
     place = Place(runs=folder / "runs", project=folder, data_root=root, device_kind="cpu")
-    return execute(spec, seed=0, row="", place=place, sink=sink or (lambda *_: None), fresh=fresh)
+    return execute(spec, seed=0, row="", place=place, sink=sink or (lambda *_: None), fresh=fresh, keeps=[0])
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return make_folder(tmp_path)
+
+
+def test_published_weights_are_named_and_not_copied_and_score_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = _run(root, tmp_path)
+    saved = json.loads((outcome.directory / "model.json").read_text())
+    path = tmp_path / "random.safetensors"
+    assert saved["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert saved["published"] == "deit_base_patch16_224.fb_in1k"
+    assert not (outcome.directory / "model.safetensors").exists()
+    monkeypatch.setenv("REMEASURE_DATA", str(root))
+    again, _ = score(open_run(outcome.directory), device_kind="cpu")
+    with np.load(outcome.directory / "predictions.npz") as kept:
+        assert again.predicted.tolist() == kept["predicted"].tolist()
+    path.unlink()
+    with pytest.raises(InputError, match="there is no file"):
+        open_run(outcome.directory)
 
 
 def test_a_run_scores_each_photograph_by_the_label_of_its_synset(root: Path, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ WAIT_SECONDS = 1.0  # between two looks for work that may follow, while no task 
 class Task:
     """One seed to train, or in the batched engine its group.
 
-    `row`: the ledger row that the run is recorded for; `asked_by`: the row that waits for it.
+    `row`: the ledger row that the run is recorded for; `asked_by`: the row that waits for it. `keeps`: the seeds whose
+    trained network is kept.
     """
 
     row: str
@@ -48,6 +49,7 @@ class Task:
     spec: RunSpec
     fresh: bool
     asked_by: str = ""
+    keeps: tuple[int, ...] = ()
 
     @property
     def keys(self) -> list[tuple[str, int]]:
@@ -261,7 +263,9 @@ def execute_task(task: Task, place: Place, sink: "Sink") -> list[Outcome]:
     """Train a task in this process."""
     from remeasure.runs.execute import execute_together
 
-    return execute_together(task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh)
+    return execute_together(
+        task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh, keeps=task.keeps
+    )
 
 
 def seconds_of_seed(spec: RunSpec, place: Place) -> float:
