@@ -4,7 +4,7 @@ WORKERS ?= 2
 python := .venv/bin/python
 stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
-.PHONY: setup reproduce train test demo controls claims determinism faults report verify track ui bench gpu lint lock
+.PHONY: setup reproduce train test demo controls claims determinism faults report verify track export ui bench gpu lint lock
 
 setup: $(stamp)
 
@@ -48,6 +48,9 @@ verify: setup
 
 track: setup
 	$(python) src/reproduce.py track
+
+export: setup
+	$(python) src/reproduce.py export $(or $(ROW),$(ROWS))
 
 ui: setup
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" .venv/bin/mlflow ui --host 127.0.0.1

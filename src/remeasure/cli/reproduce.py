@@ -14,7 +14,7 @@ from remeasure.judging import ledger, publish, table, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_runs
 from remeasure.judging.report.page import TestSplit
-from remeasure.spec.base import DataMissingError, InputError, Keep
+from remeasure.spec.base import DataMissingError, InputError, Keep, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
@@ -36,6 +36,7 @@ COMMANDS = {
     "table": "rebuild table, report and README block from results/ alone",
     "verify": "recompute every accuracy and every digit of the table; no training",
     "track": "replay into MLflow what its store lacks",
+    "export": "a folder in exports/ for each named row's trained network, for others to load without this package",
     "plan": "say what `reproduce` would train, at what cost, and stop",
 }
 
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
             status = max(status, _verify(files))
     if options.command in ("reproduce", "table") and options.suite == "controls":
         status = max(status, _controls(rows, records=records))
+    if options.command == "export":
+        _export(chosen, files=files)
     if options.command == "track":
         from remeasure.tracking.replay import replay
 
@@ -226,6 +229,19 @@ def _replay_committed(rows: Sequence[Row], *, observers: "Observers", files: Fil
                 observer.best_effort.at_once(
                     replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
                 )
+
+
+def _export(rows: Mapping[str, Row], *, files: Files) -> None:
+    """Export each row that has a network here. Raises InputError for those that have none, after the others."""
+    from remeasure.campaign.export import export  # torch: seconds to import
+
+    faults = list[str]()
+    for row in rows.values():
+        with gathered(faults):
+            folder = export(row, runs=files.runs, results=files.results, into=files.store / "exports")
+            print(f"{row.name}: {folder}")
+    if faults:
+        raise InputError(*faults)
 
 
 def _controls(rows: Mapping[str, Row], *, records: Mapping[str, Sequence[RunRecord]]) -> int:

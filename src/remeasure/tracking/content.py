@@ -80,6 +80,7 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
             **_tags(info, measured="measured here", parent_id=parent_id),
             **_findings({event["name"]: event["evidence"] for event in events if event["event"] == "finding"}),
             "outcome": _outcome(state),
+            **({"trained_model": _kept(directory)} if status == "FINISHED" else {}),
         },
         points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
         params=_flat(config),
@@ -100,7 +101,10 @@ def record_content(
     end_ms = milliseconds(record.finished_at)
     status = "FAILED" if record.accuracy_percent is None else "FINISHED"
     identity = f"{record.row}/{record.seed}/{record.spec_sha256[:12]}/{record.device_kind}/{record.finished_at}"
-    outcome = {"outcome": "finished" if status == "FINISHED" else "diverged"}
+    outcome = {
+        "outcome": "finished" if status == "FINISHED" else "diverged",
+        "trained_model": "none: a committed record holds no weights",
+    }
     return Content(
         identity=("remeasure.record", identity),
         name=_run_name(info),
@@ -173,6 +177,13 @@ def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dic
     known = {key: _cut(info[key]) for key in (*_INFO_TAGS, *_MORE_TAGS) if info.get(key) is not None}
     parent = {PARENT_TAG: parent_id} if parent_id else {}
     return {**known, **parent, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
+
+
+def _kept(directory: Path) -> str:
+    """Where the run's network is."""
+    if (directory / "model.safetensors").is_file():
+        return "kept"
+    return "published weights, not copied" if (directory / "model.json").is_file() else "none: keep said so"
 
 
 def _findings(found: Mapping[str, str]) -> dict[str, str]:

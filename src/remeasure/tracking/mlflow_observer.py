@@ -8,7 +8,7 @@ from pathlib import Path
 from remeasure.runs.folder import Outcome, write_record
 from remeasure.spec.record import Event
 from remeasure.system import locks
-from remeasure.tracking import mlflow_runs, mlflow_store
+from remeasure.tracking import mlflow_models, mlflow_runs, mlflow_store
 from remeasure.tracking.best_effort import BestEffort
 from remeasure.tracking.observer import Observer, Standing
 
@@ -22,7 +22,7 @@ class MlflowObserver(Observer):
 
     def __init__(self, *, project: Path) -> None:
         self.tracker = _tracker(project)
-        self.best_effort = BestEffort()
+        self.best_effort, self.for_models = BestEffort(), BestEffort()  # a model takes seconds; points need not wait
         self.parents: dict[str, str] = {}  # row to the MLflow run of its campaign
         self.samplers: dict[Path, ExitStack] = {}
 
@@ -52,11 +52,14 @@ class MlflowObserver(Observer):
             if mlflow_run_id and (directory / "record.json").is_file():  # tuning writes none
                 write_record(directory, record)
                 self._project(directory, row=row)
+                self.for_models.at_once(mlflow_models.log_model, self.tracker.store, directory, run_id=mlflow_run_id)
         return replace(outcome, record=record)
 
     def row(self, standing: Standing) -> None:
         if self.tracker is not None and (parent_id := self.best_effort.at_once(self.tracker.project_row, standing)):
             self.parents[standing.row.name] = parent_id  # "" if the store is unreachable: keep the last id
+            if standing.state != "running":
+                self.for_models.at_once(mlflow_models.register, self.tracker.store, standing)
 
     def abandoned(self, campaign: str) -> None:
         if self.tracker is not None:

@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 EXPERIMENT = "remeasure"
 ARTIFACTS = "mlartifacts"  # the folder of a store's files, beside its database
 # Columns of MLflow's tables that hold the absolute address of files.
-LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+LOCATIONS = (
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
+    *(("model_versions", "source"), ("model_versions", "storage_location")),
+)
 
 # Set before mlflow is imported, unless the user has. A dead server then costs 10 s, not minutes.
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a model's files are few
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the last line on stdout is ours
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",

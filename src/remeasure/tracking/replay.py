@@ -13,7 +13,7 @@ from remeasure.spec.claim import Evidence, Row
 from remeasure.system import locks
 from remeasure.system.locks import held_folder
 from remeasure.system.redaction import masked
-from remeasure.tracking import mlflow_runs, mlflow_store
+from remeasure.tracking import mlflow_models, mlflow_runs, mlflow_store
 from remeasure.tracking.content import campaign_name
 from remeasure.tracking.mlflow_observer import MlflowObserver
 from remeasure.tracking.observer import Observers, Standing
@@ -29,7 +29,8 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
     Observers([observer]).close_orphans(runs)
     directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
     for directory in directories:  # before the records, so that none is replayed beside its own run
-        tracker.project(directory)
+        with locks.held(directory / "lock"):
+            mlflow_models.log_model(tracker.store, directory, run_id=tracker.project(directory))
     parents = {name: replay_row(row, tracker=tracker, results=results, runs=runs) for name, row in rows.items()}
     for directory in directories:
         started = journal.last(journal.read(directory), "started") or {}
@@ -68,4 +69,5 @@ def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs:
         curve = [vars(point) for point in part.curve]
         found = {point.finding: point.evidence for point in part.findings}
         tracker.project_record(part.record, spec=part.spec, curve=curve, findings=found, parent_id=parent_id)
+    mlflow_models.register(tracker.store, standing)
     return parent_id

@@ -1,0 +1,109 @@
+"""An exported folder: loaded by the card's own lines in a process that has torch and not this package."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import yaml
+from tests.support import trained
+
+from remeasure.campaign.export import export
+from remeasure.data import catalog
+from remeasure.judging import ledger
+from remeasure.runs.folder import Outcome
+from remeasure.spec.base import InputError
+from remeasure.spec.claim import Row
+from remeasure.system import paths
+
+SPEC = ("model=mlp2", "model.options.hidden_sizes=[16]", "recipe.epochs_total=1")
+
+
+@pytest.fixture(scope="module")
+def row() -> Row:
+    return next(iter(ledger.read(paths.conf_dir() / "demo.yaml").values()))
+
+
+@pytest.fixture(scope="module")
+def made(row: Row, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The exported folder, and the outcome of the row's seed 0; seed 1 keeps its network, too."""
+    home = tmp_path_factory.mktemp("exported")
+    trained.run(trained.spec(*SPEC), home, seed=1, row=row.name, keeps=[1])
+    outcome = trained.run(trained.spec(*SPEC), home, row=row.name, keeps=[0])
+    return export(row, runs=home / "runs", results=home / "results", into=home / "exports"), outcome
+
+
+def front_matter(folder: Path) -> dict[str, object]:
+    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+
+
+def test_the_card_s_lines_load_it_where_this_package_cannot_be_imported(made: tuple[Path, Outcome]) -> None:
+    folder, outcome = made
+    (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    assert len(lines.splitlines()) == 5
+    split = catalog.load_split(trained.spec().data, "test", root=Path("nowhere"))
+    np.save(folder / "images.npy", split.images)
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    code = (
+        f"import sys; sys.path.append({site!r}); sys.modules['remeasure'] = None\n{lines}\n"
+        "import numpy\nlogits = network(torch.from_numpy(numpy.load('images.npy')))\n"
+        "print(*logits.argmax(dim=1).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(outcome.directory / "predictions.npz") as kept:
+        assert done.stdout.splitlines()[-1].split() == list(map(str, kept["predicted"]))
+
+
+def test_the_model_index_names_metric_data_set_and_verdict(made: tuple[Path, Outcome], row: Row) -> None:
+    folder, outcome = made
+    (entry,) = front_matter(folder)["model-index"]
+    (result,) = entry["results"]
+    (metric,) = result["metrics"]
+    assert (entry["name"], result["task"]["type"]) == (f"remeasure-{row.name}", "image-classification")
+    assert (result["dataset"]["type"], result["dataset"]["split"]) == ("digits", "test")
+    assert metric["type"] == "accuracy"
+    assert metric["value"] == pytest.approx(outcome.record.accuracy_percent / 100)
+    assert metric["args"]["verdict"] == "not measured"
+    text = (folder / "README.md").read_text()
+    assert f"{outcome.record.num_correct} of 500 test images" in text
+    for fact in (outcome.record.spec_sha256, outcome.record.data_sha256, outcome.record.commit):
+        assert fact in text
+
+
+def test_it_has_the_weights_and_what_rebuilds_the_network(made: tuple[Path, Outcome]) -> None:
+    folder, outcome = made
+    weights = safetensors.numpy.load_file(folder / "model.safetensors")
+    assert {name: value.shape for name, value in weights.items()}["1.weight"] == (16, 64)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["builder"], config["options"]["hidden_sizes"], config["seed"]) == ("mlp", [16], 0)
+    assert config["id2label"]["9"] == "9"
+    assert config["record"]["predicted_sha256"] == outcome.record.predicted_sha256
+    names = {path.name for path in folder.iterdir()} - {"images.npy"}
+    assert names == {"README.md", "config.json", "model.pt2", "model.safetensors"}
+
+
+def test_a_row_without_a_network_is_refused(row: Row, tmp_path: Path) -> None:
+    trained.run(trained.spec(*SPEC), tmp_path, row=row.name)
+    with pytest.raises(InputError, match="no trained network is here; `make reproduce ROWS="):
+        export(row, runs=tmp_path / "runs", results=tmp_path / "results", into=tmp_path / "exports")
+    assert not (tmp_path / "exports").exists()
+
+
+def test_published_weights_are_not_exported(tmp_path: Path) -> None:
+    row = ledger.read(paths.conf_dir() / "benchmark.yaml")["vit_b16-imagenet"]
+    with pytest.raises(InputError, match="evaluates published weights, which are not exported"):
+        export(row, runs=tmp_path, results=tmp_path, into=tmp_path)
+
+
+def test_a_damaged_network_is_refused(row: Row, tmp_path: Path) -> None:
+    outcome = trained.run(trained.spec(*SPEC), tmp_path, row=row.name, keeps=[0])
+    (outcome.directory / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
+        export(row, runs=tmp_path / "runs", results=tmp_path / "results", into=tmp_path / "exports")
