@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from tests.badinput.entry import Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import mutations
 from tests.support.photographed import SYNSETS, jpeg
-from torch.utils.data import DataLoader
 
 from remeasure.training.photographs import evaluate as photographs_evaluate
+from remeasure.training.photographs.loading import Loader
 
 NAMES = tuple(f"{synset}/one.JPEG" for synset in SYNSETS[:3])
 
@@ -78,12 +78,12 @@ def photographs(entry: Entry) -> Iterator[Path]:
         timm.create_model("test_vit", num_classes=1000, img_size=(32, 32)).state_dict(), entry.root / "a.safetensors"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photographs_evaluate, "DataLoader", in_this_process)
+        patch.setattr(photographs_evaluate, "Loader", in_this_process)
         yield folder
 
 
-def in_this_process(dataset: Any, *, batch_size: int, sampler: Any, collate_fn: Any, **_: object) -> Any:
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_fn)
+def in_this_process(dataset: Any, *, collate: Any, **_: object) -> Loader:
+    return Loader(dataset, collate=collate, num_workers=0)
 
 
 def evaluate(entry: Entry) -> Any:

@@ -20,7 +20,6 @@ from remeasure.runs.folder import Place
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.training.photographs import train as photographs_train
-from remeasure.training.photographs.augment import Photographs
 from remeasure.training.photographs.train import StreamTraining
 
 PHOTOGRAPHS = (
@@ -108,7 +107,7 @@ def test_on_photographs_step_layer_batch_and_weights_are_those_of_the_fault(
     found, (module, images, weights) = json.loads((outcome.directory / "divergence.json").read_text()), seen[0]
     assert (found["what"], found["layer"]) == ("gradient", "blocks.3.mlp.fc1.bias")
     assert (found["step"], found["epoch"]) == (at, 1)
-    photographs = Photographs(files=module.files, labels=module.labels, seed=5, transform=module.transform)
+    photographs = module.loader.dataset
     for number, index in enumerate(found["batch"]):
         assert torch.equal(photographs[index, 2 * at + number][0], images[number])
     assert len(found["batch"]) == 2

@@ -2,7 +2,12 @@
 
 import hashlib
 import io
+import multiprocessing
 import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,3 +91,19 @@ def imagenet(root: Path) -> DataSpec:
         for name, known in spec.files_md5.items()
     }
     return replace(spec, num_test=len(TRUTH), files_md5=md5)
+
+
+@contextmanager
+def killed_loader() -> Iterator[None]:
+    """During the block, one of the loader processes is killed soon after it has started."""
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while not (processes := multiprocessing.active_children()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        processes[-1].kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    yield
+    killing.join()

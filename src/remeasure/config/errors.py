@@ -29,16 +29,17 @@ def guarded(main: Callable[[], Any]) -> int:
     except Exception as error:
         if _is_config_error(error):
             return _refuse(_config_faults(error))
-        if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.filename and error.strerror):
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        if named or isinstance(error, (TimeoutError, ChildProcessError)):
             print(_stopped_by(error), file=sys.stderr)
             return EXIT_FAILED
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return EXIT_FAILED
 
 
-def _stopped_by(error: OSError) -> str:
-    """A disk that is full or read-only, a folder that has gone, a lock: which file, and what the system says of it."""
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+def _stopped_by(error: Exception) -> str:
+    """Why a run cannot go on: a disk that is full or read-only, a folder that has gone, a lock, a process that died."""
+    what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     return f"{what}; everything finished is kept, and the same command goes on from it"
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import timm
 import timm.data
 import torch
 from PIL import Image
-from tests.support.photographed import SYNSETS, imagenet, make_archive, make_folder, photographs
+from tests.support.photographed import SYNSETS, imagenet, killed_loader, make_archive, make_folder, photographs
 from torch import Tensor, nn
 
 import remeasure.runs.splits
@@ -440,6 +441,29 @@ def test_an_evaluation_cut_short_goes_on_at_its_checkpoint_to_the_same_numbers(
     assert resumed.record.loss == pytest.approx(unbroken.record.loss, rel=1e-12)
     assert [event["event"] for event in read(resumed.directory)][-3:] == ["resumed", "epoch", "finished"]
     assert not list(resumed.directory.glob("checkpoint.*"))
+
+
+def test_a_decoding_process_that_is_killed_ends_the_evaluation_and_the_journal_says_so(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = remeasure.training.photographs.evaluate.forward
+
+    def slow(*given: Any, **named: Any) -> Callable[[Tensor], Tensor]:
+        run = made(*given, **named)
+
+        def one(images: Tensor) -> Tensor:
+            time.sleep(0.5)
+            return run(images)
+
+        return one
+
+    monkeypatch.setattr(remeasure.training.photographs.evaluate, "forward", slow)
+    with killed_loader(), pytest.raises(ChildProcessError, match=r"SIGKILL \(out of memory\?\)"):
+        _run(root, tmp_path, "recipe.batch_size=1")
+    (journal,) = tmp_path.rglob("journal.jsonl")
+    last = read(journal.parent)[-1]
+    assert last["event"] == "failed"
+    assert "SIGKILL" in last["reason"]
 
 
 def test_progress_says_how_many_of_how_many_and_how_fast(

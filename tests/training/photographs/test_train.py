@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.support.photographed import killed_loader
 from tests.support.project import CHECKOUT
 from tests.support.trained import same, weights
 from timm.data import create_transform
@@ -563,6 +564,11 @@ def test_a_seed_gives_the_same_weights_with_or_without_loader_processes_and_anot
     torch.manual_seed(99)
     assert same(train(spec(), files, tmp_path, num_workers=2), first)
     assert not same(train(spec(), files, tmp_path, seed=1), first)
+
+
+def test_a_loader_process_that_is_killed_ends_the_training(files: list[Path], tmp_path: Path) -> None:
+    with killed_loader(), pytest.raises(ChildProcessError, match=r"SIGKILL \(out of memory\?\)"):
+        train(spec("recipe.epochs_total=50"), files, tmp_path, num_workers=2)
 
 
 @pytest.mark.parametrize("stop_before", [STEPS, STEPS + 3], ids=["epoch's end", "mid-epoch"])

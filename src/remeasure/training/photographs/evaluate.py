@@ -1,10 +1,8 @@
 """Evaluation of a net on photographs that worker processes decode on demand; nothing is trained.
 
-The workers return uint8; the device normalises. At most `PREFETCHED` batches per worker are queued, so that memory does
-not grow with the data set.
+The workers return uint8; the device normalises.
 """
 
-import multiprocessing
 import os
 import time
 from collections import deque
@@ -15,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from remeasure.data import catalog
 from remeasure.data.listing import Listing
@@ -31,8 +28,8 @@ from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, unusab
 from remeasure.training.engines.base import Report
 from remeasure.training.inference import Forward, Predictions, forward
 from remeasure.training.photographs.decode import Photographs, collate
+from remeasure.training.photographs.loading import Loader
 
-PREFETCHED = 2  # batches a worker
 QUEUED = 4  # batches that may wait on a GPU
 REPORT_SECONDS = 1.0
 CHECKPOINT_TYPES = {"predicted": ("<i8",), "confidence": ("<f4",), "loss": ("<f8",), "seconds": ("<f8",)}
@@ -43,25 +40,16 @@ def stream(
 ) -> Iterator[Tensor]:
     """The photographs at these indices, in this order, as batches (B, 3, H, W) uint8, decoded on all cores.
 
-    Raises InputError, which names each photograph of the first batch that could not be decoded.
+    Raises InputError, which names each photograph of the first batch that could not be decoded, and what
+    `Loader.batches` raises.
     """
-    # A worker forked from this process would hang if torch has started threads; so a fork server starts the workers.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([Photographs.__module__])
-    loader = DataLoader(
-        Photographs(listing, transform=transform),
-        batch_size=batch_size,
-        sampler=indices,
-        num_workers=min(num_cores(), -(-len(indices) // batch_size)),
-        prefetch_factor=PREFETCHED,
-        collate_fn=collate,
-        multiprocessing_context=context,
-        pin_memory=pinned,
-    )
-    for images, faults in loader:
-        if faults:
-            raise InputError(*faults)
-        yield images
+    tasks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    photographs, num_workers = Photographs(listing, transform=transform), min(num_cores(), len(tasks))
+    with Loader(photographs, collate=collate, num_workers=num_workers, pinned=pinned) as loader:
+        for images, faults in loader.batches(tasks):
+            if faults:
+                raise InputError(*faults)
+            yield images
 
 
 def num_cores() -> int:

@@ -5,8 +5,9 @@ through attention", Table 9; where that is silent, their code (github.com/facebo
 is a function of (seed, purpose, step, device's rank), so that a resumed run repeats an uninterrupted one.
 """
 
-import multiprocessing
+import itertools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,13 @@ import numpy.typing as npt
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities import rank_zero_only
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.layers import DropPath
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 
 from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.run import RunSpec
@@ -34,29 +35,35 @@ from remeasure.training.inference import memory_format
 from remeasure.training.losses import CrossEntropy, training_loss
 from remeasure.training.optimizers import build_optimizer
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order, seed_everything
+from remeasure.training.photographs.loading import Loaded, Loader
 from remeasure.training.seeding import derive
 
-HARMLESS_WARNINGS = (
-    *loop.HARMLESS_WARNINGS,
-    r"The 'train_dataloader' does not have many workers",  # the caller's choice
-)
+SCHEDULERS = ("SLURM_NNODES", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # what `num_nodes` reads
 Batch = list[Tensor]  # images (B, 3, H, W) float32, normalised, and labels (B,) int64, on one device
 
 
-class Draws(Sampler[tuple[int, int]]):
-    """The items of an epoch, from the next step on. The length is the whole epoch's, since Lightning counts the batches
-    of a resumed epoch from where it stopped.
+class Batches:
+    """The batches of an epoch, from the next step on. The length is the whole epoch's, since Lightning counts the
+    batches of a resumed epoch from where it stopped.
     """
 
     def __init__(self, training: "StreamTraining") -> None:
         self.training = training
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, start = divmod(self.training.global_step, self.training.steps_per_epoch)
-        return self.training.items(epoch, steps=range(start, self.training.steps_per_epoch))
+    def __iter__(self) -> Iterator[Loaded]:
+        """A generator, so that the position is read at the first batch: Lightning restores it after this call."""
+        training = self.training
+        epoch, start = divmod(training.global_step, training.steps_per_epoch)
+        items = training.items(epoch, steps=range(start, training.steps_per_epoch))
+        yield from training.loader.batches(iter(lambda: list(itertools.islice(items, training.images_per_device)), []))
 
     def __len__(self) -> int:
-        return self.training.steps_per_epoch * self.training.images_per_device
+        return self.training.steps_per_epoch
+
+
+def collate(items: list[tuple[Tensor, int]]) -> Loaded:
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels)
 
 
 def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
@@ -101,6 +108,7 @@ class StreamTraining(TrainingModule):
         paths: Sequence[Path | str],
         labels: npt.NDArray[np.int64],
         num_workers: int,
+        pinned: bool = False,
     ) -> None:
         super().__init__(spec=spec, seeds=[seed])
         assert self.recipe.streaming is not None
@@ -109,14 +117,23 @@ class StreamTraining(TrainingModule):
         self.loss, self.label_smoothing = self.recipe.loss, 0.0
         if isinstance(self.loss, CrossEntropy):  # the targets are smoothed instead
             self.loss, self.label_smoothing = replace(self.loss, label_smoothing=0.0), self.loss.label_smoothing
-        self.num_classes, self.num_workers = spec.data.num_classes, num_workers
-        self.files, self.labels = np.array([os.fsencode(path) for path in paths]), labels
+        self.num_classes, self.num_images = spec.data.num_classes, len(paths)
         self.steps_per_epoch = len(paths) // self.recipe.batch_size  # an epoch leaves out the rest of its order
         if not self.steps_per_epoch:
             raise InputError(
                 f"recipe.batch_size: expected at most the {len(paths)} images, got {self.recipe.batch_size}"
             )
-        self.transform = augmentation(self.streaming, normalisation=self.recipe.normalisation)
+        self.loader = Loader(
+            Photographs(
+                files=np.array([os.fsencode(path) for path in paths]),
+                labels=labels,
+                seed=seed,
+                transform=augmentation(self.streaming, normalisation=self.recipe.normalisation),
+            ),
+            collate=collate,
+            num_workers=num_workers,
+            pinned=pinned,
+        )
         set_drop_path(network, drop_path=self.streaming.drop_path)
         self.network = network.to(memory_format=self.memory_format)
         self.ema = None
@@ -147,7 +164,7 @@ class StreamTraining(TrainingModule):
         world_size, rank, num = self.trainer.world_size, self.global_rank, self.images_per_device
         order = epoch_order(
             epoch,
-            num_images=len(self.files),
+            num_images=self.num_images,
             num_repeats=self.streaming.num_repeats,
             seed=self.seed,
             world_size=world_size,
@@ -157,20 +174,8 @@ class StreamTraining(TrainingModule):
         places = range(steps.start * num, steps.stop * num)
         return ((order[place], world_size * (first + place) + rank) for place in places)
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        # A worker forked from this process could hang if torch has started threads; so a fork server starts it.
-        context = multiprocessing.get_context("forkserver") if self.num_workers else None
-        if context:
-            context.set_forkserver_preload([__name__])
-        return DataLoader(
-            Photographs(files=self.files, labels=self.labels, seed=self.seed, transform=self.transform),
-            batch_size=self.images_per_device,
-            sampler=Draws(self),
-            num_workers=self.num_workers,
-            multiprocessing_context=context,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.device.type == "cuda",
-        )
+    def train_dataloader(self) -> Batches:
+        return Batches(self)
 
     # ------------------------------------------------ steps
 
@@ -268,28 +273,36 @@ def train(
     callbacks: Sequence[Callback] = (),
 ) -> float:
     """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError,
-    and InputError for a photograph that cannot be decoded or a batch that cannot be split evenly.
+    InputError for a photograph that cannot be decoded or a batch that cannot be split evenly, and what
+    `Loader.batches` raises.
 
     Afterwards `network` has the weights to score. `labels` (N,) int64, one for each path. `devices`: per machine; each
     of several devices has its own process that calls this function, started by torchrun, SLURM or, on one machine, by
     Lightning. The first one reports and writes the checkpoint, which all must be able to read. `num_workers`: loader
     processes for each device.
     """
-    module = StreamTraining(network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers)
-    wall_seconds = loop.fit(
-        module,
-        spec=spec,
-        device_kind=device_kind,
-        checkpoint=checkpoint,
-        reports=reports,
-        callbacks=callbacks,
-        batches=None,
-        harmless=HARMLESS_WARNINGS,
-        between=600.0,  # a checkpoint of DeiT-B is 1.4 GB
-        devices=devices,
-        num_nodes=num_nodes(),
-        strategy="auto" if devices * num_nodes() == 1 else "ddp",
+    pinned = device_kind == "cuda"
+    if devices * num_nodes() > 1 and not getattr(rank_zero_only, "rank", 0):
+        told = [f"{name}={os.environ[name]}" for name in SCHEDULERS if name in os.environ]
+        what = f"training on {devices} devices of each of {num_nodes()} machines"
+        print(f"{what}, by {', '.join(told) or 'what this machine has'}", file=sys.stderr)
+    module = StreamTraining(
+        network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers, pinned=pinned
     )
+    with module.loader:
+        wall_seconds = loop.fit(
+            module,
+            spec=spec,
+            device_kind=device_kind,
+            checkpoint=checkpoint,
+            reports=reports,
+            callbacks=callbacks,
+            batches=None,
+            between=600.0,  # a checkpoint of DeiT-B is 1.4 GB
+            devices=devices,
+            num_nodes=num_nodes(),
+            strategy="auto" if devices * num_nodes() == 1 else "ddp",
+        )
     if module.streaming.scored == "ema":
         assert module.ema is not None
         network.load_state_dict(module.ema.module.state_dict())
