@@ -18,7 +18,7 @@ from remeasure.spec.run import RunSpec
 from remeasure.system import paths, startup
 from remeasure.tracking.observer import build
 from remeasure.training.device import resolve_device
-from remeasure.training.engines.base import engine_of
+from remeasure.training.engines.base import engine_of, refuse_callbacks
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -64,7 +64,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     with gathered(faults):
         network = network_of(config)
     with gathered(faults):
-        _refuse_callbacks(config)
+        refuse_callbacks(config.spec(data_sha256=""))
     if faults:
         raise InputError(*faults)
     root, data_root = paths.project_root(), paths.data_root()
@@ -79,14 +79,6 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     if path := pretrained.locate(config):
         pretrained.load(network, path)  # or refuse it now
     return place, spec
-
-
-def _refuse_callbacks(config: Config) -> None:
-    """Raise InputError if a callback cannot be made."""
-    if config.callback:
-        from remeasure.training.engines.loop import built  # Lightning: seconds to import
-
-        built(list(config.callback.values()), in_blocks=False)
 
 
 def _row_of(

@@ -81,9 +81,21 @@ class StopsInMidEpoch(Callback):
         trainer.should_stop = True
 
 
+class Halves(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        trainer.optimizers[0].param_groups[0]["lr"] *= 0.5
+
+
+class Warms(Callback):
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        trainer.optimizers[0].param_groups[0]["lr"] = 1e-9
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
+        ("Halves", "Halves changes the learning rate, which recipe.schedule sets anew at each step"),
+        ("Warms", "Warms changes the learning rate, which recipe.schedule sets anew at each step"),
         ("Clips", "Clips has on_after_backward, which is never called in blocks of steps"),
         ("StopsInMidEpoch", "stopped after step 5, within an epoch of 21 steps"),
     ],

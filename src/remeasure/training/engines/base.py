@@ -94,6 +94,7 @@ class Engine:
     takes_all_cores: bool = False  # whatever the spec's number of threads
     computes_in_numpy: bool = False
     takes_callbacks: bool = True  # the user's
+    in_blocks: bool = True  # whether a Lightning batch is a block of optimiser steps
     advice: str = "; choose engine=serial"
     hints: Mapping[str, str] = field(default_factory=dict)  # by key, in place of the advice
 
@@ -187,6 +188,7 @@ PHOTOGRAPHS = Engine(
         "control": ("none",),
     },
     on_many_devices=True,
+    in_blocks=False,
     advice="",
     hints={
         **WIDTH_HINT,
@@ -214,6 +216,14 @@ def engine_of(spec: RunSpec) -> Engine:
     if isinstance(spec.recipe, Evaluation):
         return EVALUATION
     return PHOTOGRAPHS if spec.recipe.streaming else SERIAL
+
+
+def refuse_callbacks(spec: RunSpec) -> None:
+    """Raise InputError if a callback of the spec cannot be made, or has a hook that its engine never calls."""
+    if spec.callbacks:
+        from remeasure.training.engines.loop import built  # Lightning: seconds to import
+
+        built(spec.callbacks, in_blocks=engine_of(spec).in_blocks)
 
 
 def can_be_batched(spec: RunSpec) -> bool:

@@ -67,6 +67,37 @@ class EpochReports(Callback):
             pl_module.log_dict({f"train_{name}": value for name, value in totals[0].items()}, batch_size=1)
 
 
+class Rates(Callback):
+    """Keeps the optimisers' learning rates, as they are before the user's callbacks are called."""
+
+    def __init__(self) -> None:
+        self.kept: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.kept = self.of(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.kept = self.of(trainer)
+
+    @staticmethod
+    def of(trainer: Trainer) -> list[float]:
+        return [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
+
+class RatesStay(Callback):
+    """Called after the user's callbacks: raises InputError if one of them has changed a rate, which has no effect."""
+
+    def __init__(self, rates: Rates, *, plugins: Sequence[Plugin]) -> None:
+        self._rates, self._names = rates, ", ".join(plugin.builder for plugin in plugins)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        if Rates.of(trainer) != self._rates.kept or trainer.lr_scheduler_configs:
+            raise InputError(
+                f"callback: {self._names} changes the learning rate, which recipe.schedule sets anew at each step; "
+                "write it as recipe.schedule"
+            )
+
+
 class CheckpointCallback(Checkpoint):
     """Checkpoints at the end of a block once `interval_seconds` have passed, on all devices together, after all other
     callbacks: Lightning calls those of type Checkpoint last, so that their states are those of the same step.
@@ -172,7 +203,6 @@ def fit(
     reports: Sequence[Report],
     batches: range | None,
     callbacks: Sequence[Callback] = (),
-    harmless: Sequence[str] = HARMLESS_WARNINGS,
     between: float = 30.0,
     **machines: Any,
 ) -> float:
@@ -185,8 +215,10 @@ def fit(
     reporter = EpochReports(reports)
     keeper = CheckpointCallback(checkpoint, interval_seconds=checkpoint_seconds(between))
     own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
+    if own:
+        own = [rates := Rates(), *own, RatesStay(rates, plugins=spec.callbacks)]
     with warnings.catch_warnings():
-        for message in harmless:
+        for message in HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         trainer = Trainer(
             accelerator=device_kind,
