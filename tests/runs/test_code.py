@@ -14,6 +14,7 @@ from remeasure.models import registry
 from remeasure.runs import code, journal
 from remeasure.runs.folder import attempts, finished, other_code
 from remeasure.spec.run import RunSpec
+from remeasure.system.digests import environment_sha256
 
 NETS = '''\
 """Nets."""
@@ -63,6 +64,35 @@ def test_a_finished_run_of_other_code_is_not_reused_and_the_file_is_named(tmp_pa
     assert (again.reused, again.directory.name[-3:]) == (False, "-a2")
     assert other_code(a_spec, seed=0, place=here) == ""
     assert again.record.predicted_sha256 == first.record.predicted_sha256
+
+
+def test_an_unfinished_run_of_another_torch_is_not_gone_on_from(tmp_path: Path) -> None:
+    here, a_spec = place(tmp_path), spec("recipe.epochs_total=1")
+    first = run(a_spec, tmp_path)
+    path = first.directory / "environment.json"
+    environment = json.loads(path.read_bytes())
+    present = environment["packages"]["torch"]
+    (first.directory / "record.json").unlink()
+    for package, differs in (("mlflow", ""), ("torch", f"torch {present}, not 1.0")):
+        environment["packages"][package] = "1.0"
+        path.write_text(json.dumps(environment))
+        assert other_code(a_spec, seed=0, place=here) == differs
+    again = run(a_spec, tmp_path)
+    assert again.directory.name[-3:] == "-a2"
+    assert again.record.versions_sha256 == first.record.versions_sha256
+
+
+def test_a_resumed_run_keeps_the_versions_of_its_start(tmp_path: Path) -> None:
+    """MLflow's cannot move a weight, so the run goes on; its record names the environment that lies beside it."""
+    first = run(spec("recipe.epochs_total=1"), tmp_path)
+    (first.directory / "record.json").unlink()
+    path = first.directory / "environment.json"
+    environment = json.loads(path.read_bytes())
+    environment["packages"]["mlflow"] = "1.0"
+    path.write_text(json.dumps(environment))
+    again = run(spec("recipe.epochs_total=1"), tmp_path)
+    assert again.directory == first.directory
+    assert again.record.versions_sha256 == environment_sha256(environment) != first.record.versions_sha256
 
 
 def test_a_run_of_a_version_that_kept_no_hashes_is_other_code(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ SHA-256 of itself and of the files beside it; reading a record names every file 
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remeasure.runs import code, journal
+from remeasure.runs import code, journal, provenance
 from remeasure.spec.base import DeviceKind, InputError, canonical_json
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
@@ -85,19 +86,40 @@ def _next_directory(spec: RunSpec, *, seed: int, place: Place) -> Path:
 
 
 def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
-    """The directories of this spec_sha256, seed, device kind and code, oldest first, finished or not."""
+    """The directories of this spec_sha256, seed, device kind and code, oldest first, finished or not.
+
+    Without those of unfinished runs that other versions of the libraries began.
+    """
     directories, present = _of_any_code(spec, seed=seed, place=place), code.code_sha256(spec)
-    return [path for path in directories if present in (code.kept(path), _recorded(path, "code_sha256"))]
+    same = [path for path in directories if present in (code.kept(path), _recorded(path, "code_sha256"))]
+    return [path for path in same if not _other_versions(path)]
+
+
+def _other_versions(directory: Path) -> str:
+    """The packages of an unfinished run that are not as they were when it began; "" if it is finished."""
+    if (directory / "record.json").is_file():
+        return ""
+    return provenance.other_versions(kept_environment(directory))
+
+
+def kept_environment(directory: Path) -> dict[str, Any]:
+    """The versions and machine of the run's start; {} if they are not there yet."""
+    with suppress(OSError, ValueError):
+        found = json.loads(read_file(directory / "environment.json"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
     """What differs in the code of the newest attempt where no attempt is of this code; "" if there is none, or one is.
 
-    Such as "models/mlp.py differs".
+    Such as "models/mlp.py differs", or "torch 2.15.0, not 2.14.0".
     """
     directories = [path for path in _of_any_code(spec, seed=seed, place=place) if journal.read(path)]
     if not directories or attempts(spec, seed=seed, place=place):
         return ""
+    if code.kept(directories[-1]) == code.code_sha256(spec) and (differs := _other_versions(directories[-1])):
+        return differs
     return code.changed(directories[-1], spec=spec)
 
 

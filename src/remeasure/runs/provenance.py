@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -24,6 +25,7 @@ PACKAGES = (
     "scikit-learn",
     "scipy",
 )
+NO_WEIGHTS = ("hydra-core", "mlflow")  # packages that cannot move a weight
 WATCHED = ("src", "conf", "pyproject.toml", "requirements.lock")
 UNKNOWN = "unknown"
 # With one of these set, git would use another repository than the project's.
@@ -102,12 +104,6 @@ def environment(device: str) -> dict[str, Any]:
     """Versions and machine, as kept in results/environments; no host name, no user, no path."""
     import torch
 
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -115,8 +111,23 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "packages": versions,
+        "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _version(package: str) -> str | None:
+    """The installed version, None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def other_versions(kept: Mapping[str, Any]) -> str:
+    """The packages that can move a weight and are not as this `environment` has them: "torch 2.15.0, not 2.14.0"."""
+    before = {name: version for name, version in kept.get("packages", {}).items() if name not in NO_WEIGHTS}
+    now = {name: _version(name) for name in before}
+    return ", ".join(f"{name} {now[name]}, not {before[name]}" for name in before if now[name] != before[name])
 
 
 def cpu_name() -> str:

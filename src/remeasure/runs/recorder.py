@@ -13,7 +13,7 @@ import yaml
 from remeasure.data import catalog
 from remeasure.models import registry, saved
 from remeasure.runs import code, provenance
-from remeasure.runs.folder import Place, read_record, write_record
+from remeasure.runs.folder import Place, kept_environment, read_record, write_record
 from remeasure.runs.journal import Journal, curve, last, now, read
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
@@ -90,8 +90,10 @@ class Attempt:
             self.row = started["row"] or self.row  # a resumed run keeps the row that started it
         self._facts = self._known(num_params=num_params, data_official=data_official)
         if started:
-            # It was trained by the same code (runs/folder.py), so it keeps commit and diff of its start.
+            # The same code and libraries trained it (runs/folder.py): it keeps commit, diff and versions of its start.
             self._facts |= {key: started[key] for key in ("commit", "dirty")}
+            if environment := kept_environment(self.directory):
+                self._facts["versions_sha256"] = environment_sha256(environment)
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
             self.report("resumed", **names, checkpoint=checkpoint)
             return
