@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -275,12 +276,13 @@ def test_the_cheapest_row_is_trained_first_and_what_does_not_fit_is_not_begun(
     _, done = measure(tmp_path, *rows, said=said, budget_seconds=60.0)
     verdict = done.verdict()
     assert sorted(workers.trained) == [("mlp2-digits-keras", 0), ("mlp2-digits-keras", 1)]
-    assert said == [
+    assert [line.partition(", at load")[0] for line in said] == [
         "mlp2-digits: no seed was timed here before, timing a few steps",
         "mlp2-digits-keras: no seed was timed here before, timing a few steps",
         "row                seeds here  to train  a seed  in all  in 60 s",
         "mlp2-digits-keras           0         2     3 s     3 s  fits",
         "mlp2-digits                 0         2    61 s    61 s  does not fit; BUDGET=64s would do",
+        "a seed's time is from a few steps timed here now: mlp2-digits-keras, mlp2-digits",
         f"mlp2-digits-keras: {verdict.verdict}, {verdict.mean_percent:.3f} % (2 seeds here)",
         "mlp2-digits: 2 more seeds do not fit the budget; one takes about 61 s, so BUDGET=61s starts it",
     ]
@@ -330,7 +332,9 @@ def test_planning_times_each_spec_once_and_trains_nothing(tmp_path: Path, worker
     said: list[str] = []
     measure(tmp_path, row(), row("mlp2-digits-high", published=99.0), said=said, plan_only=True)
     assert (workers.timed, workers.trained) == (["article"], [])
-    assert [line.split()[0] for line in said] == ["mlp2-digits:", "row", "mlp2-digits", "mlp2-digits-high"]
+    assert [line.split()[0] for line in said] == ["mlp2-digits:", "row", "mlp2-digits", "mlp2-digits-high", "a"]
+    assert re.search(r"timing a few steps, at load \d+\.\d on \d+ cores", said[0])
+    assert said[-1] == "a seed's time is from a few steps timed here now: mlp2-digits, mlp2-digits-high"
     assert list(tmp_path.glob("results/runs/*")) == []
 
 
@@ -475,6 +479,12 @@ def test_a_row_whose_recipe_is_for_another_mode_is_refused(tmp_path: Path) -> No
     entry = dataclasses.replace(row(), mode="evaluate", rule=ONE_LOOK)
     with pytest.raises(InputError, match="row mlp2-digits: mode is evaluate, but recipe article is for mode train"):
         prepare(tmp_path, entry)
+
+
+def test_a_callback_that_cannot_work_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    wrong = ("+callback.own={builder: 'pytorch_lightning.callbacks:EarlyStopping', options: {monitr: loss}}",)
+    with pytest.raises(InputError, match=r"callback: .*EarlyStopping.*monitr"):
+        prepare(tmp_path, row(), composed_by=lambda overrides: compose([*overrides, *wrong]))
 
 
 # ---------------------------------------------------------------- what happens to the committed record
@@ -625,8 +635,8 @@ def test_costs_come_from_this_campaign_then_from_records_of_this_device_then_fro
     entry = RowCampaign(row=row(), spec=spec, committed=old, options=OPTIONS, timed_seconds=7.0)
     assert entry.seconds_per_seed(device=here) == 7.0, "another spec tells nothing"
     object.__setattr__(old, "records", tuple(same))
-    assert entry.seconds_per_seed(device=here) == 3.25
-    assert entry.seconds_per_seed(device="Another CPU") == 7.0
+    assert entry.cost(device=here) == (3.25, "the committed record of this device")
+    assert entry.cost(device="Another CPU") == (7.0, "a few steps timed here now")
     entry.done[0] = seed_results(dataclasses.replace(same[0], wall_seconds=4.0))
     assert entry.seconds_per_seed(device=here) == 4.0
     diverged = {"accuracy_percent": None, "num_correct": None, "loss": None, "predicted_sha256": None}

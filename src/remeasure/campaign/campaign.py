@@ -1,5 +1,6 @@
 """A campaign trains the seeds of each row, look by look, until the row is decided, and publishes complete looks."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -28,7 +29,7 @@ from remeasure.system.locks import Presence, held_folder
 from remeasure.tracking.content import campaign_name
 from remeasure.tracking.observer import Observers, Standing, State
 from remeasure.tracking.terminal import duration
-from remeasure.training.engines.base import can_be_batched, engine_of
+from remeasure.training.engines.base import can_be_batched, engine_of, refuse_callbacks
 
 ON_THE_CPU = "CUDA_VISIBLE_DEVICES= measures it here, on the CPU"
 
@@ -68,13 +69,19 @@ class Campaign:
         asked = config.spec(data_sha256="")
         if asked.mode != row.mode:
             raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {asked.mode}")
-        if faults := tuple(engine_of(asked).device_faults(self.place.device_kind)):
+        if faults := list(engine_of(asked).device_faults(self.place.device_kind)):
             return NotHere(row=row, missing=((*faults, ON_THE_CPU),))
         place = self.place
         spec = identify(config, data_root=place.data_root, device_kind=place.device_kind, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
-        network_of(config)  # raises InputError if it cannot be built
+        faults = []
+        with gathered(faults):
+            network_of(config)
+        with gathered(faults):
+            refuse_callbacks(asked)
+        if faults:
+            raise InputError(*faults)
         with held_folder(self.results):  # another campaign may be replacing it
             committed = read_row(self.results, row=row.name)
         campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options)
@@ -127,10 +134,16 @@ class Campaign:
         if planned := self.planned(campaigns, workers=workers):
             for line in schedule.table(planned, budget_seconds=self.options.budget_seconds):
                 self.say(line)
+            sources = {entry.row.name: entry.cost(device=self._device)[1] for entry in campaigns}
+            for line in schedule.sources({entry.forecast.row: sources[entry.forecast.row] for entry in planned}):
+                self.say(line)
 
     def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Workers) -> None:
         """Time a few steps to estimate the cost of a seed, for all rows of this spec."""
-        self.say(f"{campaign.row.name}: no seed was timed here before, timing a few steps")
+        load, num = os.getloadavg()[0], len(os.sched_getaffinity(0))
+        busy = ": too busy, so the times will be too long" if load >= num / 2 else ""
+        line = f"{campaign.row.name}: no seed was timed here before, timing a few steps"
+        self.say(f"{line}, at load {load:.1f} on {num} cores{busy}")
         try:
             seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
         except InputError:

@@ -99,11 +99,16 @@ class RowCampaign:
         return first or self.options.keep == "all"
 
     def seconds_per_seed(self, *, device: str) -> float | None:
-        """Seconds of a seed on the device of this name: from this campaign's seeds, else the committed ones, else a few
-        steps; None if unknown.
+        """Seconds of a seed on the device of this name; None if unknown."""
+        return self.cost(device=device)[0]
+
+    def cost(self, *, device: str) -> tuple[float | None, str]:
+        """Seconds of a seed on the device of this name, and their source: this campaign's seeds, else the committed
+        ones, else a few steps.
         """
         done = [part.record for part in self.done.values()]
-        for records in (done, self.committed.records if self.committed else ()):
+        committed = self.committed.records if self.committed else ()
+        for records, source in ((done, "the seeds here"), (committed, "the committed record of this device")):
             seconds = [
                 record.wall_seconds
                 for record in records
@@ -111,8 +116,8 @@ class RowCampaign:
                 and record.accuracy_percent is not None  # a seed that diverged ended early
             ]
             if seconds:
-                return sum(seconds) / len(seconds)
-        return self.timed_seconds
+                return sum(seconds) / len(seconds), source
+        return self.timed_seconds, "a few steps timed here now"
 
     def seconds(self, *, device: str) -> dict[Seed, float]:
         """Seconds of each seed to be trained next; {} until a seed's cost is known."""

@@ -72,6 +72,12 @@ def table(planned: Sequence[Planned], *, budget_seconds: float) -> Iterator[str]
         yield f"{name:<{widths[0]}}  {right}  {fits}"
 
 
+def sources(by_row: Mapping[str, str]) -> Iterator[str]:
+    """Where the times of a seed come from, a line for each source."""
+    for source in dict.fromkeys(by_row.values()):
+        yield f"a seed's time is from {source}: {', '.join(row for row in by_row if by_row[row] == source)}"
+
+
 def _cells(entry: Planned) -> tuple[str, ...]:
     seconds = entry.forecast.seconds
     num = len(seconds)

@@ -24,6 +24,7 @@ from remeasure.spec.recipe import Recipe
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import signals, startup
+from remeasure.system.paths import naming
 from remeasure.training.engines.base import engine_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 MOST_ON_DEVICE = 10  # each process takes some of an accelerator's memory
 POLL_SECONDS = 0.2  # how long an event of a worker may wait to be read
+SEMAPHORES = Path("/dev/shm")  # where Linux keeps the locks of a process pool, 32 bytes each
 WAIT_SECONDS = 1.0  # between two looks for work that may follow, while no task runs
 
 
@@ -88,10 +90,12 @@ class Workers:
         self.place, self.num, self.end_seconds = place, num or num_workers(place), end_seconds
         self._execute, self._time_seed = execute or execute_task, time_seed or seconds_of_seed
         context = multiprocessing.get_context("spawn")  # a forked torch can hang
-        self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
+        with naming(SEMAPHORES):
+            self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
         start = (self._events, os.getpid())
         self._new_pool = partial(new_pool, self.num, mp_context=context, initializer=_begin, initargs=start)
-        self._pool = self._new_pool()
+        with naming(SEMAPHORES):
+            self._pool = self._new_pool()
         self._active: dict[Future[list[Outcome]], Task] = {}
 
     def __enter__(self) -> Self:
