@@ -1,4 +1,4 @@
-# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 KEEP=all NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PYTHON=python3.12
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 KEEP=all NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PORT=5000 PYTHON=python3.12
 PYTHON ?= python3
 WORKERS ?= 2
 python := .venv/bin/python
@@ -53,7 +53,7 @@ export: setup
 	$(python) src/reproduce.py export $(or $(ROW),$(ROWS))
 
 ui: setup
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" .venv/bin/mlflow ui --host 127.0.0.1
+	$(python) src/reproduce.py ui $(if $(PORT),--port $(PORT))
 
 bench: setup
 	$(python) -m remeasure.bench $(PARTS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)

@@ -183,13 +183,12 @@ def test_telemetry_of_dependencies_is_off(project: Project, watched: dict[str, s
 # ---------------------------------------------------------------- who is answered
 
 
-def recipe(target: str, *, root: Path) -> str:
-    """What `make <target>` runs, in `root` and with this environment's programs."""
+def recipe(target: str) -> str:
+    """What `make <target>` runs, by absolute paths and without variables."""
     line = (CHECKOUT / "Makefile").read_text().partition(f"\n{target}: setup\n\t")[2].partition("\n")[0]
     assert line
-    return (
-        line.replace(".venv/bin/", f"{Path(sys.executable).parent}/").replace("$(CURDIR)", str(root)).replace("$$", "$")
-    )
+    line = line.replace("$(python)", sys.executable).replace("src/", f"{CHECKOUT}/src/")
+    return re.sub(r"\$\(if .*\)$", "", line)
 
 
 class Ui(NamedTuple):
@@ -206,7 +205,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     with watch(folder) as watched, (folder / "ui.log").open("w") as log:
         environment = {**os.environ, **watched, "PYTHONPATH": f"{folder}/watch"}
         process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec env {recipe('ui', root=folder)} --port {port} --workers 1"],
+            ["/bin/sh", "-c", f"exec env {recipe('ui')} --port {port}"],
             cwd=folder,
             env=environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"},
             stdout=log,
@@ -234,6 +233,11 @@ def answers(port: int) -> bool:
         return bool(opener.open(f"http://127.0.0.1:{port}/health", timeout=5).status == 200)
     except OSError:
         return False
+
+
+def test_the_ui_prints_the_link_to_its_experiment(ui: Ui) -> None:
+    link = f"http://127.0.0.1:{ui.port}/#/experiments/1/runs?workflowType=machine_learning"
+    assert link in (ui.folder / "ui.log").read_text()
 
 
 def test_the_ui_answers_this_machine_alone_and_asks_nobody(ui: Ui) -> None:

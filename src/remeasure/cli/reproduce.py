@@ -37,6 +37,7 @@ COMMANDS = {
     "verify": "recompute every accuracy and every digit of the table; no training",
     "track": "replay into MLflow what its store lacks",
     "export": "a folder in exports/ for each named row's trained network, for others to load without this package",
+    "ui": "serve MLflow's UI over the store on this machine, and print its link",
     "plan": "say what `reproduce` would train, at what cost, and stop",
 }
 
@@ -69,6 +70,10 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     """Run one command; returns the exit status. Raises InputError."""
     options = _parser().parse_args(arguments)
     files = _files(suite=options.suite, results=options.results)
+    if options.command == "ui":
+        from remeasure.tracking import mlflow_store
+
+        mlflow_store.serve(files.store, port=options.port)
     rows = ledger.read(files.ledger)
     chosen = ledger.select(rows, options.rows)
     recover(files.results, then=files.retable)
@@ -111,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     keep_help = "which seeds keep their trained network: the first of a row (default), all, none"
     parser.add_argument("--keep", default="first", choices=get_args(Keep), help=keep_help)
     parser.add_argument("--observers", metavar="NAMES", help="further files of conf/observer, such as a,b")
+    parser.add_argument("--port", type=int, default=5000, help="of the UI (default: 5000)")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
     suites = parser.add_mutually_exclusive_group()
     for suite, help_text in SUITES.items():

@@ -8,12 +8,13 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 import tempfile
 from contextlib import AbstractContextManager, closing
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from remeasure.spec.base import InputError
 from remeasure.system import locks
@@ -109,6 +110,24 @@ class Store:
         """Raise OSError if the database was deleted or replaced: SQLite would silently write to the deleted file."""
         if self._database and not (self._database.exists() and self._database.stat().st_ino == self._inode):
             raise OSError(f"{self._database} was deleted or replaced under this process")
+
+
+def serve(project_root: Path, *, port: int) -> NoReturn:
+    """Become MLflow's UI over the store, at 127.0.0.1, and print the link that opens its experiment.
+
+    Raises InputError: no mlflow, a store that cannot be used, or one that a server shows already.
+    """
+    if not available():
+        raise InputError("mlflow is not installed here; `make setup` installs it")
+    uri = store_uri(project_root)
+    if uri.startswith(("http://", "https://")):
+        raise InputError(f"MLFLOW_TRACKING_URI: {masked(uri)} is a server, which has a UI of its own: open it there")
+    store = Store(uri, artifact_root=artifact_root(uri, project_root=project_root))
+    link = f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    print(f"{link}  (Ctrl-C ends it)", flush=True)
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: it may hold a password
+    options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")  # one person needs one
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)
 
 
 def relocate(database: Path, *, artifact_root: Path) -> None:
