@@ -32,6 +32,7 @@ from remeasure.tracking.terminal import Progress
 TWO_EPOCHS = "train.py, logreg, 2 epochs"
 LIMITS = {"train.py --help": 1.0, "reproduce.py table": 3.0, "reproduce.py verify": 3.0, TWO_EPOCHS: 10.0}  # seconds
 TRACKING_AT_MOST = 1.02
+COMMAND_SECONDS = 3600.0
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -109,10 +110,19 @@ def copied(project: Path, *, to: Path) -> Path:
 
 
 def python(arguments: Sequence[str], *, cwd: Path, setting: Setting) -> str:
-    """The stdout of `python <arguments>`. Raises RuntimeError with the last line of output if it fails."""
+    """The stdout of `python <arguments>`. Raises RuntimeError with the last line of output if it fails, and
+    TimeoutExpired after an hour.
+    """
     own = {"REMEASURE_DATA": str(setting.data_root), "MLFLOW_TRACKING_URI": f"sqlite:///{setting.scratch}/mlflow.db"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=os.environ | own, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | own,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        timeout=COMMAND_SECONDS,
     )
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]
