@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.project import CHECKOUT
 
 from remeasure.runs import journal
 from remeasure.spec.base import InputError
@@ -756,3 +758,23 @@ def test_processes_that_start_together_share_a_fresh_store(tmp_path: Path) -> No
     assert rows(tmp_path, "SELECT count(*) FROM experiments WHERE name = 'remeasure'") == [(1,)]
     assert rows(tmp_path, "SELECT count(*) FROM runs") == [(4,)]  # three of their own and one in common
     assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE key = 'lr'") == [(8,)]
+
+
+def test_a_store_is_made_where_mlflow_lies_below_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
+    packages = tmp_path / "50%_done"
+    packages.symlink_to(sysconfig.get_paths()["purelib"])
+    code = (
+        "import sys; from pathlib import Path; from remeasure.tracking.mlflow_store import Store\n"
+        "Store(f'sqlite:///{sys.argv[1]}/mlflow.db', artifact_root=Path(sys.argv[1]))\n"
+        "import mlflow; print(mlflow.__file__)"
+    )
+    path = os.pathsep.join((str(packages), str(CHECKOUT / "src")))
+    made = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert "50%_done" in made.stdout

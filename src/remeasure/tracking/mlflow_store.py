@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import tempfile
 from contextlib import AbstractContextManager, closing
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,6 +120,10 @@ def serve(project_root: Path, *, port: int) -> NoReturn:
     """
     if not available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
+    if "%" in sys.prefix:
+        raise InputError(
+            f"{sys.prefix}: MLflow's UI cannot start from a folder with a % in its path; rename that folder"
+        )
     uri = store_uri(project_root)
     if uri.startswith(("http://", "https://")):
         raise InputError(f"MLFLOW_TRACKING_URI: {masked(uri)} is a server, which has a UI of its own: open it there")
@@ -159,7 +164,21 @@ def _client(uri: str) -> "MlflowClient":
         # MLflow's ten tries with doubling delays would report a wrong database after 100 s.
         database: Any = import_module("mlflow.store.db.utils")
         database.MAX_RETRY_COUNT = 3
+        if "%" in database.__file__:
+            _escape_percent()
     return MlflowClient(uri)
+
+
+@cache
+def _escape_percent() -> None:
+    """Let alembic take the % in the path of MLflow's migrations for a %, not for the start of a placeholder."""
+    config: Any = import_module("alembic.config").Config
+    original = config.set_main_option
+
+    def set_main_option(self: object, name: str, value: str) -> None:
+        original(self, name, value.replace("%", "%%") if name == "script_location" else value)
+
+    config.set_main_option = set_main_option
 
 
 def _make(database: Path, *, artifact_root: Path | None) -> None:
