@@ -29,6 +29,7 @@ from tests.data.test_catalog import TINY as MNIST
 from tests.judging.test_verify import SEALED
 from tests.judging.test_verify import Project as MeasuredProject
 from tests.support import trained
+from tests.support.forking import client as forking
 from tests.support.measured import ROW
 from tests.support.measured import group as measured_group
 from tests.support.photographed import add, imagenet, jpeg, make_archive, make_folder, photographs
@@ -214,12 +215,12 @@ fingerprint.fingerprint(TINY, root=Path(sys.argv[2]))
 
 
 def test_a_download_whose_process_is_killed_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
-    raw, environment = tmp_path / "MNIST/raw", os.environ | {"PYTHONPATH": f"{CHECKOUT}/src:{CHECKOUT}"}
+    raw, environment = tmp_path / "MNIST/raw", forking.environment(PYTHONPATH=f"{CHECKOUT}/src:{CHECKOUT}")
     with socket.create_server(("127.0.0.1", 0)) as mirror:
         mirror.settimeout(300)
         url = f"http://127.0.0.1:{mirror.getsockname()[1]}/"
-        process = subprocess.Popen(
-            [sys.executable, "-c", DOWNLOAD, url, str(tmp_path)],
+        process = forking.popen(
+            ["-c", DOWNLOAD, url, str(tmp_path)],
             env=environment | {"no_proxy": "127.0.0.1"},
             stderr=subprocess.DEVNULL,
         )

@@ -1,14 +1,13 @@
 """The same as real processes, as a person starts them: what is refused in a test is refused in a terminal."""
 
 import os
-import subprocess
-import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.badinput.entry import Entry, assert_well_ended, changed, examples, untouched
 from tests.badinput.strategies import arguments, mutations
 from tests.badinput.test_config import ALSO, words
+from tests.support.forking import client as forking
 from tests.support.measured import LEDGER, ROW
 from tests.support.project import Ended
 
@@ -18,12 +17,10 @@ RECORDS = (f"runs/{ROW}.csv", f"predictions/{ROW}.npz", f"curves/{ROW}.csv", f"s
 
 def ended(entry: Entry, script: str, *arguments: str) -> Ended:
     """The end of `python src/<script> <arguments>`, offline; fails where it does not end."""
-    command = [sys.executable, str(entry.root / "src" / script), *arguments]
+    command = [str(entry.root / "src" / script), *arguments]
     environment = entry.project.environment(HF_HUB_OFFLINE="1", MLFLOW_TRACKING_URI=f"sqlite:///{entry.root}/mlflow.db")
-    done = subprocess.run(
-        command, cwd=entry.root, env=environment, capture_output=True, check=False, timeout=LIMIT_SECONDS
-    )
-    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+    done = forking.run(command, cwd=entry.root, env=environment, timeout=LIMIT_SECONDS)
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def is_an_argument(text: str) -> bool:

@@ -4,18 +4,19 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import multiprocessing
 import socket
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision
 from sklearn.datasets import load_digits
+from tests.support.forking import client as forking
 from tests.support.mirror import DEAD_MIRROR, Server, serving
+from tests.support.project import CHECKOUT
 
 from remeasure.data import catalog, files, fingerprint, mnist
 from remeasure.data.digits import NUM_TRAIN
@@ -414,23 +415,23 @@ def test_what_a_killed_download_left_is_removed_by_the_next(tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "MNIST/raw").iterdir()) == sorted(PACKED)
 
 
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from tests.data.test_catalog import TINY
+from remeasure.data import fingerprint, mnist
+mnist.MIRRORS = tuple(sys.argv[2:])
+fingerprint.fingerprint(TINY, root=Path(sys.argv[1]))
+"""
+
+
 def test_two_processes_that_miss_a_file_download_it_once(tmp_path: Path, server: Server) -> None:
     """The second one waits, and its neighbour's unfinished file is not taken for a leftover."""
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=download_tiny, args=(tmp_path, mirror)) for mirror in [mnist.MIRRORS] * 2]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    environment = forking.environment(PYTHONPATH=f"{CHECKOUT}/src:{CHECKOUT}")
+    processes = [forking.popen(["-c", DOWNLOAD, str(tmp_path), *mnist.MIRRORS], env=environment) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     requests = 2  # torchvision first asks where a mirror sends it
     assert Counter(server.asked) == dict.fromkeys((f"/{name}" for name in PACKED), requests)
-
-
-def download_tiny(root: Path, mirrors: Sequence[str]) -> None:
-    """In a process of its own."""
-    mnist.MIRRORS = tuple(mirrors)
-    fingerprint.fingerprint(TINY, root=root)
 
 
 def test_only_what_is_missing_is_downloaded(tmp_path: Path, server: Server) -> None:

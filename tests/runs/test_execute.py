@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 import yaml
 from tests.support import trained
+from tests.support.forking import client as forking
 from tests.support.trained import STEPS_PER_EPOCH, quiet, run, same, weights
 from torch import Tensor, nn
 
@@ -607,10 +607,10 @@ def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     (tmp_path / "work").mkdir()
 
     def start_one() -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+        environment = forking.environment(PYTHONPATH=os.pathsep.join([str(ROOT / "src"), str(ROOT)]))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-c", WORKER, str(tmp_path)]
-        started.append(subprocess.Popen(command, env=environment, cwd=tmp_path / "work", text=True, bufsize=1, **pipes))
+        command = ["-c", WORKER, str(tmp_path)]
+        started.append(forking.popen(command, env=environment, cwd=tmp_path / "work", text=True, bufsize=1, **pipes))
         return started[-1]
 
     watchdog = threading.Timer(TWO_PROCESSES_SECONDS, lambda: [process.kill() for process in started])
@@ -658,7 +658,10 @@ def test_two_processes_share_a_run_and_the_second_goes_on_when_the_first_is_kill
     assert json.loads(heard.splitlines()[-1])[0] is False
     assert names(directory) == ["started", "epoch", "resumed", *["epoch"] * 4, "finished"]
 
-    assert errors == "", "Lightning and torch print nothing"
+    said = [
+        line for line in errors.splitlines() if not line.startswith("waiting for another process")
+    ]  # a slow machine
+    assert said == [], "Lightning and torch print nothing"
     assert [line for line in heard.splitlines() if not line.startswith(("epoch", "["))] == []
     assert list((tmp_path / "work").iterdir()) == [], "nothing is left in the working directory"
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.forking import client as forking
+
 CHECKOUT = Path(__file__).resolve().parents[2]
+TIMEOUT_SECONDS = 600.0  # a slow machine takes minutes for the demo
 PARTS = ("conf", "src", "pyproject.toml", "README.md")
 
 
@@ -48,12 +51,13 @@ class Project:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,  # a slow machine takes minutes for the demo
+            timeout=TIMEOUT_SECONDS,
         )
 
     def run(self, script: str, *arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-        """The finished process of `python src/<script> <arguments>`."""
-        return self.python(str(self.root / "src" / script), *arguments, cwd=cwd, **changes)
+        """The finished process of `python src/<script> <arguments>`, forked where that makes no difference."""
+        command = (str(self.root / "src" / script), *arguments)
+        return forking.run(command, cwd=cwd, env=self.environment(**changes), timeout=TIMEOUT_SECONDS)
 
     def imported_by(self, script: str, *arguments: str, cwd: Path) -> set[str]:
         """The top-level packages that `python src/<script> <arguments>` imports; it must end with status 0."""
@@ -62,10 +66,14 @@ class Project:
         lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
         return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
-    def start(self, script: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """The running process of `python src/<script> <arguments>`, in a session of its own; `options` as for Popen."""
+    def start(self, script: str, *arguments: str, forked: bool = False, **options: Any) -> subprocess.Popen[bytes]:
+        """The running process of `python src/<script> <arguments>`, in a session of its own; `options` as for Popen.
+
+        `forked`: it may have the packages imported already, as with `run`.
+        """
         options = {"cwd": self.root, "env": self.environment(), "start_new_session": True, **options}
-        return subprocess.Popen([sys.executable, str(self.root / "src" / script), *arguments], **options)
+        command = [str(self.root / "src" / script), *arguments]
+        return forking.popen(command, **options) if forked else subprocess.Popen([sys.executable, *command], **options)
 
     def journals(self) -> dict[str, bytes]:
         """The content of each run's journal, by its folder; equal before and after: nothing was trained."""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import sqlite3
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.forking import client as forking
 from tests.support.project import CHECKOUT
 
 from remeasure.runs import journal
@@ -145,11 +145,11 @@ def everything(root: Path) -> list[list[tuple[Any, ...]]]:
     return [sorted(rows(root, f"SELECT * FROM {table}"), key=repr) for table in tables]
 
 
-def start(code: str, *arguments: object) -> subprocess.Popen[bytes]:
-    """Another process that runs `code` with this package on its path."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(mlflow_store.__file__).parents[2])}
+def environment() -> dict[str, str]:
+    """That of another process with this package on its path."""
+    environment = forking.environment(PYTHONPATH=str(Path(mlflow_store.__file__).parents[2]))
     environment.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment)
+    return environment
 
 
 # ---------------------------------------------------------------- where
@@ -157,7 +157,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 def test_importing_this_room_costs_no_mlflow() -> None:
     code = "import sys, remeasure.tracking.mlflow_store as t; t.available(); sys.exit('mlflow' in sys.modules)"
-    assert start(code).wait() == 0
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
 
 
 def test_a_machine_without_mlflow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,7 +753,7 @@ def test_processes_that_start_together_share_a_fresh_store(tmp_path: Path) -> No
         own = tmp_path / f"own-{number}"
         own.mkdir()
         append(own, {**STARTED, "run_id": own.name}, *EPOCHS)
-        workers.append(start(PROJECT_TWO, tmp_path, own, shared))
+        workers.append(forking.popen(["-c", PROJECT_TWO, *map(str, (tmp_path, own, shared))], env=environment()))
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert rows(tmp_path, "SELECT count(*) FROM experiments WHERE name = 'remeasure'") == [(1,)]
     assert rows(tmp_path, "SELECT count(*) FROM runs") == [(4,)]  # three of their own and one in common

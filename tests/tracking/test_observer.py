@@ -1,17 +1,15 @@
 """Observers: each sees every event, and none can stop a run. What a killed process left unfinished is closed."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from tests.support import trained
-from tests.support.project import copy_project
+from tests.support.forking import client as forking
+from tests.support.project import TIMEOUT_SECONDS, copy_project
 
 from remeasure.runs.folder import CAMPAIGNS, Outcome, recorded_run_id
 from remeasure.runs.journal import Journal, read
@@ -48,8 +46,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def killed_at(event: str, folder: Path) -> Path:
     """The directory of a run whose process was killed once it had seen this event."""
     root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": f"{root}/src:{root}"}
-    done = subprocess.run([sys.executable, "-c", CUT, str(folder), event], env=environment, check=False)
+    environment = forking.environment(PYTHONPATH=f"{root}/src:{root}")
+    done = forking.run(["-c", CUT, str(folder), event], cwd=root, env=environment, timeout=TIMEOUT_SECONDS)
     assert done.returncode == -signal.SIGKILL
     (path,) = (folder / "runs").glob("*/journal.jsonl")
     return path.parent
