@@ -16,7 +16,7 @@ $(stamp):
 	touch $(stamp)
 
 reproduce: setup
-	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue) $(if $(KEEP),--keep $(KEEP))
+	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue) $(if $(KEEP),--keep $(KEEP)) $(ARGS)
 
 train: setup
 	$(python) src/train.py $(ARGS)

@@ -5,11 +5,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from rich.console import RenderableType
 from tests.support import measured, trained
 
 from remeasure.campaign import campaign
@@ -29,6 +31,7 @@ from remeasure.spec.claim import Published, Row, Rule, Source
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
+from remeasure.system.console import console, rendered
 from remeasure.tracking.observer import Observer, Observers, Standing
 
 ONE_LOOK = Rule(margin_pp=0.1, looks=(1,))
@@ -146,13 +149,18 @@ def measure(
 ) -> list[RowCampaign]:
     """Measure the rows into folder/results, as `make reproduce` does, or only plan it."""
     recover(folder / "results")
+
+    def say(content: RenderableType) -> None:
+        if said is not None:
+            said.extend(rendered(content, on=console(StringIO())).splitlines())
+
     with Observers([observer] if observer else []) as observers:
         running = Campaign(
             place=trained.place(folder),
             results=folder / "results",
             options=dataclasses.replace(OPTIONS, **options),
             observers=observers,
-            say=(said if said is not None else []).append,
+            say=say,
             new_workers=InProcess,
         )
         prepared = [running.prepare(entry, compose=composed_by) for entry in rows]
@@ -276,12 +284,16 @@ def test_the_cheapest_row_is_trained_first_and_what_does_not_fit_is_not_begun(
     _, done = measure(tmp_path, *rows, said=said, budget_seconds=60.0)
     verdict = done.verdict()
     assert sorted(workers.trained) == [("mlp2-digits-keras", 0), ("mlp2-digits-keras", 1)]
+    assert said.pop(2).startswith("2 seeds fit the budget of 60 s; 2 workers; ends about ")
+    assert said.pop(3).startswith("mlp2-digits-keras  no seed is here           0         2     3 s     3 s  by about ")
+    needs = (
+        "mlp2-digits        no seed is here           0         2    61 s    61 s  does not fit; BUDGET=64s would do"
+    )
+    assert said.pop(3) == needs
     assert [line.partition(", at load")[0] for line in said] == [
         "mlp2-digits: no seed was timed here before, timing a few steps",
         "mlp2-digits-keras: no seed was timed here before, timing a few steps",
-        "row                seeds here  to train  a seed  in all  in 60 s",
-        "mlp2-digits-keras           0         2     3 s     3 s  fits",
-        "mlp2-digits                 0         2    61 s    61 s  does not fit; BUDGET=64s would do",
+        "row                why              seeds here  to train  a seed  in all  fits",
         "a seed's time is from a few steps timed here now: mlp2-digits-keras, mlp2-digits",
         f"mlp2-digits-keras: {verdict.verdict}, {verdict.mean_percent:.3f} % (2 seeds here)",
         "mlp2-digits: 2 more seeds do not fit the budget; one takes about 61 s, so BUDGET=61s starts it",
@@ -306,7 +318,7 @@ def test_single_seeds_that_fit_are_trained_although_their_look_does_not(
     said: list[str] = []
     (done,) = measure(tmp_path, row(), said=said, budget_seconds=60.0)
     assert workers.trained == [("mlp2-digits", 0)]
-    assert said[2].endswith("1 of 2 seeds fit; BUDGET=80s would do")
+    assert said[3].endswith("1 of 2 seeds fit; BUDGET=80s would do")
     assert said[-1] == "mlp2-digits: 1 more seeds do not fit the budget; the same command goes on"
     assert done.verdict().verdict == "undecided"
     assert seeds(tmp_path) == [0], "published although its look is not complete"
@@ -332,7 +344,7 @@ def test_planning_times_each_spec_once_and_trains_nothing(tmp_path: Path, worker
     said: list[str] = []
     measure(tmp_path, row(), row("mlp2-digits-high", published=99.0), said=said, plan_only=True)
     assert (workers.timed, workers.trained) == (["article"], [])
-    assert [line.split()[0] for line in said] == ["mlp2-digits:", "row", "mlp2-digits", "mlp2-digits-high", "a"]
+    assert [line.split()[0] for line in said] == ["mlp2-digits:", "4", "row", "mlp2-digits", "mlp2-digits-high", "a"]
     assert re.search(r"timing a few steps, at load \d+\.\d on \d+ cores", said[0])
     assert said[-1] == "a seed's time is from a few steps timed here now: mlp2-digits, mlp2-digits-high"
     assert list(tmp_path.glob("results/runs/*")) == []

@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
+from datetime import datetime
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from tests.support import trained
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from remeasure.campaign import schedule
-from remeasure.campaign.schedule import Forecast, plan, table
+from remeasure.campaign.schedule import Forecast, plan, shown
 from remeasure.runs import timing
 from remeasure.runs.folder import Place, open_directory
 from remeasure.runs.journal import Journal
@@ -18,12 +20,13 @@ from remeasure.runs.timing import EnoughError, StepClock, share_left
 from remeasure.spec.photographs import Transform
 from remeasure.spec.recipe import Evaluation, Normalisation, Recipe, Resolution
 from remeasure.spec.run import RunSpec
+from remeasure.system.console import console, rendered
 
 
 def forecast(row: str, *seconds: float, spec: str = "", num_cores: int = 1, num_done: int = 0) -> Forecast:
     """Seeds 0, 1, … of a row, which cost so many seconds each."""
     each = {(spec or row, seed): value for seed, value in enumerate(seconds)}
-    return Forecast(row=row, num_done=num_done, num_cores=num_cores, seconds=each)
+    return Forecast(why="no seed is here", row=row, num_done=num_done, num_cores=num_cores, seconds=each)
 
 
 # ---------------------------------------------------------------- what fits
@@ -74,11 +77,29 @@ def test_the_table_names_the_budget_that_would_do() -> None:
     """One core: 5 x 36 s; then 2 x 2,000 s behind them, 4,180 s or 69.7 minutes; then 20,000 s, until 6.72 h."""
     rows = [forecast("a", *[36.0] * 5, num_done=2), forecast("bcd", 2000.0, 2000.0), forecast("e", 20000.0)]
     planned = plan(rows, num_cores=1, budget_seconds=3600.0)
-    assert list(table(planned, budget_seconds=3600.0)) == [
-        "row  seeds here  to train  a seed  in all  in 60 min",
-        "a             2         5    36 s   3 min  fits",
-        "bcd           0         2  33 min  67 min  1 of 2 seeds fit; BUDGET=70m would do",
-        "e             0         1   5.6 h   5.6 h  does not fit; BUDGET=6.8h would do",
+    now = datetime(2026, 1, 31, 23, 0)
+    content = shown(planned, num_cores=1, budget_seconds=3600.0, now=now)
+    assert rendered(content, on=console(StringIO())).splitlines() == [
+        "6 seeds fit the budget of 60 min; 1 worker; ends about 23:36",
+        "row  why              seeds here  to train  a seed  in all  fits",
+        "a    no seed is here           2         5    36 s   3 min  by about 23:03",
+        "bcd  no seed is here           0         2  33 min  67 min  1 of 2 seeds fit; BUDGET=70m would do",
+        "e    no seed is here           0         1   5.6 h   5.6 h  does not fit; BUDGET=6.8h would do",
+    ]
+
+
+def test_on_a_narrow_terminal_the_plan_leaves_out_why() -> None:
+    planned = plan([forecast("resnet18-cifar10", 60.0)], num_cores=1, budget_seconds=3600.0)
+    content = shown(planned, num_cores=1, budget_seconds=3600.0, now=datetime(2026, 1, 31, 23, 59, 30))
+    wide, narrow = (rendered(content, on=console(StringIO(), columns=columns)) for columns in (90, 60))
+    assert wide.splitlines()[1:] == [
+        "row               seeds here  to train  a seed  in all  fits",
+        "resnet18-cifar10           0         1    60 s    60 s  by about 2026-02-01 00:00",
+    ]
+    assert narrow.splitlines()[1:] == [
+        "row               to train  in all  fits",
+        "resnet18-cifar10         1    60 s  by about 2026-02-01",
+        "                                    00:00",
     ]
 
 

@@ -3,7 +3,7 @@
 import re
 from io import StringIO
 
-TOKEN = re.compile(r"\x1b\[(\d*)([A-Za-z])|(.)", re.DOTALL)
+TOKEN = re.compile(r"\x1b\[([\d;?]*)([A-Za-z])|(.)", re.DOTALL)
 
 
 def screen(output: str, *, columns: int) -> list[str]:
@@ -13,8 +13,10 @@ def screen(output: str, *, columns: int) -> list[str]:
     for number, code, letter in TOKEN.findall(output):
         if code == "A":
             row = max(row - int(number or 1), 0)
-        elif code == "J":
-            lines[row:] = [lines[row][:column]]
+        elif code == "K" and number == "2":
+            lines[row] = []
+        elif code == "m" or (code in "hl" and number == "?25"):  # colours; the cursor is shown or hidden
+            continue
         elif code:
             raise ValueError(f"no such escape here: {number}{code}")
         elif letter == "\r":
@@ -42,5 +44,5 @@ class Terminal(StringIO):
     def isatty(self) -> bool:
         return True
 
-    def shown(self) -> list[str]:
-        return screen(self.getvalue().replace("\n", "\r\n"), columns=80)
+    def shown(self, *, columns: int = 80) -> list[str]:
+        return screen(self.getvalue().replace("\n", "\r\n"), columns=columns)

@@ -1,17 +1,23 @@
-"""Progress: bars on a terminal, plain lines where there is none; it never stops a run and leaves nothing behind."""
+"""Progress: live lines on a terminal, else plain ones; it never stops a run and leaves nothing behind."""
 
-import os
+import re
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.project import CHECKOUT
 from tests.support.terminal import Terminal
 
+from remeasure.judging import ledger
+from remeasure.spec.claim import Verdict
+from remeasure.tracking.observer import Standing, State
 from remeasure.tracking.terminal import Progress, duration
 
 FIRST, SECOND = Path("first"), Path("second")
+ROW = ledger.read(CHECKOUT / "conf/benchmark.yaml")["mlp2-mnist"]
 
 
 class Clock:
@@ -122,10 +128,25 @@ def test_a_duration_is_in_the_unit_that_a_person_would_use(seconds: float, expec
     assert duration(seconds) == expected
 
 
-# ---------------------------------------------------------------- bars
+# ---------------------------------------------------------------- live lines
 
 
-def test_two_bars_stand_below_what_was_said(clock: Clock, terminal: Terminal) -> None:
+def standing(num: int, *, state: State = "running") -> Standing:
+    verdict = Verdict(verdict="undecided", reason="", num_seeds=num, mean_percent=97.912, sd_percent=0.158)
+    none_yet = Verdict(verdict="not measured", reason="", num_seeds=0)
+    return Standing(
+        row=ROW,
+        verdict=verdict if num else none_yet,
+        num_seeds=num,
+        num_asked=40,
+        spec_sha256="0" * 64,
+        device_kind="cpu",
+        measured="measured here",
+        state=state,
+    )
+
+
+def test_two_runs_stand_below_what_was_said(clock: Clock, terminal: Terminal) -> None:
     progress = Progress(terminal, clock=clock)
     progress.say("plan")
     progress(FIRST, started(seed=0))
@@ -136,37 +157,94 @@ def test_two_bars_stand_below_what_was_said(clock: Clock, terminal: Terminal) ->
             progress(FIRST, epoch(1))  # 4 s each: 36 s left, of which 6 s pass before the last line is drawn
         progress(SECOND, epoch(number))
     state = "loss 0.2500, train 93.38 %"
-    assert terminal.shown() == [  # 79 columns - 17 of the title - 49 of the state - 2 spaces = 11 for the bar
-        "plan",
-        f"mlp2-mnist seed 0 █{'░' * 10} epoch 1/10, 30 s left, {state}",
-        f"mlp2-mnist seed 1 {'█' * 5}{'░' * 6} epoch 5/10, 10 s left, {state}",
+    said, first, second = terminal.shown()
+    assert said == "plan"
+    assert re.fullmatch(rf"mlp2-mnist seed 0 [━╸╺]+ epoch 1/10, 30 s left, {state}", first)
+    assert re.fullmatch(rf"mlp2-mnist seed 1 [━╸╺]+ epoch 5/10, 10 s left, {state}", second)
+
+
+def test_a_row_is_one_line_with_its_seeds_mean_and_time_left(clock: Clock, terminal: Terminal) -> None:
+    """Two of 40 seeds and half of two others after 30 s: 10 s a seed, 37 to go."""
+    progress = Progress(terminal, clock=clock)
+    progress.row(standing(0))
+    for directory, seed in ((FIRST, 2), (SECOND, 3)):
+        progress(directory, started(seed=seed))
+    clock.seconds = 30
+    progress.row(standing(2))
+    progress(FIRST, epoch(5))
+    clock.seconds = 30.2
+    progress(SECOND, epoch(5))
+    (line,) = terminal.shown()
+    assert re.fullmatch(r"mlp2-mnist [━╸╺]+ 2/40 seeds, 6 min left, 97.91 ± 0.16 %, undecided so far", line)
+
+
+def test_the_seeds_of_a_row_have_lines_of_their_own_only_on_request(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for verbosity, expected in (("normal", []), ("verbose", ["started, 10 epochs", "97.810 % in 9.8 s"])):
+        stream = Terminal()
+        progress = Progress(stream, clock=clock, verbosity=verbosity)
+        progress.row(standing(0))
+        progress(FIRST, started(seed=0))
+        progress(FIRST, finished())
+        progress.row(standing(1, state="finished"))
+        progress.close()
+        assert stream.shown() == [f"mlp2-mnist seed 0: {line}" for line in expected]
+
+
+def test_a_seed_that_diverges_and_a_row_that_is_interrupted_are_said(clock: Clock, terminal: Terminal) -> None:
+    progress = Progress(terminal, clock=clock)
+    progress.row(standing(0))
+    progress(FIRST, started(seed=0))
+    progress(FIRST, {"event": "finished", "reason": "not finite", "record": {"accuracy_percent": None}})
+    progress.row(standing(3, state="interrupted"))
+    progress.close()
+    assert terminal.shown() == [
+        "mlp2-mnist seed 0: diverged: not finite",
+        "mlp2-mnist: interrupted after 3 of 40 seeds; start it again and it goes on",
     ]
 
 
-def test_a_bar_gives_way_to_its_result_and_the_others_stay(clock: Clock, terminal: Terminal) -> None:
+def test_quiet_shows_what_is_said_alone(clock: Clock, terminal: Terminal) -> None:
+    progress = Progress(terminal, clock=clock, verbosity="quiet")
+    progress(FIRST, started(seed=0))
+    clock.seconds = 20
+    progress(FIRST, epoch(1))
+    progress(FIRST, finished())
+    progress.say("mlp2-mnist: reproduced")
+    progress.close()
+    assert terminal.shown() == ["mlp2-mnist: reproduced"]
+
+
+def test_a_live_line_gives_way_to_its_result_and_the_others_stay(clock: Clock, terminal: Terminal) -> None:
     progress = Progress(terminal, clock=clock)
     for directory, seed in ((FIRST, 0), (SECOND, 1)):
         progress(directory, started(seed=seed))
         clock.seconds += 1
         progress(directory, epoch(1))
     progress(FIRST, finished())
-    done, bar = terminal.shown()
+    done, line = terminal.shown()
     assert done == "mlp2-mnist seed 0: 97.810 % in 9.8 s"
-    assert bar.startswith("mlp2-mnist seed 1 █░")
+    assert line.startswith("mlp2-mnist seed 1 ")
 
 
-def test_what_another_prints_is_not_drawn_over(clock: Clock, terminal: Terminal) -> None:
-    progress = Progress(terminal, clock=clock)
+def test_what_another_prints_is_not_drawn_over(
+    clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress(clock=clock)
     progress(FIRST, started(seed=0))
     progress(SECOND, started(seed=1))
     clock.seconds = 1
     progress(FIRST, epoch(1))
-    terminal.write("tracking is behind: the server does not answer; it will be completed by `make track`, later\n")
+    print("tracking is behind: the server does not answer", file=sys.stderr)
     clock.seconds = 2
     progress(SECOND, epoch(1))
     lines = terminal.shown()
-    assert lines[0].startswith("tracking is behind")
-    assert [line[:17] for line in lines[2:]] == ["mlp2-mnist seed 0", "mlp2-mnist seed 1"]
+    progress.close()
+    assert lines[0] == "tracking is behind: the server does not answer"
+    assert [line[:17] for line in lines[1:]] == ["mlp2-mnist seed 0", "mlp2-mnist seed 1"]
 
 
 def test_the_terminal_is_clean_after_an_interruption(clock: Clock, terminal: Terminal) -> None:
@@ -178,6 +256,7 @@ def test_the_terminal_is_clean_after_an_interruption(clock: Clock, terminal: Ter
     terminal.write("^C")  # the terminal's own echo
     progress.close()
     terminal.write("$ ")  # the prompt of the shell
+    assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l"), "the cursor is hidden"
     assert terminal.shown() == [
         "mlp2-mnist seed 0: interrupted; start it again and it goes on",
         "mlp2-mnist seed 1: interrupted; start it again and it goes on",
@@ -186,35 +265,38 @@ def test_the_terminal_is_clean_after_an_interruption(clock: Clock, terminal: Ter
 
 
 @pytest.mark.parametrize("columns", [20, 60, 200])
-def test_a_bar_fits_the_line(columns: int, clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_line_fits_the_terminal(
+    columns: int, clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A line that wraps would leave its first half behind whenever it is drawn again."""
-    monkeypatch.setattr(terminal, "fileno", lambda: 7)
-    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    monkeypatch.setenv("COLUMNS", str(columns))
     progress = Progress(terminal, clock=clock)
     progress(FIRST, started(seed=0))
     clock.seconds = 1
     progress(FIRST, epoch(10))
-    last = terminal.getvalue().rpartition("\x1b[J")[2].rstrip("\r")
-    assert last.startswith("mlp2-mnist seed 0")
-    assert 10 < len(last) < columns
+    (line,) = terminal.shown(columns=columns)
+    assert line.startswith("mlp2-")
+    assert 10 < len(line) <= columns
 
 
-def test_more_runs_than_lines_do_not_scroll(clock: Clock, terminal: Terminal) -> None:
+def test_more_runs_than_lines_do_not_scroll(clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINES", "24")
     progress = Progress(terminal, clock=clock)
-    for seed in range(30):  # on a terminal of 24 lines
+    for seed in range(30):
         clock.seconds += 1
         progress(Path(str(seed)), started(seed=seed))
         progress(Path(str(seed)), epoch(1))
-    assert len(terminal.shown()) == 23
+    assert len(terminal.shown()) <= 24
 
 
-def test_bars_are_drawn_ten_times_a_second_at_most(clock: Clock, terminal: Terminal) -> None:
+def test_live_lines_are_drawn_ten_times_a_second_at_most(clock: Clock, terminal: Terminal) -> None:
     progress = Progress(terminal, clock=clock)
+    clock.seconds = 1.0
     progress(FIRST, started(seed=0))
     for _ in range(1000):
         clock.seconds += 0.001
         progress(FIRST, epoch(1))
-    assert 5 <= terminal.getvalue().count("\x1b[J") <= 10
+    assert 5 <= terminal.getvalue().count("epoch 1/10") <= 11
 
 
 # ---------------------------------------------------------------- never in the way

@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+
+from rich.console import RenderableType
 
 from remeasure.campaign import schedule
 from remeasure.campaign.collect import from_run
@@ -37,7 +40,7 @@ ON_THE_CPU = "CUDA_VISIBLE_DEVICES= measures it here, on the CPU"
 class Campaign:
     """Rows measured side by side by the workers of `new_workers`.
 
-    `say` prints a line for the user. `retable` brings the table up to date with results/ each time a row is published.
+    `say` prints for the user. `retable` brings the table up to date with results/ each time a row is published.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Campaign:
         results: Path,
         options: Options,
         observers: Observers,
-        say: Callable[[str], None],
+        say: Callable[[RenderableType], None],
         retable: Callable[[], None] = lambda: None,
         new_workers: Callable[[Place], Workers] = Workers,
     ) -> None:
@@ -131,9 +134,10 @@ class Campaign:
         for campaign in campaigns:
             if not campaign.wanted():
                 self.say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {_standing(campaign)}")
-        if planned := self.planned(campaigns, workers=workers):
-            for line in schedule.table(planned, budget_seconds=self.options.budget_seconds):
-                self.say(line)
+        planned = self.planned(campaigns, workers=workers)
+        if planned and not self.options.quiet:
+            now, seconds = datetime.now().astimezone(), self.options.budget_seconds
+            self.say(schedule.shown(planned, num_cores=workers.num, budget_seconds=seconds, now=now))
             sources = {entry.row.name: entry.cost(device=self._device)[1] for entry in campaigns}
             for line in schedule.sources({entry.forecast.row: sources[entry.forecast.row] for entry in planned}):
                 self.say(line)
@@ -160,6 +164,7 @@ class Campaign:
         forecasts = [
             Forecast(
                 row=campaign.row.name,
+                why=campaign.why(),
                 num_done=len(campaign.done),
                 num_cores=workers.cores(campaign.spec),
                 seconds=seconds,
@@ -335,6 +340,7 @@ class Campaign:
                 row=campaign.row,
                 verdict=campaign.verdict(),
                 num_seeds=len(campaign.done),
+                num_asked=len(campaign.done) + len(campaign.lacking()),
                 spec_sha256=campaign.spec.spec_sha256,
                 device_kind=self.place.device_kind,
                 measured="measured here",

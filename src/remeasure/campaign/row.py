@@ -21,7 +21,7 @@ class Options:
     """`seeds`: exactly this many a row; None: until it is decided. `adopt`: go on from committed seeds (CONTINUE=1).
 
     `together`: train this many seeds as one, where the batched engine can; more than 1 changes the spec. `keep`: which
-    seeds keep their trained network.
+    seeds keep their trained network. `quiet`: the plan is not shown.
     """
 
     seeds: int | None
@@ -30,6 +30,7 @@ class Options:
     fresh: bool
     adopt: bool
     keep: Keep = "first"
+    quiet: bool = False
 
 
 @dataclass(kw_only=True, eq=False)
@@ -97,6 +98,14 @@ class RowCampaign:
         """Whether this seed keeps its trained network."""
         first = self.options.keep == "first" and seed == self.row.rule.first_seed
         return first or self.options.keep == "all"
+
+    def why(self) -> str:
+        """Why it is trained, in words."""
+        if self.options.seeds:
+            return f"{self.options.seeds} seeds were asked for"
+        if not self.done:
+            return f"{len(self.shares_left)} seeds were interrupted" if self.shares_left else "no seed is here"
+        return f"{self.verdict().verdict} after {len(self.done)}"
 
     def seconds_per_seed(self, *, device: str) -> float | None:
         """Seconds of a seed on the device of this name; None if unknown."""

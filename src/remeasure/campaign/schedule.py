@@ -3,17 +3,27 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from rich.console import Group, RenderableType
+
+from remeasure.system.console import Fitting, grid
 from remeasure.tracking.terminal import duration
 
 Seed = tuple[str, int]  # spec_sha256 and number
+HEADING = ("row", "why", "seeds here", "to train", "a seed", "in all", "fits")
+LAYOUTS = (range(7), (0, 2, 3, 4, 5, 6), (0, 3, 5, 6))  # the columns of it for a wide, a usual and a narrow terminal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a row still has to train: `seconds` of each seed, on `num_cores` cores. `num_done` seeds are finished."""
+    """What a row still has to train: `seconds` of each seed, on `num_cores` cores. `num_done` seeds are finished.
+
+    `why`: in words.
+    """
 
     row: str
+    why: str
     num_done: int
     num_cores: int
     seconds: Mapping[Seed, float]
@@ -21,12 +31,16 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A row in the plan: `seconds_in_all` alone, `seconds_needed` after the rows before it, and how many seeds fit."""
+    """A row in the plan: `seconds_in_all` alone, `seconds_needed` after the rows before it, and how many seeds fit.
+
+    `seconds_to_fit`: until those that fit are done.
+    """
 
     forecast: Forecast
     seconds_in_all: float
     seconds_needed: float
     num_fit: int
+    seconds_to_fit: float
 
 
 def plan(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float) -> list[Planned]:
@@ -41,6 +55,7 @@ def plan(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float
             seconds_in_all=cost[entry.row],
             seconds_needed=max(needed[seed] for seed in entry.seconds),
             num_fit=sum(seed in within for seed in entry.seconds),
+            seconds_to_fit=max((within[seed] for seed in entry.seconds if seed in within), default=0.0),
         )
         for entry in order
     ]
@@ -62,14 +77,23 @@ def ends(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float
     return found
 
 
-def table(planned: Sequence[Planned], *, budget_seconds: float) -> Iterator[str]:
-    """The plan as lines of text."""
-    heading = ("row", "seeds here", "to train", "a seed", "in all", f"in {duration(budget_seconds)}")
-    cells = [heading, *(_cells(entry) for entry in planned)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]
-    for name, *numbers, fits in cells:
-        right = "  ".join(text.rjust(width) for text, width in zip(numbers, widths[1:-1], strict=True))
-        yield f"{name:<{widths[0]}}  {right}  {fits}"
+def shown(planned: Sequence[Planned], *, num_cores: int, budget_seconds: float, now: datetime) -> RenderableType:
+    """The plan for a terminal: one line in all, and one for each row, in the order in which they are trained."""
+    num_seeds = sum(entry.num_fit for entry in planned)
+    last = max(entry.seconds_to_fit for entry in planned)
+    workers = f"{num_cores} worker{'s' * (num_cores > 1)}"
+    line = f"{num_seeds} seeds fit the budget of {duration(budget_seconds)}; {workers}"
+    if last:
+        line += f"; ends about {_clock(last, now=now)}"
+    tables = [grid(*(HEADING[number] for number in layout)) for layout in LAYOUTS]
+    for entry in planned:
+        cells = _cells(entry, now=now)
+        for table, layout in zip(tables, LAYOUTS, strict=True):
+            table.add_row(*(cells[number] for number in layout))
+    for table in tables:
+        for column in table.columns:
+            column.justify = "right" if column.header in HEADING[2:-1] else "left"
+    return Group(line, Fitting(*tables))
 
 
 def sources(by_row: Mapping[str, str]) -> Iterator[str]:
@@ -78,15 +102,21 @@ def sources(by_row: Mapping[str, str]) -> Iterator[str]:
         yield f"a seed's time is from {source}: {', '.join(row for row in by_row if by_row[row] == source)}"
 
 
-def _cells(entry: Planned) -> tuple[str, ...]:
+def _cells(entry: Planned, *, now: datetime) -> tuple[str, ...]:
     seconds = entry.forecast.seconds
     num = len(seconds)
-    fits = "fits"
+    fits = f"by about {_clock(entry.seconds_needed, now=now)}"
     if entry.num_fit < num:
         some = f"{entry.num_fit} of {num} seeds fit" if entry.num_fit else "does not fit"
         fits = f"{some}; BUDGET={budget(entry.seconds_needed)} would do"
     numbers = (duration(max(seconds.values())), duration(entry.seconds_in_all))
-    return entry.forecast.row, str(entry.forecast.num_done), str(num), *numbers, fits
+    return entry.forecast.row, entry.forecast.why, str(entry.forecast.num_done), str(num), *numbers, fits
+
+
+def _clock(seconds: float, *, now: datetime) -> str:
+    """The time of day so many seconds from now, such as 14:05, with the date if that is another day."""
+    at = now + timedelta(seconds=seconds)
+    return f"{at:%H:%M}" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M}"
 
 
 def budget(seconds: float) -> str:

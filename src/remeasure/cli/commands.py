@@ -1,6 +1,7 @@
 """The two commands, `python src/train.py` and `python src/reproduce.py`: light to import, so that `--help` is quick."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ def _train_one(composed: "DictConfig", *, overrides: Sequence[str], title: str, 
         from remeasure.cli.debug import debug
 
         return debug(config)
+    if sys.stderr.isatty() and config.verbosity != "quiet":
+        print("importing torch and Lightning, reading the data …", file=sys.stderr, flush=True)
     from remeasure.cli.train import run_single  # torch and Lightning: seconds, so only once the config is right
 
     accuracy = run_single(config, compose=compose).record.accuracy_percent

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from rich.console import RenderableType
+
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
 from remeasure.data import catalog
-from remeasure.judging import ledger, publish, table, verify
+from remeasure.judging import ledger, publish, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_runs
 from remeasure.judging.report.page import TestSplit
@@ -19,6 +21,7 @@ from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.system import paths, startup
+from remeasure.system.console import console, rendered
 from remeasure.system.locks import held_folder
 
 if TYPE_CHECKING:
@@ -85,7 +88,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
             files.table()
             records = {name: read_runs(files.results, row=name) for name in rows}
             origins = {name: "committed record" for name in rows if records[name]} | origins
-            print(table.to_text(table.build(rows, records=records), rows=rows, origins=origins))
+            shown = terminal.shown(table.build(rows, records=records), rows=rows, origins=origins)
+            _print(shown)
         if options.command in ("reproduce", "verify"):
             status = max(status, _verify(files))
     if options.command in ("reproduce", "table") and options.suite == "controls":
@@ -117,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", default="first", choices=get_args(Keep), help=keep_help)
     parser.add_argument("--observers", metavar="NAMES", help="further files of conf/observer, such as a,b")
     parser.add_argument("--port", type=int, default=5000, help="of the UI (default: 5000)")
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("--quiet", action="store_true", help="no plan and no progress: verdicts, faults and the table")
+    told.add_argument("--verbose", action="store_true", help="a line for each seed, and all that is missing")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
     suites = parser.add_mutually_exclusive_group()
     for suite, help_text in SUITES.items():
@@ -169,6 +176,8 @@ def _measure(
 
     A row whose config or data is wrong is named, and the others go on; InputError if none can.
     """
+    if sys.stderr.isatty() and not options.quiet:
+        _say("importing torch, Lightning and MLflow, reading the data …")
     from remeasure.campaign.campaign import Campaign
     from remeasure.campaign.row import NotHere, Options, RowCampaign
     from remeasure.runs import provenance
@@ -185,13 +194,15 @@ def _measure(
         fresh=options.fresh,
         adopt=options.adopt,
         keep=options.keep,
+        quiet=options.quiet,
     )
     ledger.check_configs(rows, conf_dir=paths.conf_dir())
     if options.command != "plan":
         provenance.warn_of_unknown(root)
-    names = [] if options.observers is None else [f"+observer=[{options.observers}]"]
-    with build(compose(names).observer, project=files.store) as observers:
-        say = print if options.command == "plan" else observers.say
+    verbosity = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
+    overrides = [f"verbosity={verbosity}", *([f"+observer=[{options.observers}]"] if options.observers else [])]
+    with build(compose(overrides).observer, project=files.store) as observers:
+        say = _print if options.command == "plan" else observers.say
         observers.close_orphans(files.runs)
         campaign = Campaign(
             place=place, results=files.results, options=chosen, observers=observers, say=say, retable=files.retable
@@ -208,7 +219,8 @@ def _measure(
             raise InputError(*refused)
         for fault, names in refused.items():
             say(f"{', '.join(names)}: not measured, the input is wrong: {fault}")
-        for line in _missing_lines([entry for entry in prepared if isinstance(entry, NotHere)]):
+        in_full = options.verbose or options.command == "plan" or bool(options.rows)
+        for line in _missing_lines([entry for entry in prepared if isinstance(entry, NotHere)], in_full=in_full):
             say(line)
         if options.command == "plan":
             campaign.plan(campaigns)
@@ -258,18 +270,29 @@ def _controls(rows: Mapping[str, Row], *, records: Mapping[str, Sequence[RunReco
     return 0 if len(passed) == len(verdicts) else EXIT_FAILED
 
 
+def _print(content: RenderableType) -> None:
+    print(rendered(content, on=console(sys.stdout)))
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _missing_lines(not_here: "Sequence[NotHere]") -> Iterator[str]:
-    """What this machine cannot measure, and why; rows that lack the same are named together."""
+def _missing_lines(not_here: "Sequence[NotHere]", *, in_full: bool) -> Iterator[str]:
+    """What this machine cannot measure, and why; rows that lack the same are named together.
+
+    Not `in_full`: a line each, with the command that tells more.
+    """
     missing: dict[tuple[str, ...], list[str]] = {}
     for entry in not_here:
         for lines in entry.missing:
             missing.setdefault(lines, []).append(entry.row.name)
     for lines, names in missing.items():
-        yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
+        if in_full:
+            yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
+        else:
+            more = f"`python src/reproduce.py plan {names[0]}` says more"
+            yield f"{', '.join(names)}: not measured here: {re.split('[;:] ', lines[0], maxsplit=1)[0]}; {more}"
 
 
 def _split(name: str) -> TestSplit | None:

@@ -58,6 +58,7 @@ class Config(Strict):
     device: str
     fresh: bool
     print_epochs: bool
+    verbosity: Literal["quiet", "normal", "verbose"]
     doctor: bool
     keep: Keep
     evaluate: str | None

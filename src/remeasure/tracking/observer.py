@@ -7,12 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from rich.console import RenderableType
+
 from remeasure.runs.folder import CAMPAIGNS, Outcome, read_record, recorded_run_id, remove_leftovers
 from remeasure.runs.journal import JOURNAL_FILE, Journal, under_way
 from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.record import Event
 from remeasure.system import locks
+from remeasure.system.console import console, rendered
 from remeasure.tracking.best_effort import first_line
 
 METHODS = {  # event of the journal to the method that gets it
@@ -27,7 +30,8 @@ State = Literal["running", "finished", "failed", "interrupted"]
 class Standing:
     """How a ledger row stands: its verdict on the seeds so far, and whether its campaign goes on.
 
-    `num_seeds`: all that are finished; the verdict has its own number, of those in its mean.
+    `num_seeds`: all that are finished; the verdict has its own number, of those in its mean. `num_asked`: what they are
+    to become, at the present look.
     `agreement`: how the older record compares, in words. `at`: the time of the measurement, ISO 8601; None is now.
     """
 
@@ -38,6 +42,7 @@ class Standing:
     device_kind: str
     measured: Measured
     state: State
+    num_asked: int = 0
     agreement: str = ""
     at: str | None = None
 
@@ -76,8 +81,8 @@ class Observer:
     def abandoned(self, campaign: str) -> None:
         """The processes of a row's campaign (content.campaign_name) were killed."""
 
-    def say(self, line: str) -> None:
-        """A line for the person at the terminal."""
+    def say(self, content: RenderableType) -> None:
+        """Something for the person at the terminal: a line, or what else rich can print."""
 
     def close(self) -> None:
         """The command ends."""
@@ -111,10 +116,10 @@ class Observers(Observer):
     def abandoned(self, campaign: str) -> None:
         self._tell("abandoned", campaign)
 
-    def say(self, line: str) -> None:
+    def say(self, content: RenderableType) -> None:
         if all(type(observer).say is Observer.say for observer in self.each):
-            print(line, file=sys.stderr, flush=True)
-        self._tell("say", line)
+            print(rendered(content, on=console(sys.stderr)), file=sys.stderr, flush=True)
+        self._tell("say", content)
 
     def close(self) -> None:
         self._tell("close")

@@ -1,27 +1,34 @@
-"""Progress of runs on stderr: a bar for each run on a terminal, else plain lines."""
+"""Progress on stderr: on a terminal a live line for each row, or for each run of no row; else plain lines."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
+
+from rich.console import RenderableType
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 from remeasure.spec.record import Event
-from remeasure.tracking.observer import Observer
+from remeasure.system.console import console, is_live, rendered
+from remeasure.tracking.observer import Observer, Standing
 
 PLAIN_LINE_SECONDS = 10.0  # without a terminal, a run prints at most this often, and at its end
-DRAW_SECONDS = 0.1  # bars are drawn at most this often
-CLEAR = "\r\x1b[J"  # from the start of this line to the end of the screen
+DRAW_SECONDS = 0.1  # live lines are drawn at most this often
+Verbosity = Literal["quiet", "normal", "verbose"]
 
 
 class Progress(Observer):
-    """Shows each run while it is under way.
+    """Shows runs, and rows with their seeds, while they are under way.
 
-    The bars are drawn below all lines, with the cursor at the start of the first bar: after other output there, such
-    as a terminal's ^C, they are drawn again. A closed terminal or pipe ends the display, not the run. `clock` returns
-    seconds. `prints_epochs`: a line for each epoch and for the final score, as a hand-written loop prints them.
+    A closed terminal or pipe ends the display, not the run. `clock` returns seconds. `prints_epochs`: a line for each
+    epoch and for the final score, as a hand-written loop prints them. `verbosity`: quiet shows no progress; verbose has
+    the lines of each seed on a terminal, too, where a row is one live line.
     """
 
     def __init__(
@@ -30,17 +37,28 @@ class Progress(Observer):
         *,
         clock: Callable[[], float] = time.monotonic,
         prints_epochs: bool = False,
+        verbosity: Verbosity = "normal",
     ) -> None:
         self.stream, self.clock, self.prints_epochs = stream or sys.stderr, clock, prints_epochs
-        self.bars = self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.is_quiet, self.is_verbose = verbosity == "quiet", verbosity == "verbose"
+        self.is_live = is_live(self.stream) and not self.is_quiet
         self.runs: dict[Path, _Run] = {}
+        self.rows: dict[str, _Row] = {}
         self.drawn = 0.0
+        self.console = console(self.stream)
+        self.live = Live(
+            console=self.console,
+            get_renderable=self._lines,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+        )
 
     def started(self, run: Path, event: Event) -> None:
         shown = self.runs[run] = _Run(event, now=self.clock())
-        if not self.bars:
+        if not self.is_live or self.is_verbose:
             epochs = f", {shown.total} epochs" if shown.total else ""
-            self.say(f"{shown.title}: {event['event']}{epochs}")
+            self._tell(f"{shown.title}: {event['event']}{epochs}")
 
     def images(self, run: Path, event: Event) -> None:
         if run in self.runs:
@@ -59,58 +77,108 @@ class Progress(Observer):
 
     def finished(self, run: Path, event: Event) -> None:
         if run in self.runs:
-            self.say(f"{self.runs.pop(run).title}: {_ending(event)}")
+            self._end(self.runs.pop(run), event=event)
 
-    def say(self, line: str) -> None:
-        """A line of its own, above the bars."""
-        self._draw(f"{line}\n")
+    def row(self, standing: Standing) -> None:
+        name = standing.row.name
+        if standing.state == "running":
+            self.rows.setdefault(name, _Row(standing, now=self.clock())).standing = standing
+            self._draw()
+        elif self.rows.pop(name, None) and standing.state == "interrupted" and self.is_live:
+            done = f"{standing.num_seeds} of {standing.num_asked} seeds"
+            self.say(f"{name}: interrupted after {done}; start it again and it goes on")
+
+    def say(self, content: RenderableType) -> None:
+        """Print it above the live lines."""
+        with self._watched():
+            if self.is_live:
+                self.console.print(content, soft_wrap=isinstance(content, str))
+                if self.live.is_started:
+                    self.live.refresh()  # without the run that has ended
+            else:
+                self.stream.write(f"{rendered(content, on=self.console)}\n")
+                self.stream.flush()
 
     def close(self) -> None:
-        """Replace each remaining bar by a line that says interrupted."""
+        """Replace each remaining line by one that says interrupted."""
+        self.rows.clear()
         while self.runs:
-            self.say(f"{self.runs.pop(next(iter(self.runs))).title}: {_ending({'event': 'interrupted'})}")
+            self._end(self.runs.pop(next(iter(self.runs))), event={"event": "interrupted"})
+        with self._watched():
+            self.live.stop()
+
+    def _tell(self, line: str) -> None:
+        """Say it, unless quiet."""
+        if not self.is_quiet:
+            self.say(line)
+
+    def _end(self, run: "_Run", *, event: Event) -> None:
+        """A run's last line; on a terminal, its row's live line tells of it instead, unless something went wrong."""
+        went_wrong = event["event"] == "failed" or (event["event"] == "finished" and event.get("reason"))
+        if went_wrong or self.is_verbose or not self.is_live or run.row not in self.rows:
+            self._tell(f"{run.title}: {_ending(event)}")
 
     def _advance(self, run: "_Run", *, event: Event) -> None:
         now = self.clock()
         run.take(event, now=now)
-        if self.bars and now - self.drawn >= DRAW_SECONDS:
+        if self.is_live:
             self._draw()
-        elif not self.bars and now - run.spoke >= PLAIN_LINE_SECONDS:
+        elif now - run.spoke >= PLAIN_LINE_SECONDS:
             run.spoke = now
-            self.say(f"{run.title}: {run.state(now)}")
+            self._tell(f"{run.title}: {run.state(now)}")
 
-    def _draw(self, above: str = "") -> None:
-        with self._watched():
-            if not self.bars:
-                self.stream.write(above)
-            else:
+    def _draw(self) -> None:
+        if self.is_live and self.clock() - self.drawn >= DRAW_SECONDS:
+            with self._watched():
                 self.drawn = self.clock()
-                columns, rows = _size(self.stream)
-                shown = list(self.runs.values())[: rows - 1]
-                block = "\n".join(run.bar(self.drawn, columns=columns - 1) for run in shown)
-                up = f"\x1b[{len(shown) - 1}A" if len(shown) > 1 else ""
-                self.stream.write(f"{CLEAR}{above}{block}{up}\r")
-            self.stream.flush()
+                self.live.start()
+                self.live.refresh()
+
+    def _lines(self) -> Constrain:
+        """The live lines: a title, a bar and numbers for each row, and for each run of none of them.
+
+        The end of a line stays free, so that a terminal's ^C there starts no new line.
+        """
+        now, lines = self.clock(), Table.grid(padding=(0, 1, 0, 0), expand=True)
+        lines.add_column(no_wrap=True, overflow="ellipsis")
+        lines.add_column(ratio=1, min_width=5, max_width=40)
+        lines.add_column(no_wrap=True, overflow="ellipsis")
+        for name, row in self.rows.items():
+            done = row.standing.num_seeds + sum(run.share for run in self.runs.values() if run.row == name)
+            lines.add_row(name, ProgressBar(row.standing.num_asked, done), row.state(now, done=done))
+        for run in self.runs.values():
+            if run.row not in self.rows:
+                lines.add_row(run.title, ProgressBar(run.total or None, run.done), run.state(now))
+        return Constrain(lines, self.console.width - len("^C") - 1)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
         try:
             yield
         except OSError:
-            self.bars = False
+            self.is_live = False
             self.stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+            self.console.file = self.stream
+            with suppress(IndexError):  # rich's, where the terminal was closed before the first line
+                self.live.stop()  # gives sys.stderr back
 
 
 class _Run:
     """The displayed state of one run: how many of its epochs, or of the photographs it evaluates, are done."""
 
     def __init__(self, event: Event, *, now: float) -> None:
+        self.row = event["row"]
         self.title = f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
         self.unit, self.total = "epoch", int(event["epochs_total"])
         self.started = self.spoke = self.taken = now
         self.done = self.done_before = 0
         self.seconds_each: float | None = None
         self.numbers = ""
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, from 0 to 1."""
+        return self.done / self.total if self.total else 0.0
 
     def take(self, event: Event, *, now: float) -> None:
         self.taken = now
@@ -135,14 +203,24 @@ class _Run:
             left = f", {duration(max(seconds, 0.0))} left"
         return f"{self.unit} {self.done}/{self.total}{left}{self.numbers}"
 
-    def bar(self, now: float, *, columns: int) -> str:
-        """The title, a bar that fills the line, and the state."""
-        state = self.state(now)
-        width = min(columns - len(self.title) - len(state) - 2, 40)
-        if width < 5 or not self.total:
-            return f"{self.title} {state}"[:columns]
-        filled = width * self.done // self.total
-        return f"{self.title} {'█' * filled}{'░' * (width - filled)} {state}"
+
+class _Row:
+    """The displayed state of a row that is measured now."""
+
+    def __init__(self, standing: Standing, *, now: float) -> None:
+        self.standing, self.begun = standing, now
+        self.done_before = float(standing.num_seeds)
+
+    def state(self, now: float, *, done: float) -> str:
+        """Such as "12/40 seeds, 12 min left, 97.91 ± 0.16 %, undecided so far". `done`: seeds, with parts of them."""
+        verdict, parts = self.standing.verdict, [f"{self.standing.num_seeds}/{self.standing.num_asked} seeds"]
+        if (trained := done - self.done_before) > 0:
+            left = (now - self.begun) / trained * max(self.standing.num_asked - done, 0.0)
+            parts.append(f"{duration(left)} left")
+        if verdict.mean_percent is not None:
+            spread = "" if verdict.sd_percent is None else f" ± {verdict.sd_percent:.2f}"
+            parts += [f"{verdict.mean_percent:.2f}{spread} %", f"{verdict.verdict} so far"]
+        return ", ".join(parts)
 
 
 def _as_a_loop_prints(event: Event, *, epochs_total: int) -> str:
@@ -173,12 +251,3 @@ def _ending(event: Event) -> str:
         return "interrupted; start it again and it goes on"
     ended = "diverged" if record else event["event"]
     return f"{ended}: {event['reason']}" if event.get("reason") else str(ended)
-
-
-def _size(stream: TextIO) -> tuple[int, int]:
-    """Columns and rows of a terminal; 80 and 24 if unknown."""
-    try:
-        size = os.get_terminal_size(stream.fileno())
-    except OSError:
-        return 80, 24
-    return size.columns or 80, size.lines or 24
