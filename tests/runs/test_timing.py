@@ -96,7 +96,7 @@ def test_on_a_narrow_terminal_the_plan_leaves_out_why() -> None:
         "row               seeds here  to train  a seed  in all  fits",
         "resnet18-cifar10           0         1    60 s    60 s  by about 2026-02-01 00:00",
     ]
-    assert narrow.splitlines()[1:] == [
+    assert narrow.splitlines()[-3:] == [  # below a first line that is folded
         "row               to train  in all  fits",
         "resnet18-cifar10         1    60 s  by about 2026-02-01",
         "                                    00:00",
