@@ -73,13 +73,13 @@ def as_committed() -> str:
     return REAL
 
 
-def with_the_readmes_example() -> str:
-    """The committed ledger after the README's advice: one entry pasted at its end."""
-    readme = (CONF.parent / "README.md").read_text()
-    return REAL + "\n" + readme[readme.index("  mlp2-mnist-keras:") :].split("```")[0]
+def with_the_example_of_the_docs() -> str:
+    """The committed ledger after the advice of docs/extend.md: one entry pasted at its end."""
+    page = (CONF.parent / "docs/extend.md").read_text()
+    return REAL + "\n" + page[page.index("  mlp2-mnist-keras:") :].split("```")[0]
 
 
-@pytest.fixture(params=[as_committed, with_the_readmes_example], ids=lambda made: made.__name__)
+@pytest.fixture(params=[as_committed, with_the_example_of_the_docs], ids=lambda made: made.__name__)
 def text(request: pytest.FixtureRequest) -> str:
     """A ledger that all tests of the committed one must accept: a row more is one edit."""
     made: str = request.param()
@@ -174,7 +174,7 @@ def test_a_model_alone_brings_the_data_and_recipe_of_its_row(committed: dict[str
     assert {"override /recipe": row.recipe} in home
 
 
-@pytest.mark.parametrize("file", [REAL, with_the_readmes_example(), (CONF / "demo.yaml").read_text()])
+@pytest.mark.parametrize("file", [REAL, with_the_example_of_the_docs(), (CONF / "demo.yaml").read_text()])
 def test_row_sha256_is_that_of_the_entry_as_any_yaml_and_json_library_reads_it(file: str, write: Write) -> None:
     """Defaults written out."""
     entries = yaml.safe_load(file)["rows"]
