@@ -99,7 +99,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     if options.command == "track":
         from remeasure.tracking.replay import replay
 
-        replay(rows, results=files.results, runs=files.runs, project=files.store, say=_say)
+        note = _note(rows, files=files)
+        replay(rows, results=files.results, runs=files.runs, project=files.store, table=note, say=_say)
     return status
 
 
@@ -228,18 +229,18 @@ def _measure(
             campaign.measure(campaigns)
         here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
-            _replay_committed([row for row in rows.values() if row.name not in here], observers=observers, files=files)
+            _replay_committed(rows, here=here, observers=observers, files=files)
     failed = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
     return EXIT_INPUT if refused else failed, dict.fromkeys(here, "measured here")
 
 
-def _replay_committed(rows: Sequence[Row], *, observers: "Observers", files: Files) -> None:
-    """Rows that were not measured here stand in MLflow by their committed records."""
+def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers: "Observers", files: Files) -> None:
+    """Rows that were not measured here stand in MLflow by their committed records; its note has the table."""
     from remeasure.tracking.mlflow_observer import MlflowObserver
     from remeasure.tracking.replay import replay_row
 
     tracking = [observer for observer in observers.each if isinstance(observer, MlflowObserver)]
-    for row in rows:
+    for row in (row for row in rows.values() if row.name not in here):
         with held_folder(files.results):
             ensure_header(files.results, row=row.name)
         for observer in tracking:
@@ -247,6 +248,17 @@ def _replay_committed(rows: Sequence[Row], *, observers: "Observers", files: Fil
                 observer.best_effort.at_once(
                     replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
                 )
+    for observer in tracking:
+        if observer.tracker:
+            whole = ledger.read(files.ledger)
+            observer.best_effort.at_once(observer.tracker.describe, _note(whole, files=files))
+
+
+def _note(rows: Mapping[str, Row], *, files: Files) -> str:
+    """The table in Markdown, of all rows of the ledger."""
+    with held_folder(files.results):
+        records = {name: read_runs(files.results, row=name) for name in rows}
+    return table.short_markdown(table.build(rows, records=records), rows=rows)
 
 
 def _export(rows: Mapping[str, Row], *, files: Files) -> None:

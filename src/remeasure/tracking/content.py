@@ -18,6 +18,7 @@ from remeasure.runs import journal
 from remeasure.spec.record import Event, RunRecord
 from remeasure.system.paths import read_file
 from remeasure.tracking.observer import Measured, Standing
+from remeasure.tracking.views import NOTE_TAG, row_note
 
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) to (value, time in milliseconds)
 
@@ -35,6 +36,7 @@ _STATUS = {
 }
 _FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
 _FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
+_SOURCE = {"mlflow.source.name": "src/reproduce.py", "mlflow.source.type": "LOCAL"}  # else the UI hides the commit
 _INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
 _MORE_TAGS = ("code_sha256", "data_sha256", "data_official", "dirty", "precision", "engine")
 
@@ -83,7 +85,7 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
             **({"trained_model": _kept(directory)} if status == "FINISHED" else {}),
         },
         points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
-        params=_flat(config),
+        params=_params(info, config=config),
         dataset=_dataset(info, config=config),
         files=tuple(path for name in names if (path := directory / name).is_file()),
     )
@@ -113,7 +115,7 @@ def record_content(
         ended_ms=end_ms,
         tags={**_tags(info, measured="committed record", parent_id=parent_id), **_findings(findings), **outcome},
         points={**_final_points(info, config=spec, time_ms=end_ms), **_curve_points(curve, time_ms=end_ms)},
-        params=_flat(spec),
+        params=_params(info, config=spec),
         dataset=_dataset(info, config=spec),
     )
 
@@ -135,7 +137,7 @@ def row_content(standing: Standing) -> Content:
         status=_STATUS["started" if standing.state == "running" else standing.state],
         started_ms=time_ms,
         ended_ms=time_ms,
-        tags={key: _cut(value) for key, value in tags.items()},
+        tags={**{key: _cut(value) for key, value in tags.items()}, NOTE_TAG: row_note(row, verdict=verdict), **_SOURCE},
         points=_row_points(standing),
     )
 
@@ -150,12 +152,12 @@ def _row_points(standing: Standing) -> Points:
     verdict, published_percent = standing.verdict, standing.row.published.accuracy_percent
     mean = verdict.mean_percent
     values = {
-        "mean_percent": mean,
-        "sd_percent": verdict.sd_percent,
+        "mean_percent": mean if mean is None else round(mean, 4),
+        "sd_percent": verdict.sd_percent if verdict.sd_percent is None else round(verdict.sd_percent, 4),
         "interval_low_percent": verdict.interval_low_percent,
         "interval_high_percent": verdict.interval_high_percent,
         "published_percent": published_percent,
-        "gap_pp": None if mean is None else mean - published_percent,
+        "gap_pp": None if mean is None else round(mean - published_percent, 4),
         "num_seeds": standing.num_seeds,
         "num_seeds_judged": verdict.num_seeds,
     }
@@ -176,7 +178,7 @@ def _run_name(info: Mapping[str, Any]) -> str:
 def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dict[str, str]:
     known = {key: _cut(info[key]) for key in (*_INFO_TAGS, *_MORE_TAGS) if info.get(key) is not None}
     parent = {PARENT_TAG: parent_id} if parent_id else {}
-    return {**known, **parent, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
+    return {**known, **parent, **_SOURCE, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
 
 
 def _kept(directory: Path) -> str:
@@ -239,6 +241,11 @@ def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str
     title, official = data.get("title"), info.get("data_official")
     source = {"title": title, "sha256": sha256, "official": official, "known_copy": known_copy}
     return data["name"], sha256[:MAX_DIGEST], json.dumps(source)
+
+
+def _params(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> dict[str, str]:
+    """The resolved config, with row and seed, by which the UI groups runs."""
+    return _flat(config) | {key: str(info[key]) for key in ("row", "seed") if info.get(key) not in (None, "")}
 
 
 def _config(path: Path) -> Mapping[str, Any]:

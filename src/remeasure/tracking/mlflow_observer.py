@@ -25,6 +25,8 @@ class MlflowObserver(Observer):
         self.best_effort, self.for_models = BestEffort(), BestEffort()  # a model takes seconds; points need not wait
         self.parents: dict[str, str] = {}  # row to the MLflow run of its campaign
         self.samplers: dict[Path, ExitStack] = {}
+        if self.tracker is not None:
+            self.best_effort.at_once(self.tracker.describe)
 
     def started(self, run: Path, event: Event) -> None:
         if self.tracker is not None:

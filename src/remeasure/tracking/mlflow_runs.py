@@ -18,6 +18,7 @@ from remeasure.system.redaction import masked
 from remeasure.tracking.content import CAMPAIGN_TAG, Content, record_content, row_content, run_content
 from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri
 from remeasure.tracking.observer import Standing
+from remeasure.tracking.views import experiment_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -61,6 +62,17 @@ class Tracker:
     def project_row(self, standing: Standing) -> str:
         """Bring the parent run of a row's campaign up to date and return its id."""
         return self._bring_up_to_date(row_content(standing))
+
+    def describe(self, table: str = "") -> str:
+        """Bring the experiment's views up to date, and its note with this Markdown table, if there is one.
+
+        Returns the experiment's id.
+        """
+        held = self.store.client.get_experiment(self.store.experiment_id).tags
+        for key, value in experiment_tags(table).items():
+            if held.get(key) != value:
+                self.store.client.set_experiment_tag(self.store.experiment_id, key, value)
+        return self.store.experiment_id
 
     def close_campaign(self, campaign: str) -> str:
         """End a row's parent run that a killed campaign left running; returns its id, or "" where there is none.

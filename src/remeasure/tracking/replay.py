@@ -19,8 +19,13 @@ from remeasure.tracking.mlflow_observer import MlflowObserver
 from remeasure.tracking.observer import Observers, Standing
 
 
-def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, say: Callable[[str], None]) -> None:
-    """Send runs and records to MLflow, without what it has already. Raises InputError: no mlflow, or no store."""
+def replay(
+    rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, table: str, say: Callable[[str], None]
+) -> None:
+    """Send runs and records to MLflow, without what it has already. Raises InputError: no mlflow, or no store.
+
+    `table`: in Markdown, for the experiment's note.
+    """
     if not mlflow_store.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
     observer = MlflowObserver(project=project)
@@ -35,6 +40,7 @@ def replay(rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path,
     for directory in directories:
         started = journal.last(journal.read(directory), "started") or {}
         tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
+    tracker.describe(table)
     uri, num_rows = masked(tracker.store.uri), sum(map(bool, parents.values()))
     say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
 
