@@ -17,7 +17,7 @@ FIRST = "verdicts"  # the view that the link opens
 NOTE_TAG = "mlflow.note.content"
 _VIEW_TAG = "mlflow.sharedViewState."
 _ROWS = ("published_percent", "mean_percent", "sd_percent", "gap_pp", "num_seeds")
-# By model family, as SQL's LIKE takes it. The page loads 100 runs, so that the many seeds of a variant would hide others.
+# By model family, as SQL LIKE takes it. The page loads 100 runs: the many seeds of a variant would hide others.
 _FAMILIES = {"curves mlp2 and mlp4": "mlp_-mnist", "curves logreg": "logreg%", "curves lenet5": "lenet5%"}
 _FAMILIES |= {"curves resnet18": "resnet18%", "curves vit": "vit%"}
 
