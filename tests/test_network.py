@@ -236,7 +236,7 @@ def answers(port: int) -> bool:
 
 
 def test_the_ui_prints_the_link_to_its_experiment(ui: Ui) -> None:
-    link = f"http://127.0.0.1:{ui.port}/#/experiments/1/runs?workflowType=machine_learning"
+    link = f"http://127.0.0.1:{ui.port}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=verdicts"
     assert link in (ui.folder / "ui.log").read_text()
 
 

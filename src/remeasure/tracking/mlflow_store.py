@@ -21,6 +21,7 @@ from remeasure.spec.base import InputError
 from remeasure.system import locks
 from remeasure.system.redaction import masked
 from remeasure.tracking.best_effort import first_line
+from remeasure.tracking.views import FIRST
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,7 +129,7 @@ def serve(project_root: Path, *, port: int) -> NoReturn:
     if uri.startswith(("http://", "https://")):
         raise InputError(f"MLFLOW_TRACKING_URI: {masked(uri)} is a server, which has a UI of its own: open it there")
     store = Store(uri, artifact_root=artifact_root(uri, project_root=project_root))
-    link = f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    link = f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={FIRST}"
     print(f"{link}  (Ctrl-C ends it)", flush=True)
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: it may hold a password
     options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")  # one person needs one
