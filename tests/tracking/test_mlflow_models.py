@@ -116,6 +116,8 @@ def test_the_logged_model_scores_the_test_split_image_by_image(tracked: tuple[Ml
     with np.load(outcome.directory / "predictions.npz") as arrays:
         assert predicted.tolist() == arrays["predicted"].tolist()
     assert int((predicted == split.labels).sum()) == outcome.record.num_correct
+    served = mlflow.pyfunc.load_model(f"models:/{model.model_id}").predict(split.images)
+    assert served.argmax(axis=1).tolist() == predicted.tolist()
     described = mlflow.models.get_model_info(f"models:/{model.model_id}")
     assert described.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 1, 8, 8)}
     files = [path.name for path in Path(model.artifact_location.removeprefix("file://")).rglob("*") if path.is_file()]

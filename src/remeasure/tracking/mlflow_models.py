@@ -70,9 +70,9 @@ def _save(classifier: "Classifier", path: Path, *, model: "LoggedModel", extra: 
     from mlflow.types import Schema, TensorSpec
 
     shape = classifier.input_shape
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *shape), name="images")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(classifier.classes)), name="logits")]),
+    signature = ModelSignature(  # without names: mlflow.pyfunc makes a dict of named arrays, and refuses that
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *shape))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(classifier.classes)))]),
     )
     home = Model(
         artifact_path=model.artifact_location,
