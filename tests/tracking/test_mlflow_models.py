@@ -180,7 +180,7 @@ def test_make_track_gives_another_store_its_models(
     tracked: tuple[MlflowObserver, Outcome], tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     another, outcome = project(tmp_path, empty_store=empty_store, patch=monkeypatch), tracked[1]
-    replay({}, results=tmp_path, runs=outcome.directory.parent, project=tmp_path, say=list[str]().append)
+    replay({}, results=tmp_path, runs=outcome.directory.parent, project=tmp_path, table="", say=list[str]().append)
     (model,) = models(another)
     assert model.tags["spec_sha256"] == outcome.record.spec_sha256
 
