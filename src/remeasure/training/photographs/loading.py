@@ -1,4 +1,4 @@
-"""Batches of photographs from loader processes, each of which sends them through a socket of its own.
+"""Batches of photographs from loader processes, each of which sends the images through a socket of its own.
 
 torch's DataLoader passes batches through /dev/shm, of which a container has 64 MB, and through one queue, in which the
 reader waits for ever for a process that was killed while it wrote. Here the kernel closes the socket of a process that
@@ -7,15 +7,14 @@ ends, whatever ended it, and the reader raises.
 
 import itertools
 import multiprocessing
-import pickle
 import signal
 import socket
-import struct
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +27,6 @@ from remeasure.spec.base import InputError
 AHEAD = 2  # batches that a process may be asked for before one of them is read, which bounds the memory
 ANSWER_SECONDS = 600.0  # a batch takes seconds; a process that gives none for so long is stopped, or its disk hangs
 END_SECONDS = 5.0
-LENGTH = struct.Struct("<Q")
 
 Loaded = tuple[Tensor, Any]  # a batch's images, and what the collate function puts beside them
 Collate = Callable[[list[Any]], Loaded]
@@ -93,27 +91,30 @@ class Loader:
 
 
 class _Worker:
-    """One process, and this end of its socket."""
+    """One process, and this end of its pipe, for tasks and what stands beside the images, and of its socket."""
 
     def __init__(self, loader: Loader) -> None:
         # A process forked from this one would hang if torch has started threads; so a fork server starts it.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([type(loader.dataset).__module__])
-        self._pinned = loader.pinned
-        self._socket, theirs = socket.socketpair()
+        self._pinned, self._seconds = loader.pinned, loader.seconds
+        self._pipe, their_pipe = context.Pipe()
+        self._socket, their_socket = socket.socketpair()
         self._socket.settimeout(loader.seconds)
-        with theirs:
-            arguments = (loader.dataset, loader.collate, theirs)
+        with their_pipe, their_socket:
+            arguments = (loader.dataset, loader.collate, their_pipe, their_socket)
             self._process: BaseProcess = context.Process(target=_serve, args=arguments, daemon=True)
             self._process.start()
 
     def ask(self, task: Sequence[Any]) -> None:
         with self._named():
-            _send(self._socket, pickle.dumps(task))
+            self._pipe.send(task)
 
     def answer(self) -> Loaded:
         with self._named():
-            shape, dtype, rest = pickle.loads(_receive(self._socket))
+            if not self._pipe.poll(self._seconds):
+                raise TimeoutError
+            shape, dtype, rest = self._pipe.recv()
             images = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
             _fill(self._socket, _bytes_of(images))
         if isinstance(rest, Exception):
@@ -121,6 +122,7 @@ class _Worker:
         return images, rest
 
     def end(self) -> None:
+        self._pipe.close()
         self._socket.close()
         self._process.terminate()
         self._process.join(END_SECONDS)
@@ -128,12 +130,12 @@ class _Worker:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the process where its socket fails."""
+        """Name the process where its pipe or socket fails."""
         what = f"process {self._process.pid}, which decodes photographs,"
         try:
             yield
         except TimeoutError:
-            raise TimeoutError(f"{what} gave no batch for {self._socket.gettimeout():g} s") from None
+            raise TimeoutError(f"{what} gave no batch for {self._seconds:g} s") from None
         except (EOFError, ConnectionError):
             self._process.join(END_SECONDS)
             code = self._process.exitcode or 0
@@ -142,17 +144,17 @@ class _Worker:
             raise ChildProcessError(f"{what} {how}{why}") from None
 
 
-def _serve(dataset: Any, collate: Collate, theirs: socket.socket) -> None:
+def _serve(dataset: Any, collate: Collate, pipe: "Connection[Any, Any]", images_to: socket.socket) -> None:
     """A loader process: make the batches that it is asked for, each while the last one is sent, until nobody reads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the reader, which ends this process
     torch.set_num_threads(1)
     sending: Future[None] | None = None
     with suppress(EOFError, ConnectionError), ThreadPoolExecutor(1) as sender:
         while True:
-            batch = _made(dataset, collate, task=pickle.loads(_receive(theirs)))
+            batch = _made(dataset, collate, task=pipe.recv())
             if sending:
                 sending.result()
-            sending = sender.submit(_send_batch, theirs, batch)
+            sending = sender.submit(_send_batch, pipe, images_to, batch)
 
 
 def _made(dataset: Any, collate: Collate, *, task: Sequence[Any]) -> Loaded:
@@ -165,26 +167,14 @@ def _made(dataset: Any, collate: Collate, *, task: Sequence[Any]) -> Loaded:
         return torch.empty(0), RuntimeError(f"in a process that decodes photographs:\n{traceback.format_exc()}")
 
 
-def _send_batch(end: socket.socket, batch: Loaded) -> None:
+def _send_batch(pipe: "Connection[Any, Any]", images_to: socket.socket, batch: Loaded) -> None:
     images, rest = batch
-    _send(end, pickle.dumps((images.shape, images.dtype, rest)))
-    end.sendall(_bytes_of(images.contiguous()))
+    pipe.send((images.shape, images.dtype, rest))
+    images_to.sendall(_bytes_of(images.contiguous()))
 
 
 def _bytes_of(images: Tensor) -> memoryview:
     return images.view(-1).view(torch.uint8).numpy().data
-
-
-def _send(end: socket.socket, content: bytes) -> None:
-    end.sendall(LENGTH.pack(len(content)) + content)
-
-
-def _receive(end: socket.socket) -> bytearray:
-    head = bytearray(LENGTH.size)
-    _fill(end, memoryview(head))
-    content = bytearray(*LENGTH.unpack(head))
-    _fill(end, memoryview(content))
-    return content
 
 
 def _fill(end: socket.socket, view: memoryview) -> None:
