@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import os
 import pty
+import re
 import signal
 import sqlite3
 import struct
@@ -12,10 +13,10 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -314,7 +315,7 @@ def in_mlflow(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A project whose demo has a row that is quickly decided, and one whose runs never end."""
     project = copy_project(tmp_path_factory.mktemp("campaign"))
     path = project.root / "conf/demo.yaml"
@@ -325,7 +326,13 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Project:
     path.write_text(yaml.safe_dump({"rows": rows}, sort_keys=False))
     recipe = "defaults: [article, _self_]\nname: endless\nepochs_total: 1000000\n"
     (project.root / "conf/recipe/endless.yaml").write_text(recipe)
-    return project
+    yield project
+    for (
+        process
+    ) in psutil.process_iter():  # a test that failed has left its endless campaign, which would take all cores
+        with suppress(psutil.Error):
+            if str(project.root) in " ".join(process.cmdline()):
+                process.kill()
 
 
 NUM_WORKERS = min(len(os.sched_getaffinity(0)), 5)  # the first look of the endless row has 5 seeds
@@ -413,7 +420,7 @@ def test_ctrl_c_ends_a_campaign_with_130_and_leaves_the_terminal_clean(campaign:
     reader = threading.Thread(target=read_all, args=(terminal, output))
     reader.start()
     wait_until(lambda: all_train(campaign, times=3))
-    wait_until(lambda: output.decode(errors="ignore").count("░ epoch ") > 3 * NUM_WORKERS)
+    wait_until(lambda: len(re.findall(r"━ 0/\d+ seeds, \d+ \w+ left", output.decode(errors="ignore"))) > 3)
     family = workers_of(process)
     os.write(terminal, b"\x03")
     assert process.wait(timeout=20) == 130
@@ -421,10 +428,8 @@ def test_ctrl_c_ends_a_campaign_with_130_and_leaves_the_terminal_clean(campaign:
     os.close(terminal)
     shown = screen(output.decode(), columns=100)
     assert psutil.wait_procs(family, timeout=SECONDS_TO_END)[1] == []
-    assert sorted(shown[-NUM_WORKERS:]) == [
-        f"mlp2-digits seed {seed}: interrupted; start it again and it goes on" for seed in range(NUM_WORKERS)
-    ]
-    assert not any("░" in line or "█" in line for line in shown), shown
+    assert re.fullmatch(r"mlp2-digits: interrupted after 0 of \d+ seeds; start it again and it goes on", shown[-1])
+    assert not any("━" in line for line in shown), shown
     assert not any("Traceback" in line for line in shown)
     assert [names[-1] for names in events(campaign, "mlp2")] == ["interrupted"] * NUM_WORKERS
 
