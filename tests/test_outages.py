@@ -168,9 +168,9 @@ def assert_complete(uri: str) -> None:
     """The run is finished in MLflow, with each of its points once and with its files."""
     client = MlflowClient(uri)
     (run,) = [run for run in in_mlflow(uri) if run.data.tags["model"] == "mlp2" and "seed" in run.data.tags]
-    points = client.get_metric_history(run.info.run_id, "train_loss")
+    points = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(point.step for point in points) == list(range(1, EPOCHS + 1))
-    assert "test_accuracy_percent" in run.data.metrics
+    assert "test/accuracy_percent" in run.data.metrics
     assert {entry.path for entry in client.list_artifacts(run.info.run_id)} >= {"record.json", "config.yaml"}
     assert set(statuses(uri).values()) == {"FINISHED"}
 

@@ -289,7 +289,7 @@ def _tracked_points(database: Path) -> Iterator[tuple[str, object]]:
             if not is_seed:
                 rows[point] = value
             else:
-                yield point, "" if key in CHANGING else value
+                yield point, "" if key.rpartition("/")[2] in CHANGING else value
     yield from rows.items()
 
 

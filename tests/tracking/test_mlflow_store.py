@@ -287,13 +287,14 @@ def test_a_finished_run_is_in_the_store_as_journaled(root: Path, tracker: Tracke
     (directory / "checkpoint.ckpt").write_text("large")
     run_id = tracker.project(directory)
     assert status(root) == [("FINISHED", 0, 3000)]
-    assert points(root, "train_loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
-    assert points(root, "train_accuracy_percent") == [(1, 90.0, 1000), (2, 95.0, 2000)]
-    assert points(root, "lr") == [(1, 0.001, 1000), (2, 0.0005, 2000)]
-    assert points(root, "test_accuracy_percent") == [(2, 97.5, 2000)]
-    assert points(root, "test_loss") == [(2, 0.375, 2000)]
-    assert points(root, "wall_seconds") == [(2, 2.5, 3000)]
-    assert points(root, "num_params") == [(2, 203530.0, 3000)]
+    assert points(root, "train/loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
+    assert points(root, "train/accuracy_percent") == [(1, 90.0, 1000), (2, 95.0, 2000)]
+    assert points(root, "train/lr") == [(1, 0.001, 1000), (2, 0.0005, 2000)]
+    assert points(root, "test/accuracy_percent") == [(2, 97.5, 2000)]
+    assert points(root, "test/loss") == [(2, 0.375, 2000)]
+    assert points(root, "run/wall_seconds") == [(2, 2.5, 3000)]
+    assert points(root, "test/num_correct") == [(2, 39.0, 3000)]
+    assert rows(root, "SELECT value FROM params WHERE key = 'num_params'") == [("203530",)]
     stored = sorted(path.name for path in (root / "mlartifacts" / run_id / "artifacts").iterdir())
     assert stored == ["config.yaml", "environment.json", "journal.jsonl", "record.json"]
     assert list((tmp_path / "elsewhere").iterdir()) == []  # the working directory stays clean
@@ -342,14 +343,14 @@ def test_large_configs_and_long_curves_arrive_whole(root: Path, tracker: Tracker
     lengths = rows(root, "SELECT length(value) FROM params WHERE key LIKE 'extra.%'")
     assert lengths == [(500,)] * 230
     assert rows(root, "SELECT value FROM params WHERE key = 'odd_key_'") == [("1",)]
-    assert rows(root, "SELECT count(*) FROM metrics WHERE key = 'lr'") == [(700,)]
+    assert rows(root, "SELECT count(*) FROM metrics WHERE key = 'train/lr'") == [(700,)]
 
 
 def test_a_tuning_run_shows_no_test_accuracy(root: Path, tracker: Tracker) -> None:
     config = {**CONFIG, "data": {**CONFIG["data"], "split": "validation"}}
     tracker.project(make_run(root / "runs", *EPOCHS, finished(make_record()), config=config))
-    assert points(root, "validation_accuracy_percent") == [(2, 97.5, 3000)]
-    assert points(root, "test_accuracy_percent") == []
+    assert points(root, "validation/accuracy_percent") == [(2, 97.5, 3000)]
+    assert points(root, "test/accuracy_percent") == []
 
 
 def test_projecting_again_changes_nothing(root: Path, tracker: Tracker) -> None:
@@ -366,13 +367,13 @@ def test_projecting_again_changes_nothing(root: Path, tracker: Tracker) -> None:
 def test_a_live_run_grows_epoch_by_epoch(root: Path, tracker: Tracker) -> None:
     directory = make_run(root / "runs")
     tracker.project(directory)
-    assert points(root, "train_loss") == []
+    assert points(root, "train/loss") == []
     append(directory, EPOCHS[0])
     tracker.project(directory)
-    assert points(root, "train_loss") == [(1, 0.5, 1000)]
+    assert points(root, "train/loss") == [(1, 0.5, 1000)]
     append(directory, EPOCHS[1])
     tracker.project(directory)
-    assert points(root, "train_loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
+    assert points(root, "train/loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
     assert status(root) == [("RUNNING", 0, None)]
 
 
@@ -392,7 +393,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(root: Path, tracker: Track
     append(directory, {**finished(make_record()), "time": "2026-11-21T14:01:02Z"})
     assert tracker.project(directory) == run_id
     assert status(root) == [("FINISHED", 0, 62_000)]
-    assert points(root, "train_loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]  # the epoch journaled twice is there once
+    assert points(root, "train/loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]  # the epoch journaled twice is there once
     stored = root / "mlartifacts" / run_id / "artifacts" / "journal.jsonl"
     assert stored.read_text() == (directory / "journal.jsonl").read_text()
 
@@ -402,7 +403,7 @@ def test_an_epoch_that_came_out_differently_on_resume_is_corrected(root: Path, t
     tracker.project(directory)
     append(directory, {**EPOCHS[1], "time": "2026-11-21T14:01:01Z", "loss": 0.125})
     tracker.project(directory)
-    assert rows(root, "SELECT value, step FROM latest_metrics WHERE key = 'train_loss'") == [(0.125, 2)]
+    assert rows(root, "SELECT value, step FROM latest_metrics WHERE key = 'train/loss'") == [(0.125, 2)]
     before = everything(root)
     mlflow_runs.open_tracker(root).project(directory)
     assert everything(root) == before
@@ -415,8 +416,8 @@ def test_a_diverged_run_failed_and_says_why(root: Path, tracker: Tracker) -> Non
     run_id = tracker.project(directory)
     assert status(root) == [("FAILED", 0, 3000)]
     assert tags(root, run_id)["outcome"] == "diverged: loss is nan"
-    assert rows(root, "SELECT is_nan FROM metrics WHERE key = 'train_loss'") == [(1,)]
-    assert points(root, "test_accuracy_percent") == []
+    assert rows(root, "SELECT is_nan FROM metrics WHERE key = 'train/loss'") == [(1,)]
+    assert points(root, "test/accuracy_percent") == []
     before = everything(root)
     mlflow_runs.open_tracker(root).project(directory)
     assert everything(root) == before  # although nan is not equal to nan
@@ -434,7 +435,7 @@ def test_a_torn_journal_is_projected_up_to_the_tear(root: Path, tracker: Tracker
     with (directory / "journal.jsonl").open("a") as file:
         file.write('{"event": "epoch", "ti')
     tracker.project(directory)
-    assert points(root, "train_loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
+    assert points(root, "train/loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
 
 
 def test_a_journal_that_has_not_begun_makes_no_run(root: Path, tracker: Tracker) -> None:
@@ -458,7 +459,7 @@ def test_a_deleted_database_is_noticed_and_a_new_one_gets_everything(
     fresh.mkdir()
     shutil.copy(empty_store, fresh / "mlflow.db")
     mlflow_runs.open_tracker(fresh).project(directory)
-    assert points(fresh, "train_loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
+    assert points(fresh, "train/loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
 
 
 def test_a_send_that_broke_in_the_middle_is_completed(
@@ -476,7 +477,7 @@ def test_a_send_that_broke_in_the_middle_is_completed(
     assert status(root) == [("RUNNING", 0, None)]  # not finished before all of it is there
     run_id = tracker.project(directory)
     assert status(root) == [("FINISHED", 0, 3000)]
-    assert points(root, "train_loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
+    assert points(root, "train/loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
     assert (root / "mlartifacts" / run_id / "artifacts" / "config.yaml").is_file()
 
 
@@ -488,7 +489,7 @@ def test_a_run_that_someone_deleted_is_made_again(root: Path, tracker: Tracker) 
     best_effort = BestEffort()
     run_id = best_effort.at_once(tracker.project, directory) or best_effort.at_once(tracker.project, directory)
     assert run_id not in ("", deleted)
-    assert len(rows(root, f"SELECT * FROM metrics WHERE run_uuid = '{run_id}' AND key = 'train_loss'")) == 2
+    assert len(rows(root, f"SELECT * FROM metrics WHERE run_uuid = '{run_id}' AND key = 'train/loss'")) == 2
 
 
 # ---------------------------------------------------------------- rows and committed records
@@ -539,8 +540,9 @@ def test_a_row_is_one_parent_run_with_its_verdict(root: Path, tracker: Tracker) 
     run_id = project_row(tracker, REPRODUCED)
     latest = dict(rows(root, "SELECT key, value FROM latest_metrics"))
     assert latest == {
-        **{"mean_percent": 97.625, "sd_percent": 0.0625, "published_percent": 97.5, "gap_pp": 0.125, "num_seeds": 7.0},
-        **{"interval_low_percent": 97.5, "interval_high_percent": 97.75, "num_seeds_judged": 5.0},
+        **{"row/mean_percent": 97.625, "row/sd_percent": 0.062, "row/published_percent": 97.5, "row/gap_pp": 0.125},
+        **{"row/interval_low_percent": 97.5, "row/interval_high_percent": 97.75},
+        **{"row/num_seeds": 7.0, "row/num_seeds_judged": 5.0},
     }
     expected = {"row": "mlp2-mnist", "verdict": "reproduced", "reason": "", "measured": "measured here"}
     found = tags(root, run_id)
@@ -558,11 +560,11 @@ def test_a_row_is_updated_in_place(root: Path, tracker: Tracker) -> None:
     assert rows(root, "SELECT status FROM runs") == [("FINISHED",)]
     assert tags(root, run_id)["verdict"] == "reproduced"
     assert tags(root, run_id)["reason"] == ""
-    assert len(points(root, "mean_percent")) == 1
-    assert [value for _, value, _ in points(root, "num_seeds_judged")] == [0.0, 5.0]
+    assert len(points(root, "row/mean_percent")) == 1
+    assert [value for _, value, _ in points(root, "row/num_seeds_judged")] == [0.0, 5.0]
     fresh = Verdict(verdict="undecided", reason="", num_seeds=2, mean_percent=97.0)
     assert project_row(tracker, fresh) == run_id  # a fresh campaign has fewer seeds, and is what counts
-    assert rows(root, "SELECT value FROM latest_metrics WHERE key = 'mean_percent'") == [(97.0,)]
+    assert rows(root, "SELECT value FROM latest_metrics WHERE key = 'row/mean_percent'") == [(97.0,)]
 
 
 def test_seeds_hang_below_their_row(root: Path, tracker: Tracker) -> None:
@@ -587,8 +589,8 @@ def test_a_committed_record_is_replayed_once(root: Path, tracker: Tracker) -> No
     found = {"dead units": "120 of 256"}
     run_id = tracker.project_record(make_record(), spec=CONFIG, curve=CURVE, findings=found, parent_id="row-run")
     assert status(root) == [("FINISHED", 500, 3000)]  # finished at 3 s after 2.5 s
-    assert points(root, "train_loss") == [(1, 0.5, 3000), (2, 0.25, 3000)]
-    assert points(root, "test_accuracy_percent") == [(2, 97.5, 3000)]
+    assert points(root, "train/loss") == [(1, 0.5, 3000), (2, 0.25, 3000)]
+    assert points(root, "test/accuracy_percent") == [(2, 97.5, 3000)]
     found = tags(root, run_id)
     assert (found["measured"], found["mlflow.parentRunId"]) == ("committed record", "row-run")
     assert (found["model"], found["seed"], found["outcome"]) == ("mlp2", "3", "finished")
@@ -723,6 +725,7 @@ def test_system_metrics_go_to_the_runs_own_store(root: Path, tracker: Tracker, m
         time.sleep(0.5)
     found = rows(root, f"SELECT DISTINCT key FROM metrics WHERE run_uuid = '{run_id}'")
     assert ("system/cpu_utilization_percentage",) in found
+    assert not [name for (name,) in found if "disk" in name or "network" in name]
     assert not (root / "another.db").exists()
 
 
@@ -758,7 +761,7 @@ def test_processes_that_start_together_share_a_fresh_store(tmp_path: Path) -> No
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert rows(tmp_path, "SELECT count(*) FROM experiments WHERE name = 'remeasure'") == [(1,)]
     assert rows(tmp_path, "SELECT count(*) FROM runs") == [(4,)]  # three of their own and one in common
-    assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE key = 'lr'") == [(8,)]
+    assert rows(tmp_path, "SELECT count(*) FROM metrics WHERE key = 'train/lr'") == [(8,)]
 
 
 def test_a_store_is_made_where_mlflow_lies_below_a_folder_with_a_percent_sign(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ def state(name: str) -> dict[str, object]:
 
 def test_the_first_view_lists_rows_alone_with_the_verdict_first() -> None:
     first = state(views.FIRST)
-    assert first["searchFilter"] == "metrics.num_seeds > 0"
-    assert first["selectedColumns"][:3] == ["tags.`verdict`", "metrics.`published_percent`", "metrics.`mean_percent`"]  # type: ignore[index]
+    assert first["searchFilter"] == "tags.`remeasure.campaign` LIKE '%'"
+    columns = ["tags.`verdict`", "metrics.`row/published_percent`", "metrics.`row/mean_percent`"]
+    assert first["selectedColumns"][:3] == columns  # type: ignore[index]
 
 
 def test_curves_have_a_line_a_row() -> None:

@@ -29,7 +29,7 @@ from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.system.locks import Presence, held_folder
-from remeasure.tracking.content import campaign_name
+from remeasure.tracking.content.rows import campaign_name
 from remeasure.tracking.observer import Observers, Standing, State
 from remeasure.tracking.terminal import duration
 from remeasure.training.engines.base import can_be_batched, engine_of, refuse_callbacks

@@ -1,6 +1,6 @@
 """MLflow as a projection of the runs' journals and of the committed records.
 
-What an MLflow run should hold is a function of the files alone (tracking/content.py);
+What an MLflow run should hold is a function of the files alone (tracking/content);
 `Tracker._bring_up_to_date` sends what the store lacks of it. So projecting twice adds nothing, and a store that was
 down, deleted or only partly updated is completed by projecting again.
 """
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from remeasure.spec.record import RunRecord
 from remeasure.system.redaction import masked
-from remeasure.tracking.content import CAMPAIGN_TAG, Content, record_content, row_content, run_content
+from remeasure.tracking.content.base import Content
+from remeasure.tracking.content.rows import row_content
+from remeasure.tracking.content.runs import record_content, run_content
 from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri
 from remeasure.tracking.observer import Standing
-from remeasure.tracking.views import experiment_tags
+from remeasure.tracking.views import CAMPAIGN_TAG, experiment_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -77,7 +79,7 @@ class Tracker:
     def close_campaign(self, campaign: str) -> str:
         """End a row's parent run that a killed campaign left running; returns its id, or "" where there is none.
 
-        `campaign`: as content.campaign_name gives it.
+        `campaign`: as content.rows.campaign_name gives it.
         """
         run = self._search({CAMPAIGN_TAG: campaign}, status="RUNNING")
         if run is None:
@@ -106,13 +108,18 @@ class Tracker:
 
     @contextmanager
     def system_metrics(self, mlflow_run_id: str, *, interval_seconds: float = 5.0) -> Iterator[None]:
-        """Record processor, memory, disk and GPU use beside the run, where that is possible; "" records nothing."""
+        """Record the use of processor, memory and GPU beside the run, where that is possible; "" records nothing.
+
+        MLflow's numbers of disk and network say nothing of a run whose data are in memory.
+        """
         monitor = None
         if mlflow_run_id:
             try:
                 monitor = import_module("mlflow.system_metrics.system_metrics_monitor").SystemMetricsMonitor(
                     mlflow_run_id, sampling_interval=interval_seconds, resume_logging=True, tracking_uri=self.store.uri
                 )
+                telling = ("CPUMonitor", "GPUMonitor")
+                monitor.monitors = [each for each in monitor.monitors if type(each).__name__ in telling]
                 monitor.start()
             except Exception as error:  # no psutil, no access to /proc, no store: the run goes on
                 print(f"system metrics are not recorded: {masked(str(error))}", file=sys.stderr)

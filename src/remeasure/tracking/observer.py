@@ -79,7 +79,7 @@ class Observer:
         """A row has begun, has another seed, or has ended."""
 
     def abandoned(self, campaign: str) -> None:
-        """The processes of a row's campaign (content.campaign_name) were killed."""
+        """The processes of a row's campaign (content.rows.campaign_name) were killed."""
 
     def say(self, content: RenderableType) -> None:
         """Something for the person at the terminal: a line, or what else rich can print."""

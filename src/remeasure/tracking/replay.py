@@ -14,7 +14,7 @@ from remeasure.system import locks
 from remeasure.system.locks import held_folder
 from remeasure.system.redaction import masked
 from remeasure.tracking import mlflow_models, mlflow_runs, mlflow_store
-from remeasure.tracking.content import campaign_name
+from remeasure.tracking.content.rows import campaign_name
 from remeasure.tracking.mlflow_observer import MlflowObserver
 from remeasure.tracking.observer import Observers, Standing
 

@@ -14,9 +14,10 @@ from remeasure.judging.table import COMMAND
 from remeasure.spec.claim import Row, Verdict
 
 FIRST = "verdicts"  # the view that the link opens
+CAMPAIGN_TAG = "remeasure.campaign"  # of a row's run
 NOTE_TAG = "mlflow.note.content"
 _VIEW_TAG = "mlflow.sharedViewState."
-_ROWS = ("published_percent", "mean_percent", "sd_percent", "gap_pp", "num_seeds")
+_ROWS = ("row/published_percent", "row/mean_percent", "row/sd_percent", "row/gap_pp", "row/num_seeds")
 # By model family, as SQL LIKE takes it. The page loads 100 runs: the many seeds of a variant would hide others.
 _FAMILIES = {"curves mlp2 and mlp4": "mlp_-mnist", "curves logreg": "logreg%", "curves lenet5": "lenet5%"}
 _FAMILIES |= {"curves resnet18": "resnet18%", "curves vit": "vit%"}
@@ -25,8 +26,8 @@ _FAMILIES |= {"curves resnet18": "resnet18%", "curves vit": "vit%"}
 def experiment_tags(table: str = "") -> dict[str, str]:
     """The views, and the experiment's note with this Markdown table, if there is one."""
     states = {
-        FIRST: _state("metrics.num_seeds > 0", tags=("verdict", "measured", "data"), metrics=_ROWS),
-        "running": _state("attributes.status = 'RUNNING'", tags=("row", "seed"), metrics=("train_accuracy_percent",)),
+        FIRST: _state(f"tags.`{CAMPAIGN_TAG}` LIKE '%'", tags=("verdict", "measured", "data"), metrics=_ROWS),
+        "running": _state("attributes.status = 'RUNNING'", tags=("row", "seed"), metrics=("train/accuracy_percent",)),
         **{name: _curves(family) for name, family in _FAMILIES.items()},
     }
     tags = {f"{_VIEW_TAG}{name.replace(' ', '-')}": _packed(name, state=state) for name, state in states.items()}
@@ -62,15 +63,15 @@ def _state(search: str, *, tags: Sequence[str] = (), metrics: Sequence[str] = ()
 def _curves(family: str) -> dict[str, Any]:
     """A line a row with its band over seeds: loss of the training on a logarithmic scale, and both accuracies."""
     charts = [
-        _line("train_loss", scale="log"),
-        _line("train_accuracy_percent", scale="linear"),
-        _line("test_accuracy_percent", scale="linear"),
+        _line("train/loss", scale="log"),
+        _line("train/accuracy_percent", scale="linear"),
+        _line("test/accuracy_percent", scale="linear"),
     ]
     by_row = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "row"}]}
     section = {"uuid": "curves", "name": "curves", "display": True, "isReordered": False}
     return _state(
         f"params.row LIKE '{family}'",
-        metrics=("test_accuracy_percent",),
+        metrics=("test/accuracy_percent",),
         groupBy=by_row,
         compareRunCharts=charts,
         compareRunSections=[section],

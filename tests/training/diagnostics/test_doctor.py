@@ -29,7 +29,7 @@ from remeasure.runs.splits import Loaded
 from remeasure.spec.findings import ADVICE, CHECKLIST, EXPLAINS, Finding, finding
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-from remeasure.tracking.content import run_content
+from remeasure.tracking.content.runs import run_content
 from remeasure.tracking.terminal import Progress
 from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.doctor import Doctor, Look, is_due, neighbours_agree

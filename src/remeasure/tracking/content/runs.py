@@ -1,13 +1,9 @@
-"""What an MLflow run should hold, computed from a run's files, a committed record or a row's verdict. No mlflow."""
+"""The content of a seed's MLflow run, from the run's files or from a committed record."""
 
 import json
-import math
 import re
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,44 +13,14 @@ import yaml
 from remeasure.runs import journal
 from remeasure.spec.record import Event, RunRecord
 from remeasure.system.paths import read_file
-from remeasure.tracking.observer import Measured, Standing
-from remeasure.tracking.views import NOTE_TAG, row_note
+from remeasure.tracking.content.base import PARENT_TAG, SOURCE, STATUS, Content, Points, cut, milliseconds, points
+from remeasure.tracking.observer import Measured
 
-Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) to (value, time in milliseconds)
-
-CAMPAIGN_TAG = "remeasure.campaign"
-PARENT_TAG = "mlflow.parentRunId"
-MAX_TEXT = 500  # characters of a parameter or tag; MLflow 3 takes 6000 and 8000, but nobody reads them in a table
 MAX_DIGEST = 36  # characters of a data set's digest in MLflow; the whole fingerprint is in the tag data_sha256
-_STATUS = {
-    "started": "RUNNING",
-    "resumed": "RUNNING",
-    "interrupted": "KILLED",
-    "failed": "FAILED",
-    "diverged": "FAILED",
-    "finished": "FINISHED",
-}
 _FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
 _FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
-_SOURCE = {"mlflow.source.name": "src/reproduce.py", "mlflow.source.type": "LOCAL"}  # else the UI hides the commit
 _INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
 _MORE_TAGS = ("code_sha256", "data_sha256", "data_official", "dirty", "precision", "engine")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """What one MLflow run should hold. `identity`: the tag and value that identify the run."""
-
-    identity: tuple[str, str]
-    name: str
-    status: str
-    started_ms: int
-    ended_ms: int
-    tags: dict[str, str]
-    points: Points
-    params: dict[str, str] = field(default_factory=dict)
-    dataset: tuple[str, str, str] | None = None  # name, digest, source
-    files: tuple[Path, ...] = ()
 
 
 def run_content(directory: Path, *, parent_id: str) -> Content | None:
@@ -63,12 +29,12 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
     started = next((event for event in events if event["event"] == "started"), None)
     if started is None:
         return None
-    state = next(event for event in reversed(events) if event["event"] in _STATUS)
+    state = next(event for event in reversed(events) if event["event"] in STATUS)
     record = state.get("record") or {}
     end_ms = milliseconds(state["time"])
     if record and record["accuracy_percent"] is None:
         state = journal.last(events, "diverged") or {**state, "event": "diverged"}
-    status = _STATUS[state["event"]]
+    status = STATUS[state["event"]]
     config = _config(directory / "config.yaml")
     info = {**_names(config), **started, **record}
     names = _FILES_AT_START if status == "RUNNING" else (*_FILES_AT_START, *_FILES_AT_END)
@@ -120,50 +86,6 @@ def record_content(
     )
 
 
-def row_content(standing: Standing) -> Content:
-    """The content of a row's parent run, which groups the runs of its seeds."""
-    row, verdict = standing.row, standing.verdict
-    spec_sha256, device_kind = standing.spec_sha256, standing.device_kind
-    time_ms = milliseconds(standing.at or journal.now())
-    tags = {
-        **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
-        **{"verdict": verdict.verdict, "reason": verdict.reason, "measured": standing.measured},
-        **({"agreement": standing.agreement} if standing.agreement else {}),  # a later start, without one, keeps it
-        **{"spec_sha256": spec_sha256, "device_kind": device_kind},
-    }
-    return Content(
-        identity=(CAMPAIGN_TAG, campaign_name(row.name, spec_sha256=spec_sha256, device_kind=device_kind)),
-        name=row.name,
-        status=_STATUS["started" if standing.state == "running" else standing.state],
-        started_ms=time_ms,
-        ended_ms=time_ms,
-        tags={**{key: _cut(value) for key, value in tags.items()}, NOTE_TAG: row_note(row, verdict=verdict), **_SOURCE},
-        points=_row_points(standing),
-    )
-
-
-def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
-    """The identity of a row's parent run: row, spec and device kind."""
-    return f"{row}/{spec_sha256[:12]}/{device_kind}"
-
-
-def _row_points(standing: Standing) -> Points:
-    """All at step 0, now: MLflow shows the last value at the largest step, and a new campaign starts with few seeds."""
-    verdict, published_percent = standing.verdict, standing.row.published.accuracy_percent
-    mean = verdict.mean_percent
-    values = {
-        "mean_percent": mean if mean is None else round(mean, 4),
-        "sd_percent": verdict.sd_percent if verdict.sd_percent is None else round(verdict.sd_percent, 4),
-        "interval_low_percent": verdict.interval_low_percent,
-        "interval_high_percent": verdict.interval_high_percent,
-        "published_percent": published_percent,
-        "gap_pp": None if mean is None else round(mean - published_percent, 4),
-        "num_seeds": standing.num_seeds,
-        "num_seeds_judged": verdict.num_seeds,
-    }
-    return _points(values, step=0, time_ms=round(1000 * time.time()))
-
-
 def _names(config: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of a resolved config that become tags, by the names of the tags."""
     names = {key: config[key]["name"] for key in ("model", "data", "recipe") if key in config}
@@ -176,9 +98,9 @@ def _run_name(info: Mapping[str, Any]) -> str:
 
 
 def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dict[str, str]:
-    known = {key: _cut(info[key]) for key in (*_INFO_TAGS, *_MORE_TAGS) if info.get(key) is not None}
+    known = {key: cut(info[key]) for key in (*_INFO_TAGS, *_MORE_TAGS) if info.get(key) is not None}
     parent = {PARENT_TAG: parent_id} if parent_id else {}
-    return {**known, **parent, **_SOURCE, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
+    return {**known, **parent, **SOURCE, "measured": measured, "mlflow.source.git.commit": str(info.get("commit", ""))}
 
 
 def _kept(directory: Path) -> str:
@@ -190,27 +112,26 @@ def _kept(directory: Path) -> str:
 
 def _findings(found: Mapping[str, str]) -> dict[str, str]:
     """Tags of the doctor's findings (name to evidence): one that lists the names, one for each; {} without findings."""
-    each = {f"finding.{re.sub('[^a-z0-9]+', '_', name.lower())}": _cut(evidence) for name, evidence in found.items()}
-    return {"findings": _cut(", ".join(found)), **each} if found else {}
+    each = {f"finding.{re.sub('[^a-z0-9]+', '_', name.lower())}": cut(evidence) for name, evidence in found.items()}
+    return {"findings": cut(", ".join(found)), **each} if found else {}
 
 
 def _outcome(state: Event) -> str:
     """The state of the run: `running`, `finished`, or `<event>: <why>`."""
-    if _STATUS[state["event"]] == "RUNNING":
+    if STATUS[state["event"]] == "RUNNING":
         return "running"
     why = state.get("reason") or state.get("signal")
-    return _cut(f"{state['event']}: {why}") if why else str(state["event"])
+    return cut(f"{state['event']}: {why}") if why else str(state["event"])
 
 
 def _curve_points(curve: Sequence[Mapping[str, Any]], *, time_ms: int = 0) -> Points:
     """The step is the epoch. `time_ms`: for points without a time."""
-    points: Points = {}
+    found: Points = {}
     for point in curve:
         split, epoch = point["split"], int(point["epoch"])
-        values = {f"{split}_loss": point["loss"], f"{split}_accuracy_percent": point["accuracy_percent"]}
-        at_ms = milliseconds(point["time"]) if "time" in point else time_ms
-        points |= _points({**values, "lr": point.get("lr")}, step=epoch, time_ms=at_ms)
-    return points
+        values = {f"{split}/{key}": point.get(key) for key in ("loss", "accuracy_percent", "lr")}
+        found |= points(values, step=epoch, time_ms=milliseconds(point["time"]) if "time" in point else time_ms)
+    return found
 
 
 def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_ms: int) -> Points:
@@ -218,19 +139,8 @@ def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_
     if not record:
         return {}
     split = config["data"]["split"] if config else "test"
-    values = {key: record[key] for key in ("num_correct", "num_params", "wall_seconds")}
-    values |= {f"{split}_accuracy_percent": record["accuracy_percent"], f"{split}_loss": record["loss"]}
-    return _points(values, step=record["epochs"], time_ms=time_ms)
-
-
-def _points(values: Mapping[str, Any], *, step: int, time_ms: int) -> Points:
-    """The values that are known; infinity as the largest float, which MLflow stores instead."""
-    largest = sys.float_info.max
-    known = {key: float(value) for key, value in values.items() if value not in (None, "")}
-    return {
-        (key, step): (value if math.isnan(value) else min(max(value, -largest), largest), time_ms)
-        for key, value in known.items()
-    }
+    values = {f"{split}/{key}": record[key] for key in ("accuracy_percent", "loss", "num_correct")}
+    return points({**values, "run/wall_seconds": record["wall_seconds"]}, step=record["epochs"], time_ms=time_ms)
 
 
 def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str, str, str] | None:
@@ -244,8 +154,9 @@ def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str
 
 
 def _params(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> dict[str, str]:
-    """The resolved config, with row and seed, by which the UI groups runs."""
-    return _flat(config) | {key: str(info[key]) for key in ("row", "seed") if info.get(key) not in (None, "")}
+    """The resolved config, with row and seed, by which the UI groups runs, and what the record knows alone."""
+    more = ("row", "seed", "num_params")
+    return _flat(config) | {key: str(info[key]) for key in more if info.get(key) not in (None, "")}
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -262,15 +173,6 @@ def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
 def _flat(value: object, prefix: str = "") -> dict[str, str]:
     """Nested keys joined by dots, lists as JSON, in characters and lengths that MLflow accepts."""
     if not isinstance(value, Mapping):
-        return {prefix: _cut(value)}
+        return {prefix: cut(value)}
     parts = (_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
     return {re.sub(r"[^\w.:/ -]", "_", key)[:250]: text for part in parts for key, text in part.items()}
-
-
-def _cut(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-
-
-def milliseconds(time_utc: str) -> int:
-    return round(1000 * datetime.fromisoformat(time_utc).timestamp())
