@@ -96,7 +96,7 @@ def test_mlflow_has_a_parent_run_for_each_row_and_a_child_for_each_seed(demo: De
     assert num_runs == len(names) == len(VERDICTS) + 10
     assert {names[run]: verdict for run, verdict in verdicts.items()} == VERDICTS
     children = sorted((names[child], names[parent]) for child, parent in parents.items())
-    assert children == [(f"{row} seed {seed}", row) for row in NUM_PARAMS for seed in range(5)]
+    assert children == [(f"seed {seed:03d}", row) for seed in range(5) for row in sorted(NUM_PARAMS)]
 
 
 def test_a_second_campaign_starts_no_worker_and_shows_the_same_table(demo: Demo, tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ def test_after_sigterm_every_run_is_marked_in_mlflow(cut: Callable[[int], Projec
     found = statuses(sqlite_uri(project))
     ends = {path.parent: journal.read(path.parent)[-1]["event"] for path in project.runs.glob("*/journal.jsonl")}
     assert set(ends.values()) == {"finished", "interrupted"}
-    names = {directory: f"{ROW} seed {journal.read(directory)[0]['seed']}" for directory in ends}
+    names = {directory: f"{ROW} seed {journal.read(directory)[0]['seed']:03d}" for directory in ends}
     status = {"finished": "FINISHED", "interrupted": "KILLED"}
     assert found == {ROW: "KILLED", **{names[directory]: status[end] for directory, end in ends.items()}}
 
@@ -404,7 +404,7 @@ def test_what_sigkill_left_running_is_closed_by_the_next_start_of_any_command(
         events = journal.read(path.parent)
         cut_short = not (path.parent / "record.json").exists()
         assert events[-1]["event"] == ("interrupted" if cut_short else "finished")
-        assert found[f"{ROW} seed {events[0]['seed']}"] == ("KILLED" if cut_short else "FINISHED")
+        assert found[f"{ROW} seed {events[0]['seed']:03d}"] == ("KILLED" if cut_short else "FINISHED")
 
 
 def under_way(directory: Path) -> bool:

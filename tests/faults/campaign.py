@@ -261,15 +261,20 @@ def _kept_in_mlflow(database: Path) -> Iterator[tuple[str, object]]:
         yield (name if seen[name] == 1 else f"{name} ({seen[name]})"), value
 
 
-RUNS = """
-SELECT name, status, (SELECT parent.name FROM tags JOIN runs AS parent ON parent.run_uuid = tags.value
-                      WHERE tags.run_uuid = runs.run_uuid AND tags.key = 'mlflow.parentRunId')
-FROM runs ORDER BY name
+NAMED = """
+WITH named AS (SELECT runs.run_uuid, status,
+                      (CASE WHEN name LIKE 'seed %' THEN value || ' ' ELSE '' END) || name AS name
+               FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'row')
 """
-POINTS = """
+RUNS = f"""{NAMED}
+SELECT name, status, (SELECT parent.name FROM tags JOIN runs AS parent ON parent.run_uuid = tags.value
+                      WHERE tags.run_uuid = named.run_uuid AND tags.key = 'mlflow.parentRunId')
+FROM named ORDER BY name
+"""
+POINTS = f"""{NAMED}
 SELECT name, metrics.key, step, value,
-       EXISTS (SELECT * FROM tags WHERE tags.run_uuid = runs.run_uuid AND tags.key = 'seed')
-FROM metrics JOIN runs ON runs.run_uuid = metrics.run_uuid
+       EXISTS (SELECT * FROM tags WHERE tags.run_uuid = named.run_uuid AND tags.key = 'seed')
+FROM metrics JOIN named ON named.run_uuid = metrics.run_uuid
 WHERE metrics.key NOT LIKE 'system/%' AND NOT is_nan ORDER BY name, metrics.key, step, metrics.timestamp
 """
 

@@ -43,7 +43,7 @@ def moments_of(command: tuple[str, ...], *, chance: random.Random) -> Iterator[s
 
 def of_one_run(unbroken: Unbroken) -> dict[str, object]:
     """What `train.py` leaves of it: the first row's first seed, which is no row's child in MLflow; README as it was."""
-    run, kept = "MLflow: shaken-digits seed 0", unbroken.kept
+    run, kept = "MLflow: shaken-digits seed 000", unbroken.kept
     own = [name for name in kept if name.startswith(("runs/shaken", "weights of shaken")) and "-s0-a1" in name]
     points = [name for name in kept if name.startswith(f"{run}, ")]
     readme = (unbroken.template.root / "README.md").read_bytes()

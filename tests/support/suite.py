@@ -50,11 +50,17 @@ def in_mlflow(uri: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
+def full_name(run: Any) -> str:
+    """The name of a run in MLflow, a seed's after that of its row, such as "mlp2-digits seed 003"."""
+    is_seed = "seed" in run.data.tags and run.data.tags.get("row")
+    return f"{run.data.tags['row']} {run.info.run_name}" if is_seed else str(run.info.run_name)
+
+
 def statuses(uri: str) -> dict[str, str]:
-    """Status of each run by its name; fails where two runs have one name."""
+    """Status of each run by its full name; fails where two runs have one name."""
     runs = in_mlflow(uri)
-    found = {run.info.run_name: run.info.status for run in runs}
-    assert len(found) == len(runs), sorted(run.info.run_name for run in runs)
+    found = {full_name(run): run.info.status for run in runs}
+    assert len(found) == len(runs), sorted(map(full_name, runs))
     return found
 
 
@@ -79,11 +85,11 @@ def assert_whole(project: Project, *, uri: str, rows: Sequence[str] = ROWS) -> N
     found = {record.mlflow_run_id: (row, record.seed) for row in rows for record in read_runs(results, row=row)}
     assert sorted(found.values()) == wanted
     runs = in_mlflow(uri)
-    names = {run.info.run_id: run.info.run_name for run in runs}
-    assert sorted(names.values()) == sorted([*rows, *(f"{row} seed {seed}" for row, seed in wanted)])
+    names = {run.info.run_id: full_name(run) for run in runs}
+    assert sorted(names.values()) == sorted([*rows, *(f"{row} seed {seed:03d}" for row, seed in wanted)])
     assert {run.info.status for run in runs} == {"FINISHED"}
     children = {run.info.run_id: run for run in runs if run.info.run_id in found}
-    assert {names[key] for key in children} == {f"{row} seed {seed}" for row, seed in wanted}
+    assert {names[key] for key in children} == {f"{row} seed {seed:03d}" for row, seed in wanted}
     assert {key: names[run.data.tags["mlflow.parentRunId"]] for key, run in children.items()} == {
         key: row for key, (row, _) in found.items()
     }

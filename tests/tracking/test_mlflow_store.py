@@ -1,5 +1,6 @@
 """MLflow as a projection: nothing is sent twice, nothing stays missing, and no trouble with it reaches a run."""
 
+import getpass
 import json
 import math
 import os
@@ -305,20 +306,22 @@ def test_a_run_can_be_filtered_by_what_it_is(root: Path, tracker: Tracker) -> No
     expected = {
         **{"row": "mlp2-mnist", "seed": "3", "model": "mlp2", "data": "mnist", "recipe": "article"},
         **{"spec_sha256": SPEC, "device": "a CPU", "device_kind": "cpu", "data_official": "yes", "dirty": "true"},
-        **{"mlflow.source.git.commit": "c0ffee", "mlflow.runName": "mlp2-mnist seed 3", "remeasure.run_id": "run-a"},
+        **{"mlflow.source.git.commit": "c0ffee", "mlflow.runName": "seed 003", "remeasure.run_id": "run-a"},
         **{"engine": "serial", "precision": "float32", "measured": "measured here", "outcome": "running"},
+        **{"mlflow.user": getpass.getuser(), "mlflow.source.name": "src/reproduce.py"},
     }
     found = tags(root, run_id)
     assert {key: found.get(key) for key in expected} == expected
 
 
-def test_the_resolved_config_is_in_the_parameters(root: Path, tracker: Tracker) -> None:
+def test_the_settings_are_parameters_without_nulls_and_checksums(root: Path, tracker: Tracker) -> None:
     tracker.project(make_run(root / "runs"))
     params = dict(rows(root, "SELECT key, value FROM params"))
     assert params["model.options.widths"] == "[256]"
     assert params["recipe.epochs_total"] == "2"
-    assert params["recipe.clip_norm"] == "null"
     assert params["model.builder"] == "mlp"
+    assert (params["row"], params["seed"]) == ("mlp2-mnist", "3")
+    assert params.keys().isdisjoint({"recipe.clip_norm", "data_sha256", f"data.known_copies.{FINGERPRINT}"})
 
 
 def test_the_data_are_an_input_with_their_fingerprint(root: Path, tracker: Tracker) -> None:
@@ -333,7 +336,7 @@ def test_a_run_outside_the_ledger_is_named_after_model_and_data(root: Path, trac
     directory = root / "run-a"
     directory.mkdir()
     append(directory, {**STARTED, "row": ""})
-    assert tags(root, tracker.project(directory))["mlflow.runName"] == "mlp2-mnist seed 3"
+    assert tags(root, tracker.project(directory))["mlflow.runName"] == "mlp2-mnist seed 003"
 
 
 def test_large_configs_and_long_curves_arrive_whole(root: Path, tracker: Tracker) -> None:

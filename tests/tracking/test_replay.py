@@ -74,6 +74,7 @@ def test_a_row_and_its_seeds_are_replayed(store: Store, rows: dict[str, Row], tm
     row, *seeds = runs(store)
     assert (row.info.run_name, row.info.status, row.data.metrics["row/num_seeds"]) == (measured.ROW, "FINISHED", 5)
     assert [run.data.metrics["test/accuracy_percent"] for run in seeds] == [95.0, 92.5, 95.0, 92.5, 95.0]
+    assert [run.info.run_name for run in seeds] == ["seed 000", "seed 001", "seed 002", "seed 003", "seed 004"]
     assert {run.data.tags["mlflow.parentRunId"] for run in seeds} == {row.info.run_id}
     assert {name.partition("/")[0] for run in (row, *seeds) for name in run.data.metrics} == {
         *("row", "run", "test", "train")
@@ -84,9 +85,11 @@ def test_a_store_of_an_older_version_is_brought_up_to_date_without_second_runs(
     store: Store, rows: dict[str, Row], tmp_path: Path
 ) -> None:
     before = fill_as_before_sections(store)
+    store.client.update_run(before[2], name="my favourite")
     track(rows, tmp_path)
     row, *seeds = runs(store)
     assert [run.info.run_id for run in (row, *seeds)] == before
+    assert [run.info.run_name for run in (row, *seeds[:2])] == [measured.ROW, "seed 000", "my favourite"]
     assert row.data.metrics["row/mean_percent"] == 94.0
     assert [run.data.metrics["test/accuracy_percent"] for run in seeds] == [95.0, 92.5, 95.0, 92.5, 95.0]
     assert [point.step for point in store.client.get_metric_history(before[1], "train/loss")] == [1, 2]

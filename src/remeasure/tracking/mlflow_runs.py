@@ -5,6 +5,7 @@ What an MLflow run should hold is a function of the files alone (tracking/conten
 down, deleted or only partly updated is completed by projecting again.
 """
 
+import getpass
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from remeasure.tracking.views import CAMPAIGN_TAG, experiment_tags
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+USER_TAG = "mlflow.user"
+
 
 def open_tracker(project_root: Path) -> "Tracker":
     """The tracker over this project's store. Raises InputError if it cannot be reached."""
@@ -37,6 +40,7 @@ class _Held:
     """Cached state of one run in the store."""
 
     run_id: str
+    name: str
     status: str
     ended_ms: int | None
     tags: dict[str, str]
@@ -173,11 +177,12 @@ class Tracker:
         points = {at: point for at, point in content.points.items() if held.points.get(at) != point[0]}
         metrics = [Metric(key, value, time_ms, step) for (key, step), (value, time_ms) in points.items()]
         params = [Param(key, value) for key, value in content.params.items() if key not in held.params]
-        tags = [RunTag(key, value) for key, value in content.tags.items() if held.tags.get(key) != value]
+        wanted = {**content.tags, USER_TAG: held.tags.get(USER_TAG) or _user()}
+        tags = [RunTag(key, value) for key, value in wanted.items() if held.tags.get(key) != value]
         self.store.client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # it splits large batches
         held.points |= {at: value for at, (value, _) in points.items()}
         held.params |= content.params.keys()
-        held.tags |= content.tags
+        held.tags |= wanted
 
     def _send_files(self, content: Content, *, held: _Held) -> None:
         if content.dataset and content.dataset[0] not in held.datasets:
@@ -200,6 +205,9 @@ class Tracker:
             self.store.client.log_inputs(run_id, datasets=datasets)
 
     def _send_status(self, content: Content, *, held: _Held) -> None:
+        if held.name == content.former_name:
+            self.store.client.update_run(held.run_id, name=content.name)
+            held.name = content.name
         if content.status == "RUNNING" and held.status != "RUNNING":
             self.store.client.update_run(held.run_id, status="RUNNING")
         if content.status != "RUNNING" and (content.status, content.ended_ms) != (held.status, held.ended_ms):
@@ -207,10 +215,19 @@ class Tracker:
         held.status, held.ended_ms = content.status, content.ended_ms
 
 
+def _user() -> str:
+    """The name of the user who runs this; "unknown" where the system has none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
 def _held(run: "Run", *, points: dict[tuple[str, int], float], files: dict[str, int]) -> _Held:
     inputs = run.inputs.dataset_inputs if run.inputs else []
     return _Held(
         run_id=run.info.run_id,
+        name=run.info.run_name,
         status=run.info.status,
         ended_ms=run.info.end_time,
         tags=dict(run.data.tags),

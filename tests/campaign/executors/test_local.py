@@ -293,7 +293,7 @@ def test_a_run_that_is_interrupted_is_journaled_and_goes_on_later(
     ]
     (directory,) = project.runs.glob("*-s11-*")
     assert journal.read(directory)[-1]["event"] == "interrupted"
-    assert in_mlflow(project.root) == [("mlp2-digits seed 11", "KILLED")]
+    assert in_mlflow(project.root) == [("mlp2-digits seed 011", "KILLED")]
 
     monkeypatch.chdir(tmp_path)
     done = here(project, "train.py", *arguments)
@@ -301,13 +301,13 @@ def test_a_run_that_is_interrupted_is_journaled_and_goes_on_later(
     events = [event["event"] for event in journal.read(directory)]
     assert (events[0], events.count("resumed"), events[-1]) == ("started", 1, "finished")
     assert Path(done.stdout.rpartition("record=")[2].strip()).resolve() == directory / "record.json"
-    assert in_mlflow(project.root) == [("mlp2-digits seed 11", "FINISHED")]
+    assert in_mlflow(project.root) == [("mlp2-digits seed 011", "FINISHED")]
 
 
 def in_mlflow(folder: Path) -> list[tuple[str, str]]:
     """Name and status of the runs of mlp2 with seed 11."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        found = database.execute("SELECT name, status FROM runs WHERE name LIKE '%seed 11'").fetchall()
+        found = database.execute("SELECT name, status FROM runs WHERE name LIKE '%seed 011'").fetchall()
     return [(str(name), str(status)) for name, status in found]
 
 
@@ -387,18 +387,24 @@ def test_sigterm_ends_a_campaign_with_143_and_keeps_what_is_finished(campaign: P
     assert (campaign.runs / "demo/results/runs/logreg-digits.csv").read_text().count("\n") == 3
 
 
+NAMES = """
+SELECT (CASE WHEN name LIKE 'seed %' THEN value || ' ' ELSE '' END) || name AS full_name, status
+FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'row' ORDER BY full_name
+"""
+
+
 def test_after_a_signal_no_run_is_left_running_in_mlflow(campaign: Project) -> None:
     """The parent run of the row ends as its seeds do."""
     with closing(sqlite3.connect(campaign.runs / "demo/mlflow.db")) as database:
-        found = database.execute("SELECT name, status FROM runs ORDER BY name").fetchall()
+        found = database.execute(NAMES).fetchall()
     assert [name for name, status in found if status == "FINISHED" and name.startswith("logreg")] == [
         "logreg-digits",
-        "logreg-digits seed 0",
-        "logreg-digits seed 1",
+        "logreg-digits seed 000",
+        "logreg-digits seed 001",
     ]
     assert [name for name, status in found if status == "KILLED"] == [
         "mlp2-digits",
-        *(f"mlp2-digits seed {seed}" for seed in range(NUM_WORKERS)),
+        *(f"mlp2-digits seed {seed:03d}" for seed in range(NUM_WORKERS)),
     ]
     assert [name for name, status in found if status == "RUNNING"] == []
 

@@ -26,10 +26,14 @@ _DECIMALS = {"_percent": 3, "_pp": 3, "_seconds": 1}  # by the end of a metric's
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What one MLflow run should hold. `identity`: the tag and value that identify the run."""
+    """What one MLflow run should hold. `identity`: the tag and value that identify the run.
+
+    `former_name`: what versions before MLflow's sections called it; a name that the user gave stays.
+    """
 
     identity: tuple[str, str]
     name: str
+    former_name: str = ""
     status: str
     started_ms: int
     ended_ms: int

@@ -19,6 +19,7 @@ from remeasure.tracking.observer import Measured
 MAX_DIGEST = 36  # characters of a data set's digest in MLflow; the whole fingerprint is in the tag data_sha256
 _FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
 _FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
+_CHECKSUMS = ("sha256", "md5", "known_copies")  # ends of the names of settings
 _INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
 _MORE_TAGS = ("code_sha256", "data_sha256", "data_official", "dirty", "precision", "engine")
 
@@ -41,6 +42,7 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
     return Content(
         identity=("remeasure.run_id", str(started.get("run_id", directory.name))),
         name=_run_name(info),
+        former_name=f"{info['row']} seed {info['seed']}",
         status=status,
         started_ms=milliseconds(started["time"]),
         ended_ms=end_ms,
@@ -76,6 +78,7 @@ def record_content(
     return Content(
         identity=("remeasure.record", identity),
         name=_run_name(info),
+        former_name=f"{info['row']} seed {info['seed']}",
         status=status,
         started_ms=end_ms - round(1000 * record.wall_seconds),
         ended_ms=end_ms,
@@ -93,8 +96,9 @@ def _names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_name(info: Mapping[str, Any]) -> str:
-    what = info.get("row") or f"{info['model']}-{info['data']}"
-    return f"{what} seed {info['seed']}"
+    """Such as "seed 003", below its row; in this order by name, up to 1000 seeds."""
+    seed = f"seed {info['seed']:03d}"
+    return seed if info.get("row") else f"{info['model']}-{info['data']} {seed}"
 
 
 def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dict[str, str]:
@@ -154,7 +158,10 @@ def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str
 
 
 def _params(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> dict[str, str]:
-    """The resolved config, with row and seed, by which the UI groups runs, and what the record knows alone."""
+    """The settings of the resolved config, row and seed, by which the UI groups runs, and the size of the network.
+
+    Without what is not set, and without checksums: the tags and the file config.yaml have them.
+    """
     more = ("row", "seed", "num_params")
     return _flat(config) | {key: str(info[key]) for key in more if info.get(key) not in (None, "")}
 
@@ -173,6 +180,7 @@ def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
 def _flat(value: object, prefix: str = "") -> dict[str, str]:
     """Nested keys joined by dots, lists as JSON, in characters and lengths that MLflow accepts."""
     if not isinstance(value, Mapping):
-        return {prefix: cut(value)}
-    parts = (_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
+        return {} if value in (None, "", []) else {prefix: cut(value)}
+    told = ((str(key), inner) for key, inner in value.items() if not str(key).endswith(_CHECKSUMS))
+    parts = (_flat(inner, f"{prefix}.{key}" if prefix else key) for key, inner in told)
     return {re.sub(r"[^\w.:/ -]", "_", key)[:250]: text for part in parts for key, text in part.items()}
