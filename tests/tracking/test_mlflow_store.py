@@ -324,12 +324,15 @@ def test_the_settings_are_parameters_without_nulls_and_checksums(root: Path, tra
     assert params.keys().isdisjoint({"recipe.clip_norm", "data_sha256", f"data.known_copies.{FINGERPRINT}"})
 
 
-def test_the_data_are_an_input_with_their_fingerprint(root: Path, tracker: Tracker) -> None:
+def test_the_data_are_inputs_with_their_fingerprint(root: Path, tracker: Tracker) -> None:
     tracker.project(make_run(root / "runs"))
-    [(name, digest, source)] = rows(root, "SELECT name, digest, dataset_source FROM datasets")
-    assert (name, digest) == ("mnist", "0123456789abcdef0123456789abcdef0123")
-    assert json.loads(source)["title"] == "MNIST, the official files"
-    assert json.loads(source)["known_copy"] == "a copy"
+    found = rows(root, "SELECT name, digest, dataset_profile FROM datasets ORDER BY name")
+    assert [(name, digest) for name, digest, _ in found] == [
+        ("mnist-test", "0123456789abcdef0123456789abcdef0123"),
+        ("mnist-train", "0123456789abcdef0123456789abcdef0123"),
+    ]
+    assert json.loads(found[0][2])["title"] == "MNIST, the official files"
+    assert json.loads(found[0][2])["known_copy"] == "a copy"
 
 
 def test_a_run_outside_the_ledger_is_named_after_model_and_data(root: Path, tracker: Tracker) -> None:
@@ -364,7 +367,7 @@ def test_projecting_again_changes_nothing(root: Path, tracker: Tracker) -> None:
     assert everything(root) == before
     assert mlflow_runs.open_tracker(root).project(directory) == run_id  # knows nothing but what the store says
     assert everything(root) == before
-    assert len(before[1]) == 11  # 3 training metrics twice, test accuracy and loss, 3 of the record
+    assert len(before[1]) == 10  # 3 training metrics twice, test accuracy and loss, 2 of the record
 
 
 def test_a_live_run_grows_epoch_by_epoch(root: Path, tracker: Tracker) -> None:

@@ -1,19 +1,30 @@
 """`make track`: the records of results/ in an MLflow store, which may be one that an older version filled."""
 
+import io
+import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
+from matplotlib.image import imread
+from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Dataset, DatasetInput, Run
 from tests.support import measured
+from tests.support.project import CHECKOUT
 
+from remeasure.data import catalog
 from remeasure.judging import ledger
 from remeasure.judging.publish import offer
 from remeasure.spec.claim import Row
 from remeasure.tracking import mlflow_store
 from remeasure.tracking.content.base import milliseconds
+from remeasure.tracking.content.datasets import inputs
+from remeasure.tracking.content.figures import confusion
 from remeasure.tracking.mlflow_store import Store
-from remeasure.tracking.replay import replay
+from remeasure.tracking.replay import replay as make_track
 
 pytestmark = pytest.mark.skipif(not mlflow_store.available(), reason="mlflow is not installed")
 
@@ -35,7 +46,7 @@ def store(tmp_path: Path, empty_store: Path, rows: dict[str, Row], monkeypatch: 
 
 def track(rows: dict[str, Row], folder: Path) -> None:
     """`make track` of this row."""
-    replay(rows, results=folder / "results", runs=folder / "runs", project=folder, table="", say=list[str]().append)
+    make_track(rows, results=folder / "results", runs=folder / "runs", project=folder, table="", say=list[str]().append)
 
 
 def runs(store: Store) -> list[Run]:
@@ -79,6 +90,90 @@ def test_a_row_and_its_seeds_are_replayed(store: Store, rows: dict[str, Row], tm
     assert {name.partition("/")[0] for run in (row, *seeds) for name in run.data.metrics} == {
         *("row", "run", "test", "train")
     }
+
+
+def artifacts(store: Store, run: Run) -> dict[str, Path]:
+    """The files of a run, by name."""
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    return {entry.path: folder / entry.path for entry in store.client.list_artifacts(run.info.run_id)}
+
+
+def test_a_row_has_the_mean_curves_of_its_seeds_under_their_names(
+    store: Store, rows: dict[str, Row], tmp_path: Path
+) -> None:
+    """(95 + 92.5 + 95 + 92.5 + 95) / 5 = 94; the deviations are 1, -1.5, 1, -1.5, 1: sd = √(7.5 / 4)."""
+    track(rows, tmp_path)
+    row = runs(store)[0]
+    history = {name: store.client.get_metric_history(row.info.run_id, name) for name in row.data.metrics}
+    assert [(point.step, point.value) for point in history["train/accuracy_percent"]] == [(1, 81.25), (2, 90.0)]
+    assert [(point.step, point.value) for point in history["test/accuracy_percent"]] == [(2, 94.0)]
+    assert [(point.step, point.value) for point in history["test/accuracy_percent_sd"]] == [(2, 1.369)]
+    assert row.data.params["recipe.epochs_total"] == "2"
+    assert "seed" not in row.data.params
+
+
+def test_a_row_has_a_table_of_its_seeds_that_mlflow_loads(store: Store, rows: dict[str, Row], tmp_path: Path) -> None:
+    (tmp_path / "results/report.html").write_text("<p>all rows</p>")
+    track(rows, tmp_path)
+    row = runs(store)[0]
+    table = store.client.load_table(store.experiment_id, "seeds.json", run_ids=[row.info.run_id])
+    assert table["seed"].tolist() == [0, 1, 2, 3, 4]
+    assert table["accuracy_percent"].tolist() == [95.0, 92.5, 95.0, 92.5, 95.0]
+    assert sorted(artifacts(store, row)) == ["report.html", "seeds.json"]  # there is no data set of this name
+
+
+def test_other_seeds_of_a_row_make_its_table_anew(store: Store, rows: dict[str, Row], tmp_path: Path) -> None:
+    track(rows, tmp_path)
+    path = artifacts(store, runs(store)[0])["seeds.json"]
+    before = path.read_bytes()
+    other = measured.seeds(*range(5), finished_at="2026-11-23T14:05:00Z", wall_seconds=7.25)
+    assert offer(tmp_path / "results", other, row=rows[measured.ROW], fresh=True)
+    track(rows, tmp_path)
+    assert b"2026-11-23" in path.read_bytes() != before
+
+
+def test_train_and_test_data_are_inputs_apart_whose_source_mlflow_opens(
+    store: Store, rows: dict[str, Row], tmp_path: Path
+) -> None:
+    track(rows, tmp_path)
+    for run in runs(store)[:2]:  # the row and a seed
+        found = {tag.value: each.dataset for each in run.inputs.dataset_inputs for tag in each.tags}
+        names = {context: data.name for context, data in found.items()}
+        assert names == {"train": "shapes-train", "test": "shapes-test"}
+        for data in found.values():
+            assert mlflow.data.get_source(data).to_dict()
+            schema = TensorDatasetSchema.from_dict(json.loads(data.schema))
+            assert [each.type.name for each in schema.features.inputs] == ["uint8"]
+            assert [each.type.name for each in schema.targets.inputs] == ["int64"]
+
+
+def test_mnist_is_opened_where_it_can_be_downloaded() -> None:
+    spec = {"data": {"name": "mnist", "source": "mnist", "split": "test", "num_train": 60000, "num_test": 10000}}
+    (test,) = inputs(spec, sha256="d" * 64)  # without a recipe that trains
+    source = mlflow.data.get_source(Dataset(test.name, test.digest, test.source_type, test.source))
+    assert source.url.endswith("/t10k-images-idx3-ubyte.gz")
+    assert json.loads(test.profile)["num_images"] == 10000
+
+
+def test_tracking_again_changes_nothing(store: Store, rows: dict[str, Row], tmp_path: Path) -> None:
+    def history(run: Run) -> dict[str, int]:
+        return {name: len(store.client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics}
+
+    track(rows, tmp_path)
+    before = [(run.info.run_id, run.data.to_dictionary(), history(run)) for run in runs(store)]
+    track(rows, tmp_path)
+    assert [(run.info.run_id, run.data.to_dictionary(), history(run)) for run in runs(store)] == before
+
+
+def test_the_confusion_matrix_is_drawn_where_the_labels_are_here() -> None:
+    spec = catalog.read_config("digits", conf_dir=CHECKOUT / "conf")
+    labels = catalog.test_labels(spec, root=Path("nowhere"))
+    part = replace(measured.part(0), predicted=labels, spec={"data": asdict(spec)})
+    drawn = confusion([part])
+    assert drawn is not None
+    assert imread(io.BytesIO(drawn), format="png").shape[2] == 4
+    assert drawn != confusion([replace(part, predicted=np.roll(labels, 1))])
+    assert confusion([measured.part(0)]) is None
 
 
 def test_a_store_of_an_older_version_is_brought_up_to_date_without_second_runs(

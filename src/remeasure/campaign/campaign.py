@@ -346,6 +346,8 @@ class Campaign:
                 measured="measured here",
                 agreement=campaign.comparison,
                 state=state,
+                seeds=() if state == "running" else tuple(campaign.done.values()),
+                report=self.results / "report.html",
             )
         )
 

@@ -97,18 +97,24 @@ def _link_scores(store: Store, *, model: "LoggedModel", run: Any, step: int) -> 
     """Log the run's last metrics again, as they are, with the model and the data set that they belong to."""
     from mlflow.entities import Metric
 
-    datasets = run.inputs.dataset_inputs if run.inputs else []
-    data = {"dataset_name": datasets[0].dataset.name, "dataset_digest": datasets[0].dataset.digest} if datasets else {}
+    splits = {tag.value: each.dataset for each in run.inputs.dataset_inputs for tag in each.tags} if run.inputs else {}
     histories = [
         store.client.get_metric_history(run.info.run_id, key)
         for key in run.data.metrics
         if not key.startswith("system/")
     ]
     linked = [
-        Metric(each.key, each.value, each.timestamp, each.step, model_id=model.model_id, run_id=run.info.run_id, **data)
+        Metric(
+            *(each.key, each.value, each.timestamp, each.step),
+            model_id=model.model_id,
+            run_id=run.info.run_id,
+            dataset_name=split.name if split else None,
+            dataset_digest=split.digest if split else None,
+        )
         for history in histories
         for each in history
         if each.step == step
+        for split in (splits.get(each.key.partition("/")[0]),)
     ]
     store.client.log_batch(run.info.run_id, metrics=linked)
 

@@ -7,6 +7,7 @@ down, deleted or only partly updated is completed by projecting again.
 
 import getpass
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from remeasure.spec.record import RunRecord
 from remeasure.system.redaction import masked
-from remeasure.tracking.content.base import Content
+from remeasure.tracking.content.base import Content, DataInput
 from remeasure.tracking.content.rows import row_content
 from remeasure.tracking.content.runs import record_content, run_content
 from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 USER_TAG = "mlflow.user"
+MADE_TAG = "remeasure.made_sha256"  # of what the artifacts were made from that are no files
 
 
 def open_tracker(project_root: Path) -> "Tracker":
@@ -137,8 +139,8 @@ class Tracker:
         """Send what the store lacks. A failed call drops the cached state, so that the next reads it from the store."""
         self.store.check()
         held = self._held.pop(content.identity, None) or self._find_or_create(content)
-        self._send_batches(content, held=held)
         self._send_files(content, held=held)
+        self._send_batches(content, held=held)  # with the tag that tells which artifacts are there
         self._send_status(content, held=held)
         self._held[content.identity] = held
         return held.run_id
@@ -154,11 +156,11 @@ class Tracker:
                     run_name=content.name,
                 )
                 return _held(run, points={}, files={})
-        keys = {key for key, _ in content.points} & set(run.data.metrics)
-        histories = [self.store.client.get_metric_history(run.info.run_id, key) for key in sorted(keys)]
+        keys = sorted(key for key in run.data.metrics if not key.startswith("system/"))
+        histories = [self.store.client.get_metric_history(run.info.run_id, key) for key in keys]
         history = sorted((m for h in histories for m in h), key=lambda metric: metric.timestamp)
         points = {(metric.key, metric.step): metric.value for metric in history}
-        return _held(run, points=points, files=self._files(run.info.run_id) if content.files else {})
+        return _held(run, points=points, files=self._files(run.info.run_id) if content.files or content.made else {})
 
     def _search(self, tags: Mapping[str, object], *, status: str = "") -> "Run | None":
         clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
@@ -177,7 +179,8 @@ class Tracker:
         points = {at: point for at, point in content.points.items() if held.points.get(at) != point[0]}
         metrics = [Metric(key, value, time_ms, step) for (key, step), (value, time_ms) in points.items()]
         params = [Param(key, value) for key, value in content.params.items() if key not in held.params]
-        wanted = {**content.tags, USER_TAG: held.tags.get(USER_TAG) or _user()}
+        made = {MADE_TAG: content.made_sha256} if content.made else {}
+        wanted = {**content.tags, **made, USER_TAG: held.tags.get(USER_TAG) or _user()}
         tags = [RunTag(key, value) for key, value in wanted.items() if held.tags.get(key) != value]
         self.store.client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # it splits large batches
         held.points |= {at: value for at, (value, _) in points.items()}
@@ -185,20 +188,31 @@ class Tracker:
         held.tags |= wanted
 
     def _send_files(self, content: Content, *, held: _Held) -> None:
-        if content.dataset and content.dataset[0] not in held.datasets:
-            self._log_dataset(content.dataset, run_id=held.run_id)
-            held.datasets.add(content.dataset[0])
+        if wanted := [each for each in content.datasets if each.name not in held.datasets]:
+            self._log_datasets(wanted, run_id=held.run_id)
+            held.datasets |= {each.name for each in wanted}
         for path in content.files:
             size = path.stat().st_size
             if held.files.get(path.name) != size:
                 self.store.client.log_artifact(held.run_id, str(path))
                 held.files[path.name] = size
+        changed = held.tags.get(MADE_TAG) != content.made_sha256
+        for name, make in content.made.items():
+            if (changed or name not in held.files) and (data := make()) is not None:
+                self._log_bytes(data, name=name, run_id=held.run_id)
+                held.files[name] = len(data)
 
-    def _log_dataset(self, dataset: tuple[str, str, str], *, run_id: str) -> None:
+    def _log_bytes(self, data: bytes, *, name: str, run_id: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            self.store.client.log_artifact(run_id, str(path))
+
+    def _log_datasets(self, wanted: Sequence[DataInput], *, run_id: str) -> None:
         """Try twice: MLflow fails if two processes create the entry of the same data set at once."""
         from mlflow.exceptions import MlflowException
 
-        datasets = [_dataset_input(dataset)]
+        datasets = [_dataset_input(each) for each in wanted]
         try:
             self.store.client.log_inputs(run_id, datasets=datasets)
         except MlflowException:
@@ -238,8 +252,8 @@ def _held(run: "Run", *, points: dict[tuple[str, int], float], files: dict[str, 
     )
 
 
-def _dataset_input(dataset: tuple[str, str, str]) -> Any:
+def _dataset_input(data: DataInput) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    name, digest, source = dataset
-    return DatasetInput(Dataset(name, digest, "remeasure", source), [InputTag("mlflow.data.context", "train and test")])
+    dataset = Dataset(data.name, data.digest, data.source_type, data.source, data.schema, data.profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])

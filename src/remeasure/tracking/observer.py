@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from rich.console import RenderableType
 
+from remeasure.judging.records import SeedResults
 from remeasure.runs.folder import CAMPAIGNS, Outcome, read_record, recorded_run_id, remove_leftovers
 from remeasure.runs.journal import JOURNAL_FILE, Journal, under_way
 from remeasure.spec.claim import Row, Verdict
@@ -33,6 +34,7 @@ class Standing:
     `num_seeds`: all that are finished; the verdict has its own number, of those in its mean. `num_asked`: what they are
     to become, at the present look.
     `agreement`: how the older record compares, in words. `at`: the time of the measurement, ISO 8601; None is now.
+    `seeds`: the finished ones; () while the campaign goes on. `report`: the page of all rows, where there is one.
     """
 
     row: Row
@@ -45,6 +47,8 @@ class Standing:
     num_asked: int = 0
     agreement: str = ""
     at: str | None = None
+    seeds: tuple[SeedResults, ...] = ()
+    report: Path | None = None
 
 
 class Observer:

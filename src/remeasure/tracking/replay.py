@@ -60,6 +60,7 @@ def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs:
         return ""
     counts = {record.seed: record.num_correct for record in group.records}
     evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)
+    parts = from_results(group)
     standing = Standing(
         row=row,
         verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
@@ -69,9 +70,11 @@ def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs:
         measured="committed record",
         state="finished",
         at=max(record.finished_at for record in group.records),
+        seeds=tuple(parts),
+        report=results / "report.html",
     )
     parent_id = tracker.project_row(standing)
-    for part in from_results(group):
+    for part in parts:
         curve = [vars(point) for point in part.curve]
         found = {point.finding: point.evidence for point in part.findings}
         tracker.project_record(part.record, spec=part.spec, curve=curve, findings=found, parent_id=parent_id)

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) to (value, time in milliseconds)
 
@@ -21,14 +23,30 @@ STATUS = {  # of the run, by the last state in its journal
     "finished": "FINISHED",
 }
 SOURCE = {"mlflow.source.name": "src/reproduce.py", "mlflow.source.type": "LOCAL"}  # else the UI hides the commit
-_DECIMALS = {"_percent": 3, "_pp": 3, "_seconds": 1}  # by the end of a metric's name; the rest has six digits
+_CHECKSUMS = ("sha256", "md5", "known_copies")  # ends of the names of settings
+# By the end of a metric's name; the rest has six digits.
+_DECIMALS = {"_percent": 3, "_percent_sd": 3, "_pp": 3, "_seconds": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInput:
+    """A split of a data set. `context`: the split, as in the names of metrics; the rest as mlflow.entities.Dataset."""
+
+    name: str
+    context: str
+    digest: str
+    source_type: str
+    source: str
+    schema: str
+    profile: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
     """What one MLflow run should hold. `identity`: the tag and value that identify the run.
 
-    `former_name`: what versions before MLflow's sections called it; a name that the user gave stays.
+    `former_name`: what versions before MLflow's sections called it; a name that the user gave stays. `made`: artifacts
+    that are no files here; None where one cannot be made. They are sent again when `made_sha256` differs.
     """
 
     identity: tuple[str, str]
@@ -40,8 +58,10 @@ class Content:
     tags: dict[str, str]
     points: Points
     params: dict[str, str] = field(default_factory=dict)
-    dataset: tuple[str, str, str] | None = None  # name, digest, source
+    datasets: tuple[DataInput, ...] = ()
     files: tuple[Path, ...] = ()
+    made: Mapping[str, Callable[[], bytes | None]] = field(default_factory=dict)
+    made_sha256: str = ""
 
 
 def points(values: Mapping[str, float | str | None], *, step: int, time_ms: int) -> Points:
@@ -58,6 +78,24 @@ def rounded(name: str, value: float) -> float:
     """A percentage to 3 decimals, as in results/ (one test image of 50,000 is 0.002), and seconds to 1."""
     decimals = next((num for end, num in _DECIMALS.items() if name.endswith(end)), None)
     return float(f"{value:.6g}") if decimals is None else round(value, decimals)
+
+
+def params(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of the resolved config, row and seed, by which the UI groups runs, and the size of the network.
+
+    Without what is not set, and without checksums: the tags and the file config.yaml have them.
+    """
+    more = ("row", "seed", "num_params")
+    return _flat(config) | {key: str(info[key]) for key in more if info.get(key) not in (None, "")}
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, str]:
+    """Nested keys joined by dots, lists as JSON, in characters and lengths that MLflow accepts."""
+    if not isinstance(value, Mapping):
+        return {} if value in (None, "", []) else {prefix: cut(value)}
+    told = ((str(key), inner) for key, inner in value.items() if not str(key).endswith(_CHECKSUMS))
+    parts = (_flat(inner, f"{prefix}.{key}" if prefix else key) for key, inner in told)
+    return {re.sub(r"[^\w.:/ -]", "_", key)[:250]: text for part in parts for key, text in part.items()}
 
 
 def cut(value: object) -> str:

@@ -1,11 +1,22 @@
 """The content of a row's MLflow run, which is the parent of the runs of its seeds."""
 
+import hashlib
+import json
+import statistics
 import time
+from collections.abc import Sequence
 
+from remeasure.judging.records import SeedResults
 from remeasure.runs import journal
-from remeasure.tracking.content.base import SOURCE, STATUS, Content, Points, cut, milliseconds, points
+from remeasure.tracking.content.base import SOURCE, STATUS, Content, Points, cut, milliseconds, params, points
+from remeasure.tracking.content.datasets import inputs
+from remeasure.tracking.content.figures import confusion
 from remeasure.tracking.observer import Standing
 from remeasure.tracking.views import CAMPAIGN_TAG, NOTE_TAG, row_note
+
+SEEDS_FILE = "seeds.json"
+TABLES_TAG = "mlflow.loggedArtifacts"  # by which the UI shows a JSON file as a table
+_COLUMNS = ("seed", "accuracy_percent", "num_correct", "loss", "wall_seconds", "device", "commit", "finished_at")
 
 
 def row_content(standing: Standing) -> Content:
@@ -13,6 +24,8 @@ def row_content(standing: Standing) -> Content:
     row, verdict = standing.row, standing.verdict
     spec_sha256, device_kind = standing.spec_sha256, standing.device_kind
     time_ms = milliseconds(standing.at or journal.now())
+    seeds = sorted(standing.seeds, key=lambda part: part.record.seed)
+    table, first = _table(seeds), seeds[0] if seeds else None
     tags = {
         **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
         **{"verdict": verdict.verdict, "reason": verdict.reason, "measured": standing.measured},
@@ -25,8 +38,18 @@ def row_content(standing: Standing) -> Content:
         status=STATUS["started" if standing.state == "running" else standing.state],
         started_ms=time_ms,
         ended_ms=time_ms,
-        tags={**{key: cut(value) for key, value in tags.items()}, NOTE_TAG: row_note(row, verdict=verdict), **SOURCE},
-        points=_row_points(standing),
+        tags={
+            **{key: cut(value) for key, value in tags.items()},
+            **({TABLES_TAG: json.dumps([{"path": SEEDS_FILE, "type": "table"}])} if seeds else {}),
+            **({"mlflow.source.git.commit": first.record.commit} if first else {}),
+            **{NOTE_TAG: row_note(row, verdict=verdict), **SOURCE},
+        },
+        points={**_row_points(standing), **_curves(seeds)},
+        files=(standing.report,) if seeds and standing.report and standing.report.is_file() else (),
+        made={SEEDS_FILE: lambda: table, "confusion.png": lambda: confusion(seeds)} if seeds else {},
+        made_sha256=hashlib.sha256(table).hexdigest(),
+        params=params({"row": row.name, "num_params": first.record.num_params}, config=first.spec) if first else {},
+        datasets=inputs(first.spec, sha256=first.record.data_sha256) if first else (),
     )
 
 
@@ -50,3 +73,24 @@ def _row_points(standing: Standing) -> Points:
         "row/num_seeds_judged": verdict.num_seeds,
     }
     return points(values, step=0, time_ms=round(1000 * time.time()))
+
+
+def _curves(seeds: Sequence[SeedResults]) -> Points:
+    """By epoch, the mean over the seeds, named as a seed's own value, and their sample standard deviation, …_sd."""
+    values: dict[tuple[str, int], list[float]] = {}
+    for part in seeds:
+        for point in part.curve:
+            for key in ("loss", "accuracy_percent"):
+                if (value := getattr(point, key)) is not None:
+                    values.setdefault((f"{point.split}/{key}", point.epoch), []).append(value)
+    found, now_ms = Points(), round(1000 * time.time())
+    for (name, epoch), each in values.items():
+        sd = statistics.stdev(each) if len(each) > 1 else None
+        found |= points({name: statistics.fmean(each), f"{name}_sd": sd}, step=epoch, time_ms=now_ms)
+    return found
+
+
+def _table(seeds: Sequence[SeedResults]) -> bytes:
+    """A line a seed, as pandas writes a table as JSON, orient="split", and as MLflow's log_table does."""
+    lines = [[getattr(part.record, name) for name in _COLUMNS] for part in seeds]
+    return json.dumps({"columns": _COLUMNS, "data": lines}).encode()

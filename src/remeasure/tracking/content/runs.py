@@ -1,6 +1,5 @@
 """The content of a seed's MLflow run, from the run's files or from a committed record."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,13 +12,22 @@ import yaml
 from remeasure.runs import journal
 from remeasure.spec.record import Event, RunRecord
 from remeasure.system.paths import read_file
-from remeasure.tracking.content.base import PARENT_TAG, SOURCE, STATUS, Content, Points, cut, milliseconds, points
+from remeasure.tracking.content.base import (
+    PARENT_TAG,
+    SOURCE,
+    STATUS,
+    Content,
+    Points,
+    cut,
+    milliseconds,
+    params,
+    points,
+)
+from remeasure.tracking.content.datasets import inputs
 from remeasure.tracking.observer import Measured
 
-MAX_DIGEST = 36  # characters of a data set's digest in MLflow; the whole fingerprint is in the tag data_sha256
 _FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
 _FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
-_CHECKSUMS = ("sha256", "md5", "known_copies")  # ends of the names of settings
 _INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
 _MORE_TAGS = ("code_sha256", "data_sha256", "data_official", "dirty", "precision", "engine")
 
@@ -53,8 +61,8 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
             **({"trained_model": _kept(directory)} if status == "FINISHED" else {}),
         },
         points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
-        params=_params(info, config=config),
-        dataset=_dataset(info, config=config),
+        params=params(info, config=config),
+        datasets=inputs(config, sha256=info.get("data_sha256")),
         files=tuple(path for name in names if (path := directory / name).is_file()),
     )
 
@@ -84,8 +92,8 @@ def record_content(
         ended_ms=end_ms,
         tags={**_tags(info, measured="committed record", parent_id=parent_id), **_findings(findings), **outcome},
         points={**_final_points(info, config=spec, time_ms=end_ms), **_curve_points(curve, time_ms=end_ms)},
-        params=_params(info, config=spec),
-        dataset=_dataset(info, config=spec),
+        params=params(info, config=spec),
+        datasets=inputs(spec, sha256=record.data_sha256),
     )
 
 
@@ -147,25 +155,6 @@ def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_
     return points({**values, "run/wall_seconds": record["wall_seconds"]}, step=record["epochs"], time_ms=time_ms)
 
 
-def _dataset(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    data, sha256 = config.get("data"), info.get("data_sha256")
-    if not data or not sha256:
-        return None
-    known_copy = data.get("known_copies", {}).get(sha256)
-    title, official = data.get("title"), info.get("data_official")
-    source = {"title": title, "sha256": sha256, "official": official, "known_copy": known_copy}
-    return data["name"], sha256[:MAX_DIGEST], json.dumps(source)
-
-
-def _params(info: Mapping[str, Any], *, config: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of the resolved config, row and seed, by which the UI groups runs, and the size of the network.
-
-    Without what is not set, and without checksums: the tags and the file config.yaml have them.
-    """
-    more = ("row", "seed", "num_params")
-    return _flat(config) | {key: str(info[key]) for key in more if info.get(key) not in (None, "")}
-
-
 def _config(path: Path) -> Mapping[str, Any]:
     return _read_yaml(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
@@ -175,12 +164,3 @@ def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
     """Cached by modification time: a live run reads it every epoch, and parsing is the slowest part of the call."""
     config = yaml.safe_load(read_file(path))
     return config if isinstance(config, dict) else {}
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, str]:
-    """Nested keys joined by dots, lists as JSON, in characters and lengths that MLflow accepts."""
-    if not isinstance(value, Mapping):
-        return {} if value in (None, "", []) else {prefix: cut(value)}
-    told = ((str(key), inner) for key, inner in value.items() if not str(key).endswith(_CHECKSUMS))
-    parts = (_flat(inner, f"{prefix}.{key}" if prefix else key) for key, inner in told)
-    return {re.sub(r"[^\w.:/ -]", "_", key)[:250]: text for part in parts for key, text in part.items()}
