@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
 import signal
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -58,6 +60,20 @@ def _do_without(reason: str) -> NoReturn:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A scratch copy of the project, shared by the tests that only add runs of their own to it."""
     return copy_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the wheel is unpacked, as an installer does; it is built offline, by the build backend itself."""
+    project = copy_project(tmp_path_factory.mktemp("source"))
+    code = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    built = project.python("-c", code, str(project.root / "dist"), cwd=project.root)
+    assert built.returncode == 0, built.stderr
+    site = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(project.root / "dist" / built.stdout.split()[-1]) as wheel:
+        wheel.extractall(site)
+    shutil.rmtree(project.root)
+    return site
 
 
 @pytest.fixture

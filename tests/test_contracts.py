@@ -1,10 +1,8 @@
 """The house's walls hold, and each of them can fail: import contracts, what commands import, what the wheel ships."""
 
 import ast
-import shutil
 import subprocess
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,20 +119,6 @@ def test_a_script_has_ten_lines_at_most(script: str) -> None:
     assert ast.get_docstring(ast.parse(source))
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the wheel is unpacked, as an installer does; it is built offline, by the build backend itself."""
-    project = copy_project(tmp_path_factory.mktemp("source"))
-    code = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
-    built = project.python("-c", code, str(project.root / "dist"), cwd=project.root)
-    assert built.returncode == 0, built.stderr
-    site = tmp_path_factory.mktemp("site")
-    with zipfile.ZipFile(project.root / "dist" / built.stdout.split()[-1]) as wheel:
-        wheel.extractall(site)
-    shutil.rmtree(project.root)
-    return site
-
-
 def test_the_wheel_ships_the_code_and_every_config(installed: Path) -> None:
     def names(root: Path, suffix: str) -> set[str]:
         found = {str(path.relative_to(root)) for path in root.rglob(f"*{suffix}")}
@@ -148,9 +132,8 @@ def test_the_wheel_ships_the_code_and_every_config(installed: Path) -> None:
 
 
 def test_an_installed_wheel_finds_its_configs_and_works_where_it_is_called(installed: Path, tmp_path: Path) -> None:
-    code = "import sys; from remeasure.cli.commands import train_main; sys.argv[0] = 'train.py'; train_main()"
     project = Project(root=tmp_path)
-    arguments = ("-c", code, "data=digits", "recipe.epochs_total=1")
+    arguments = ("-m", "remeasure", "train", "data=digits", "recipe.epochs_total=1")
     done = project.python(*arguments, "--cfg", "job", cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
     assert "name: digits" in done.stdout

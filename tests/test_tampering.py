@@ -628,7 +628,7 @@ def test_yaml_files_execute_nothing(tmp_path: Path) -> None:
     assert any(f"specs/{ROW}.yaml: not valid YAML" in fault for fault in project.verify().faults)
     for read in (
         lambda: ledger.read(tmp_path / "ledger.yaml"),
-        lambda: catalog.read_config("mnist", conf_dir=tmp_path),
+        lambda: catalog.read_config("mnist", conf_dirs=[tmp_path]),
     ):
         with pytest.raises(InputError, match="python/object/apply"):
             read()

@@ -1,10 +1,13 @@
 """Measures a table of published benchmark accuracies again, and judges each number."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from remeasure.models.saved import Classifier
+
+__version__ = version("remeasure")
 
 
 def load(run: str | Path) -> "Classifier":

@@ -81,7 +81,7 @@ def test_the_config_of_data_is_named_where_it_is_no_text(tmp_path: Path) -> None
     (tmp_path / "data").mkdir()
     (tmp_path / "data/odd.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"odd\.yaml: not valid YAML"):
-        catalog.read_config("odd", conf_dir=tmp_path)
+        catalog.read_config("odd", conf_dirs=[tmp_path])
 
 
 def test_a_number_of_parameters_that_is_none_is_a_fault_of_the_ledger(tmp_path: Path) -> None:

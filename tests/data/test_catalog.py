@@ -26,8 +26,8 @@ from remeasure.spec.base import DataMissingError, InputError
 from remeasure.system import paths
 
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-MNIST = catalog.read_config("mnist", conf_dir=paths.conf_dir())
-DIGITS = catalog.read_config("digits", conf_dir=paths.conf_dir())
+MNIST = catalog.read_config("mnist", conf_dirs=paths.conf_dirs())
+DIGITS = catalog.read_config("digits", conf_dirs=paths.conf_dirs())
 
 
 def md5(content: bytes) -> str:
@@ -506,13 +506,13 @@ def write_config(folder: Path, *, text: str) -> Path:
 
 def test_an_unknown_data_set_is_refused_with_the_valid_names() -> None:
     with pytest.raises(InputError, match=r"data: no such data set 'minst' \(did you mean 'mnist'\?\); valid: .*mnist"):
-        catalog.read_config("minst", conf_dir=paths.conf_dir())
+        catalog.read_config("minst", conf_dirs=paths.conf_dirs())
 
 
 def test_a_config_with_an_unknown_or_missing_key_is_refused_with_the_file_and_the_key(tmp_path: Path) -> None:
     text = (paths.conf_dir() / "data/mnist.yaml").read_text().replace("num_train:", "num_trian:")
     with pytest.raises(InputError) as refused:
-        catalog.read_config("mnist", conf_dir=write_config(tmp_path, text=text))
+        catalog.read_config("mnist", conf_dirs=[write_config(tmp_path, text=text)])
     where = "conf/data/mnist.yaml: data"
     assert f"{where}.num_train: missing" in refused.value.faults
     assert any(fault.startswith(f"{where}.num_trian: no such key (did you mean") for fault in refused.value.faults)
@@ -524,14 +524,14 @@ def test_a_config_with_an_unknown_or_missing_key_is_refused_with_the_file_and_th
 )
 def test_an_empty_or_broken_config_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        catalog.read_config("mnist", conf_dir=write_config(tmp_path, text=text))
+        catalog.read_config("mnist", conf_dirs=[write_config(tmp_path, text=text)])
 
 
 def test_every_data_config_reads_without_hydra_under_its_own_name() -> None:
     names = {path.stem for path in (paths.conf_dir() / "data").glob("*.yaml")}
     assert names >= {"mnist", "digits"}
     for name in names:
-        spec = catalog.read_config(name, conf_dir=paths.conf_dir())
+        spec = catalog.read_config(name, conf_dirs=paths.conf_dirs())
         assert spec.name == name
         assert len(spec.pixel_mean) == len(spec.pixel_std) == spec.image_shape[0]
 

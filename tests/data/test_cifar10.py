@@ -23,7 +23,7 @@ from remeasure.spec.base import DataMissingError, InputError
 from remeasure.spec.run import DataSpec
 from remeasure.system import paths
 
-CIFAR10 = catalog.read_config("cifar10", conf_dir=paths.conf_dir())
+CIFAR10 = catalog.read_config("cifar10", conf_dirs=paths.conf_dirs())
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 PICKLES, BINARIES = "cifar-10-batches-py", "cifar-10-batches-bin"
 ARCHIVES = {PICKLES: "cifar-10-python.tar.gz", BINARIES: "cifar-10-binary.tar.gz"}

@@ -53,7 +53,7 @@ def sample() -> tuple[DataSpec, Path]:
         if os.environ.get("REMEASURE_REQUIRE_DATA"):
             pytest.fail(f"REMEASURE_REQUIRE_DATA is set, but {reason}")
         pytest.skip(reason)
-    return catalog.read_config("imagenet_sample", conf_dir=paths.conf_dir()), root
+    return catalog.read_config("imagenet_sample", conf_dirs=paths.conf_dirs()), root
 
 
 def _listing(root: Path) -> Listing:
@@ -93,7 +93,7 @@ def test_the_archive_is_read_as_torchvision_unpacks_it(archive: Path, monkeypatc
 
 def test_the_checksums_are_the_ones_that_torchvision_checks() -> None:
     meta = torchvision.datasets.imagenet.ARCHIVE_META
-    spec = catalog.read_config("imagenet", conf_dir=paths.conf_dir())
+    spec = catalog.read_config("imagenet", conf_dirs=paths.conf_dirs())
     assert spec.files_md5 == dict((meta["val"], meta["devkit"]))
 
 
@@ -263,7 +263,7 @@ def test_the_training_photographs_are_never_taken_for_the_test_split(folder: Pat
 
 
 def test_the_two_kinds_of_data_sets_are_not_mixed_up(folder: Path) -> None:
-    digits = catalog.read_config("digits", conf_dir=paths.conf_dir())
+    digits = catalog.read_config("digits", conf_dirs=paths.conf_dirs())
     with pytest.raises(InputError, match="data digits: has no photographs in files"):
         catalog.load_listing(digits, "test", root=folder)
     with pytest.raises(InputError, match="data imagenet: photographs are not read whole"):

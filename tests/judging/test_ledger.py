@@ -163,7 +163,7 @@ def test_demo_claims_are_marked_as_this_projects_own() -> None:
     for row in rows.values():
         (source,) = row.published.sources
         assert (source.citation, source.grade) == ("remeasure, this project's own demonstration claim", "unsourced")
-    ledger.check_configs(rows, conf_dir=CONF)
+    ledger.check_configs(rows, conf_dirs=[CONF])
 
 
 @pytest.mark.parametrize("name", ["logreg-mnist", "mlp2-mnist", "mlp4-mnist", "lenet5-mnist"])
@@ -503,11 +503,11 @@ def test_rows_about_to_be_measured_need_their_configs(write: Write, tmp_path: Pa
         for name in names:
             (tmp_path / group / f"{name}.yaml").touch()
     with pytest.raises(InputError) as caught:
-        ledger.check_configs(rows, conf_dir=tmp_path)
+        ledger.check_configs(rows, conf_dirs=[tmp_path])
     missing = tmp_path / "model" / "mlp2.yaml"
     assert caught.value.faults == (f"row mlp2-mnist: model: no {missing} (did you mean 'mlp4'?); valid: logreg, mlp4",)
     missing.touch()
-    ledger.check_configs(rows, conf_dir=tmp_path)
+    ledger.check_configs(rows, conf_dirs=[tmp_path])
 
 
 def test_a_config_name_does_not_reach_out_of_its_group(write: Write, tmp_path: Path) -> None:
@@ -515,13 +515,13 @@ def test_a_config_name_does_not_reach_out_of_its_group(write: Write, tmp_path: P
     (tmp_path / "recipe").mkdir()
     assert (tmp_path / "recipe" / "../ledger.yaml").exists()
     with pytest.raises(InputError, match=r"recipe: no .*ledger\.yaml"):
-        ledger.check_configs({row.name: row}, conf_dir=tmp_path)
+        ledger.check_configs({row.name: row}, conf_dirs=[tmp_path])
 
 
 def test_the_mnist_rows_can_be_measured(committed: dict[str, Row]) -> None:
     rows = {name: row for name, row in committed.items() if row.data == "mnist"}
     assert len(rows) >= 5 + len(FROM_SCRATCH)
-    ledger.check_configs(rows, conf_dir=CONF)
+    ledger.check_configs(rows, conf_dirs=[CONF])
 
 
 def test_select_keeps_the_ledgers_order_and_takes_all_for_none(committed: dict[str, Row]) -> None:

@@ -85,7 +85,7 @@ def _truth() -> bytes:
 
 def imagenet(root: Path) -> DataSpec:
     """conf/data/imagenet.yaml with the seven photographs in place of 50,000, and the checksums of what is there."""
-    spec = catalog.read_config("imagenet", conf_dir=paths.conf_dir())
+    spec = catalog.read_config("imagenet", conf_dirs=paths.conf_dirs())
     md5 = {
         name: hashlib.md5(path.read_bytes()).hexdigest() if (path := root / "imagenet" / name).exists() else known
         for name, known in spec.files_md5.items()

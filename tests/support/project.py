@@ -59,6 +59,12 @@ class Project:
         command = (str(self.root / "src" / script), *arguments)
         return forking.run(command, cwd=cwd, env=self.environment(**changes), timeout=TIMEOUT_SECONDS)
 
+    def remeasure(self, *arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+        """The finished process of `remeasure <arguments>`, forked where that makes no difference."""
+        code = "from remeasure.__main__ import run; run()"
+        environment = self.environment(**changes)
+        return forking.run(("-c", code, *arguments), cwd=cwd, env=environment, timeout=TIMEOUT_SECONDS)
+
     def imported_by(self, script: str, *arguments: str, cwd: Path) -> set[str]:
         """The top-level packages that `python src/<script> <arguments>` imports; it must end with status 0."""
         done = self.python("-X", "importtime", str(self.root / "src" / script), *arguments, cwd=cwd)

@@ -138,7 +138,7 @@ def loading(setting: Setting) -> Part:
     calls: dict[str, Callable[[], object]] = {}
     remarks = ["The files are in the disk's cache, and were read once before. Here their checksums are verified."]
     for name in ("digits",) if setting.tiny else ("mnist", "cifar10"):
-        spec = catalog.read_config(name, conf_dir=paths.conf_dir())
+        spec = catalog.read_config(name, conf_dirs=paths.conf_dirs())
         if not _is_here(spec, root=setting.data_root):
             remarks.append(f"{spec.title}: not measured, its files are not here.")
             continue
@@ -184,7 +184,7 @@ def _load(spec: DataSpec, *, root: Path) -> None:
 def _mnist_unpacked(setting: Setting) -> dict[str, Callable[[], object]]:
     """Calls that read the same four unpacked files: torchvision reads only unpacked ones."""
     pytorch_loops.unpack_unseen(setting.data_root, root=setting.scratch)
-    spec = catalog.read_config("mnist", conf_dir=paths.conf_dir())
+    spec = catalog.read_config("mnist", conf_dirs=paths.conf_dirs())
     return {
         "mnist, unpacked: load_split": partial(_load, spec, root=setting.scratch),
         "mnist, unpacked: torchvision": partial(_torchvision, "MNIST", root=setting.scratch),
@@ -355,7 +355,7 @@ def scoring(setting: Setting) -> Part:
 
 
 def _split(name: str, *, setting: Setting) -> TestSplit | None:
-    spec = catalog.read_config(name, conf_dir=paths.conf_dir())
+    spec = catalog.read_config(name, conf_dirs=paths.conf_dirs())
     try:
         return TestSplit(*catalog.test_split(spec, root=setting.data_root))
     except DataMissingError:

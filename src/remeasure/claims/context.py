@@ -53,6 +53,6 @@ class Lab:
 
     def data_spec(self, name: str) -> DataSpec:
         """The spec in conf/data/<name>.yaml; notes its fingerprint."""
-        spec = catalog.read_config(name, conf_dir=paths.conf_dir())
+        spec = catalog.read_config(name, conf_dirs=paths.conf_dirs())
         self._fingerprint(spec, root=self.place.data_root, trains=True)
         return spec

@@ -1,18 +1,73 @@
-"""The two commands, `python src/train.py` and `python src/reproduce.py`: light to import, so that `--help` is quick."""
+"""The commands: `python src/train.py`, `python src/reproduce.py`, and `remeasure`, which has these and more.
 
+Light to import, so that `--help` is quick.
+"""
+
+import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remeasure.cli import sweep
+import remeasure
+from remeasure.cli import options, sweep
 from remeasure.cli.sweep import Job
 from remeasure.config.compose import checked, compose, register_resolvers
 from remeasure.config.errors import EXIT_FAILED, guarded
-from remeasure.system import paths, signals
+from remeasure.spec.base import InputError
+from remeasure.system import paths, signals, startup
+from remeasure.system.validation import did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+COMMANDS = {
+    "new": "a folder for your own table: ledger, an example of each config, model, data set, tests",
+    "train": "one run: model=… data=… recipe=… key=value …",
+    **options.COMMANDS,
+    "report": "the same as table",
+}
+HELP = """\
+usage: remeasure [--version] [--conf DIR] COMMAND …
+
+Measures a table of published benchmark accuracies again, and judges each number.
+Works in the current folder if that has conf/benchmark.yaml, else with the project's own ledger.
+
+{commands}
+
+--conf DIR   the folder of another benchmark.yaml, or the project around it
+`remeasure COMMAND --help` says more."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `remeasure`; returns the exit status."""
+    return guarded(lambda: _dispatch(arguments))
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="remeasure", add_help=False, allow_abbrev=False)
+    parser.add_argument("--conf", type=Path)
+    given, rest = parser.parse_known_args(arguments)
+    name, more = (rest[0], rest[1:]) if rest else ("--help", [])
+    if name in ("--help", "-h"):
+        print(HELP.format(commands="\n".join(f"  {each:<10} {text}" for each, text in COMMANDS.items())))
+        return 0
+    if name == "--version":
+        print(f"remeasure {remeasure.__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise InputError(f"no command {name!r}{did_you_mean(name, COMMANDS)}; valid: {', '.join(COMMANDS)}")
+    if name == "new":
+        from remeasure.cli.workspace import new
+
+        return new.main(more)
+    paths.enter(given.conf)
+    sys.argv = ["remeasure", *more]
+    if name == "train":
+        return train_main()
+    return reproduce_main(["table" if name == "report" else name, *more])
 
 
 def train_main() -> int:
@@ -77,3 +132,7 @@ def _train_one(composed: "DictConfig", *, overrides: Sequence[str], title: str, 
         return EXIT_FAILED
     accuracies.append(accuracy)
     return 0
+
+
+if __name__ == "__main__":
+    startup.run(lambda: main(sys.argv[1:]))

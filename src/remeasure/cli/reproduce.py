@@ -6,17 +6,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
+from remeasure.cli.options import parser
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
 from remeasure.data import catalog
 from remeasure.judging import ledger, publish, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_runs
 from remeasure.judging.report.page import TestSplit
-from remeasure.spec.base import DataMissingError, InputError, Keep, gathered
+from remeasure.spec.base import DataMissingError, InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
@@ -29,20 +30,6 @@ if TYPE_CHECKING:
     from remeasure.tracking.observer import Observers
 
 Compose = Callable[[Sequence[str]], Config]
-SUITES = {
-    "demo": "conf/demo.yaml into runs/demo, offline, under a minute",
-    "controls": "conf/controls.yaml, faults on purpose that must fall short, into results/controls",
-}
-COMMANDS = {
-    "reproduce": "plan, measure, write the table, verify it (the default)",
-    "measure": "measure the named rows, or all; a table that is there is kept up to date",
-    "table": "rebuild table, report and README block from results/ alone",
-    "verify": "recompute every accuracy and every digit of the table; no training",
-    "track": "replay into MLflow what its store lacks",
-    "export": "a folder in exports/ for each named row's trained network, for others to load without this package",
-    "ui": "serve MLflow's UI over the store on this machine, and print its link",
-    "plan": "say what `reproduce` would train, at what cost, and stop",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +58,7 @@ class Files:
 
 def main(arguments: Sequence[str], *, compose: Compose) -> int:
     """Run one command; returns the exit status. Raises InputError."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     files = _files(suite=options.suite, results=options.results)
     if options.command == "ui":
         from remeasure.tracking import mlflow_store
@@ -104,65 +91,18 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    help_text = "\n".join(f"{name:<10} {text}" for name, text in COMMANDS.items())
-    parser.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS, metavar="command", help=help_text)
-    parser.add_argument("rows", nargs="*", default=[], help="rows of the ledger; none is all")
-    parser.add_argument("--seeds", type=_count, help="exactly so many seeds a row (default: until the row is decided)")
-    parser.add_argument("--budget", type=_seconds, default=7200.0, help="such as 4h, 90m, 30s (default: 2h)")
-    parser.add_argument(
-        "--together", type=_count, default=1, help="train so many seeds of a row as one: for small nets on a GPU"
-    )
-    parser.add_argument("--fresh", action="store_true", help="train again what runs/ has")
-    parser.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
-    keep_help = "which seeds keep their trained network: the first of a row (default), all, none"
-    parser.add_argument("--keep", default="first", choices=get_args(Keep), help=keep_help)
-    parser.add_argument("--observers", metavar="NAMES", help="further files of conf/observer, such as a,b")
-    parser.add_argument("--port", type=int, default=5000, help="of the UI (default: 5000)")
-    told = parser.add_mutually_exclusive_group()
-    told.add_argument("--quiet", action="store_true", help="no plan and no progress: verdicts, faults and the table")
-    told.add_argument("--verbose", action="store_true", help="a line for each seed, and all that is missing")
-    parser.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
-    suites = parser.add_mutually_exclusive_group()
-    for suite, help_text in SUITES.items():
-        suites.add_argument(f"--{suite}", dest="suite", action="store_const", const=suite, default="", help=help_text)
-    return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of seeds from 1 up, got {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    """Such as 4h, 90m, 30s."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"expected a time such as 4h, 90m or 30s, got {text!r}")
-    return float(found[1]) * {"h": 3600.0, "m": 60.0, "s": 1.0}[found[2]]
-
-
 def _files(*, suite: str, results: Path | None) -> Files:
-    root, conf = paths.project_root(), paths.conf_dir()
+    root, conf = paths.project_root(), paths.conf_dirs()
     if suite == "controls":
-        return Files(
-            ledger=conf / "controls.yaml",
-            results=results or root / "results" / "controls",
-            runs=root / "runs",
-            store=root,
-            readme=None,
-        )
+        own = results or root / "results" / "controls"
+        ledger_path = paths.conf_file("controls.yaml", folders=conf)
+        return Files(ledger=ledger_path, results=own, runs=root / "runs", store=root, readme=None)
     if suite == "demo":
         folder = root / "runs" / "demo"
-        return Files(
-            ledger=conf / "demo.yaml", results=results or folder / "results", runs=folder, store=folder, readme=None
-        )
+        ledger_path = paths.conf_file("demo.yaml", folders=conf)
+        return Files(ledger=ledger_path, results=results or folder / "results", runs=folder, store=folder, readme=None)
     return Files(
-        ledger=conf / "benchmark.yaml",
+        ledger=conf[0] / paths.LEDGER,
         results=results or root / "results",
         runs=root / "runs",
         store=root,
@@ -197,7 +137,7 @@ def _measure(
         keep=options.keep,
         quiet=options.quiet,
     )
-    ledger.check_configs(rows, conf_dir=paths.conf_dir())
+    ledger.check_configs(rows, conf_dirs=paths.conf_dirs())
     if options.command != "plan":
         provenance.warn_of_unknown(root)
     verbosity = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
@@ -303,13 +243,13 @@ def _missing_lines(not_here: "Sequence[NotHere]", *, in_full: bool) -> Iterator[
         if in_full:
             yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
         else:
-            more = f"`python src/reproduce.py plan {names[0]}` says more"
+            more = f"`{paths.command('reproduce')} plan {names[0]}` says more"
             yield f"{', '.join(names)}: not measured here: {re.split('[;:] ', lines[0], maxsplit=1)[0]}; {more}"
 
 
 def _split(name: str) -> TestSplit | None:
     """The test split of the data set, or None where it is not here. InputError: its files are damaged."""
-    spec = catalog.read_config(name, conf_dir=paths.conf_dir())
+    spec = catalog.read_config(name, conf_dirs=paths.conf_dirs())
     try:
         return TestSplit(
             *catalog.test_split(spec, root=paths.data_root()), classes=catalog.CLASS_NAMES.get(spec.source, ())

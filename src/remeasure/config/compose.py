@@ -1,6 +1,7 @@
 """From a command line to a Config. The only file that sees a DictConfig, which it turns into a Config at once."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -80,8 +81,25 @@ def register_resolvers() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    _search_packaged_configs()
     OmegaConf.register_new_resolver("divide", lambda dividend, divisor: dividend / divisor, replace=True)
     OmegaConf.register_new_resolver("at_most", lambda most, value: min(most, int(value)), replace=True)
     choices = {key: OmegaConf.create({}, flags={"struct": False}) for key in ("optimizer", "augmentation", "loss")}
     ConfigStore.instance().store("open_choices", OmegaConf.create(choices))
+    OmegaConf.register_new_resolver("command", paths.command, replace=True)
     OmegaConf.register_new_resolver("runs", lambda name: str(paths.project_root() / "runs" / name), replace=True)
+
+
+@functools.cache
+def _search_packaged_configs() -> None:
+    """Let Hydra look into the package's configs as well, after the user's."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class Packaged(SearchPathPlugin):  # type: ignore[misc]
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in paths.conf_dirs()[1:]:
+                search_path.append("remeasure", f"file://{folder}")
+
+    Plugins.instance().register(Packaged)

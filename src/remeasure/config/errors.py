@@ -86,7 +86,7 @@ def _file_faults() -> Iterator[str]:
     """The config files that are no YAML or no UTF-8; whoever reads them does not always say which it was."""
     from remeasure.system.formats import decode_yaml  # NumPy
 
-    for path in sorted(paths.conf_dir().rglob("*.yaml")):
+    for path in (path for folder in paths.conf_dirs() for path in sorted(folder.rglob("*.yaml"))):
         try:
             decode_yaml(paths.read_file(path), name=str(path))
         except OSError as error:
@@ -103,6 +103,6 @@ def _unknown_key(key: str) -> str:
     while parts[known] in hints and is_dataclass(cls := hints[parts[known]]) and known + 1 < len(parts):
         valid, hints, known = [entry.name for entry in fields(cls)], get_type_hints(cls), known + 1
     if parts[known] in hints:  # a key of its options, or below a plain value
-        return f"{key}: no such key; `python src/train.py --cfg job` shows all there are, with this model"
+        return f"{key}: no such key; `{paths.command('train')} --cfg job` shows all there are, with this model"
     wrong = ".".join(parts[: known + 1])
     return f"{wrong}: no such key{did_you_mean(parts[known], valid)}; valid: {', '.join(valid)}"

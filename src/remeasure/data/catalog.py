@@ -8,7 +8,7 @@ training data.
 outside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.plugin import imported
 from remeasure.spec.run import DataSpec
 from remeasure.system.formats import decode_yaml
-from remeasure.system.paths import read_file, refuse_no_file
+from remeasure.system.paths import conf_file, read_file, refuse_no_file
 from remeasure.system.validation import convert, did_you_mean
 
 SplitName = Literal["train", "test"]
@@ -43,11 +43,16 @@ def class_names(spec: DataSpec) -> tuple[str, ...]:
     return CLASS_NAMES.get(spec.source) or tuple(map(str, range(spec.num_classes)))
 
 
-def read_config(name: str, *, conf_dir: Path) -> DataSpec:
-    """conf/data/<name>.yaml, read without Hydra. Raises InputError: no such data set, or a fault in its file."""
-    path = refuse_no_file(conf_dir / "data" / f"{name}.yaml")
+def read_config(name: str, *, conf_dirs: Sequence[Path]) -> DataSpec:
+    """data/<name>.yaml of the first of the folders that has it, read without Hydra.
+
+    Raises InputError: no such data set, or a fault in its file.
+    """
+    path = refuse_no_file(conf_file(f"data/{name}.yaml", folders=conf_dirs))
     if not path.is_file():
-        valid = sorted(entry.stem for entry in (conf_dir / "data").glob("*.yaml") if entry.is_file())
+        valid = sorted(
+            {entry.stem for conf in conf_dirs for entry in (conf / "data").glob("*.yaml") if entry.is_file()}
+        )
         raise InputError(f"data: no such data set {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}")
     try:
         values = decode_yaml(read_file(path), name=str(path))

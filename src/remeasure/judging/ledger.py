@@ -49,7 +49,8 @@ def read_with_article(path: Path) -> tuple[dict[str, Row], Article | None]:
     if "article" in document:
         try:
             article = convert(Article, document["article"], where="article")
-            faults += [f"article.names.{name}: no such row" for name in article.names if name not in document["rows"]]
+            if unknown := [name for name in article.names if name not in document["rows"]]:
+                faults.append(f"article.names: no such row: {', '.join(unknown)}")
         except InputError as error:
             faults += error.faults
     _refuse(f"{path}: {fault}" for fault in faults)
@@ -80,17 +81,17 @@ def plain_document(path: Path, *, top: str, beside: tuple[str, ...] = ()) -> tup
     return document, faults
 
 
-def check_configs(rows: Mapping[str, Row], *, conf_dir: Path) -> None:
-    """Raise InputError unless the model, data and recipe of each row are files under `conf_dir`.
+def check_configs(rows: Mapping[str, Row], *, conf_dirs: Sequence[Path]) -> None:
+    """Raise InputError unless the model, data and recipe of each row are files in one of these folders.
 
     Pass only the rows that are about to be measured: other rows may name configs that do not exist yet.
     """
     _refuse(
-        f"row {row.name}: {group}: no {conf_dir / group / value}.yaml{did_you_mean(value, valid)}; "
+        f"row {row.name}: {group}: no {conf_dirs[0] / group / value}.yaml{did_you_mean(value, valid)}; "
         f"valid: {', '.join(valid)}"
         for row in rows.values()
         for group, value in (("model", row.model), ("data", row.data), ("recipe", row.recipe))
-        if value not in (valid := sorted(config.stem for config in (conf_dir / group).glob("*.yaml")))
+        if value not in (valid := sorted({file.stem for conf in conf_dirs for file in (conf / group).glob("*.yaml")}))
     )
 
 

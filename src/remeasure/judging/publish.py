@@ -19,6 +19,7 @@ from remeasure.judging.table import build, readme_block, to_csv, to_markdown, up
 from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Article, Row
 from remeasure.spec.record import RunRecord
+from remeasure.system import paths
 from remeasure.system.atomic import read_bytes, sync_folder, write_atomic, write_synced
 from remeasure.system.formats import decode_yaml, encode_csv
 from remeasure.system.locks import held_folder
@@ -168,7 +169,12 @@ def render_page(
     conf_dir: Path,
     splits: page.TestSplits,
 ) -> str:
-    """What report.html must hold. `groups`: the evidence of every row that has any. InputError: a faulty file."""
+    """What report.html must hold. `groups`: the evidence of every row that has any. `conf_dir`: the ledger's folder.
+
+    InputError: a faulty file.
+    """
+    folders = (conf_dir, *paths.conf_dirs())
+    configs = {row.data: paths.conf_file(f"data/{row.data}.yaml", folders=folders) for row in rows.values()}
     return page.to_html(
         build(rows, records={name: group.records for name, group in groups.items()}),
         rows=rows,
@@ -176,7 +182,7 @@ def render_page(
         article=article,
         splits=splits,
         beside=beside.read(results),
-        files={row.data: _data_files(conf_dir / "data" / f"{row.data}.yaml") for row in rows.values()},
+        files={name: _data_files(path) for name, path in configs.items()},
     )
 
 

@@ -95,14 +95,15 @@ def _accuracy_faults(group: RowResults, *, truth: Array, data: str) -> Iterator[
 
 
 def _folder_faults(results: Path, *, rows: Mapping[str, Row]) -> Iterator[str]:
-    """Faults of missing runs files, and of files that belong to no row."""
+    """Faults of missing runs files, and one that names the files which belong to no row."""
     for name in rows:
         if not (results / "runs" / f"{name}.csv").exists():
             yield mismatch(f"{results}/runs/{name}.csv", expected="a file, a header alone at least", found="none")
-    for folder in FOLDERS:
-        for path in sorted((results / folder).glob("*")):
-            if folder != "environments" and path.stem not in rows:
-                yield f"{path}: belongs to no row of the ledger; remove it, or name its row"
+    paths = (path for folder in FOLDERS if folder != "environments" for path in sorted((results / folder).glob("*")))
+    if stray := [path for path in paths if path.stem not in rows]:
+        others = f", as do {len(stray) - 1} more files, of {', '.join(sorted({path.stem for path in stray}))}"
+        more = others if len(stray) > 1 else ""
+        yield f"{stray[0]}: belongs to no row of the ledger{more}; remove what is not needed, or name its row"
 
 
 def _check_table(

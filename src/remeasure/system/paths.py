@@ -1,26 +1,69 @@
-"""Paths of the project, its configs and its data; in a checkout, none depends on the working directory."""
+"""Paths of the project, its configs and its data. In a checkout, none depends on the working directory, unless `enter`
+has found a project of the user's there.
+"""
 
 import math
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from remeasure.spec.base import InputError
 
+LEDGER = "benchmark.yaml"
+_OWN_CONF = "REMEASURE_CONF"  # the environment variable: worker processes have it, too
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
+def enter(folder: Path | None = None) -> None:
+    """Work in a project of the user's: `folder`, else REMEASURE_CONF's, else the working directory if it is one.
+
+    A project has conf/benchmark.yaml; `folder` may be that conf as well. Its modules can be imported then.
+    Raises InputError: the folder has no ledger.
+    """
+    named = folder or (Path(given) if (given := os.environ.get(_OWN_CONF)) else None)
+    choices = [Path("conf")] if named is None else [named, named / "conf"]
+    conf = next((choice.resolve() for choice in choices if (choice / LEDGER).is_file()), None)
+    if conf:
+        os.environ[_OWN_CONF] = str(conf)
+        if str(conf.parent) not in sys.path:
+            sys.path.insert(0, str(conf.parent))
+    elif named is not None:
+        raise InputError(f"{named}: holds no {LEDGER}; `remeasure new FOLDER` makes a project that has one")
+
+
 def project_root() -> Path:
-    """The checkout; for an installed wheel, which has none, the working directory."""
+    """The user's project, else the checkout; for an installed wheel, which has none, the working directory."""
+    if own := os.environ.get(_OWN_CONF):
+        return Path(own).parent
     return _CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
 
 
-def conf_dir() -> Path:
-    """The configs: beside the package in a wheel, else the checkout's."""
+def conf_dirs() -> tuple[Path, ...]:
+    """Where configs are looked for, in this order: the user's folder, then the package's: its own in a wheel, else the
+    checkout's.
+    """
     shipped = Path(__file__).resolve().parents[1] / "conf"
-    return shipped if shipped.is_dir() else _CHECKOUT / "conf"
+    packaged = shipped if shipped.is_dir() else _CHECKOUT / "conf"
+    own = os.environ.get(_OWN_CONF)
+    return (Path(own), packaged) if own and Path(own) != packaged else (packaged,)
+
+
+def conf_dir() -> Path:
+    """The folder of the ledger: the first of `conf_dirs`."""
+    return conf_dirs()[0]
+
+
+def conf_file(name: str, *, folders: Sequence[Path]) -> Path:
+    """The first of these folders' files of this name, such as data/mnist.yaml; in the first folder, if none has it."""
+    return next((path for folder in folders if (path := folder / name).is_file()), folders[0] / name)
+
+
+def command(name: str) -> str:
+    """How to call train or reproduce: in a checkout by its script."""
+    return f"python src/{name}.py" if (project_root() / "src" / f"{name}.py").is_file() else f"remeasure {name}"
 
 
 def data_root() -> Path:

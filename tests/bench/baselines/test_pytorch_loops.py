@@ -177,7 +177,7 @@ def test_unpacking_reads_either_layout_and_leaves_the_data_root_alone(root: Path
     before = sorted(root.rglob("*"))
     again = pytorch_loops.unpack(root, root=tmp_path)
     assert sorted(root.rglob("*")) == before
-    config = catalog.read_config("mnist", conf_dir=paths.conf_dir())
+    config = catalog.read_config("mnist", conf_dirs=paths.conf_dirs())
     raw = again / "MNIST/raw"
     assert len(list(raw.iterdir())) == 4
     assert catalog.load_split(config, "test", root=again, fetch=False).verified

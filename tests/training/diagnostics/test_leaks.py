@@ -64,7 +64,7 @@ def test_a_split_that_is_scored_on_before_the_last_epoch_is_a_leak() -> None:
 @pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
 def test_no_data_set_of_this_project_leaks(name: str, request: pytest.FixtureRequest) -> None:
     root = Path("nowhere") if name == "digits" else request.getfixturevalue("data_root")
-    config = catalog.read_config(name, conf_dir=paths.conf_dir())
+    config = catalog.read_config(name, conf_dirs=paths.conf_dirs())
     pixels = {split: catalog.load_split(config, split, root=root, fetch=False).images for split in catalog.SPLITS}
     known = {image.tobytes() for image in pixels["train"]}
     assert sum(image.tobytes() in known for image in pixels["test"]) <= 0.01 * len(pixels["test"])

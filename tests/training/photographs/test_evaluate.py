@@ -578,7 +578,7 @@ model:
     normalisation: {mean: [0.5], std: [0.25]}
 """
     )
-    monkeypatch.setattr(paths, "conf_dir", lambda: tmp_path / "conf")
+    monkeypatch.setattr(paths, "conf_dirs", lambda: (tmp_path / "conf",))
     config = compose(["model=resnet_test"])
     assert config.recipe == Evaluation(
         name="published_eval",

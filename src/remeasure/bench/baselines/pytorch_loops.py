@@ -52,7 +52,7 @@ def unpack(data_root: Path, *, root: Path) -> Path:
     Raises DataMissingError: they can be neither found nor downloaded.
     """
     for split in catalog.SPLITS:
-        catalog.load_split(catalog.read_config("mnist", conf_dir=paths.conf_dir()), split, root=data_root)
+        catalog.load_split(catalog.read_config("mnist", conf_dirs=paths.conf_dirs()), split, root=data_root)
     return unpack_unseen(data_root, root=root)
 
 
