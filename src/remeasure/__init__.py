@@ -1,11 +1,13 @@
 """Measures a table of published benchmark accuracies again, and judges each number."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from remeasure.models.saved import Classifier
+    from remeasure.spec.claim import Verdict
 
 __version__ = version("remeasure")
 
@@ -20,3 +22,28 @@ def load(run: str | Path) -> "Classifier":
     from remeasure.cli.models import load_run  # torch: seconds to import
 
     return load_run(run)
+
+
+def judge(
+    accuracies: Sequence[float | str],
+    *,
+    published: float,
+    margin: float,
+    confidence: float = 0.95,
+    looks: Sequence[int] | None = None,
+    num_test: int | None = None,
+) -> "Verdict":
+    """The verdict on accuracies, in percent, of independent seeds that somebody else has trained.
+
+    `published` in percent, `margin` in percentage points; `looks`: the planned numbers of seeds, None for one look at
+    all of them; `num_test`: the number of test images, None for what the printed decimals resolve. Raises
+    remeasure.spec.base.InputError.
+
+        verdict = remeasure.judge([93.1, 92.8, 93.4, 93.0, 93.2], published=93.0, margin=0.5)
+        print(verdict.verdict, verdict.reason)
+    """
+    from remeasure.judging.verdict import judge_accuracies  # SciPy: a second to import
+
+    return judge_accuracies(
+        accuracies, published=published, margin=margin, confidence=confidence, looks=looks, num_test=num_test
+    )

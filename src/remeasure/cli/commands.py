@@ -6,7 +6,7 @@ Light to import, so that `--help` is quick.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ COMMANDS = {
     "train": "one run: model=… data=… recipe=… key=value …",
     **options.COMMANDS,
     "report": "the same as table",
+    "judge": "the verdict on accuracies that somebody else measured; no training",
+    "compare": "two results folders, of other machines or commits, row by row",
 }
 HELP = """\
 usage: remeasure [--version] [--conf DIR] COMMAND …
@@ -63,6 +65,11 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from remeasure.cli.workspace import new
 
         return new.main(more)
+    if name in ("judge", "compare"):
+        from remeasure.cli import evidence
+
+        command: Callable[[Sequence[str]], int] = getattr(evidence, name)
+        return command(more)
     paths.enter(given.conf)
     sys.argv = ["remeasure", *more]
     if name == "train":

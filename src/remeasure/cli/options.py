@@ -3,9 +3,9 @@
 import argparse
 import re
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
-from remeasure.spec.base import Keep
+from remeasure.spec.base import InputError, Keep
 
 DESCRIPTION = "The whole table from one command: plan, measure, table, verify. Also each of them alone."
 SUITES = {
@@ -22,6 +22,13 @@ COMMANDS = {
     "ui": "serve MLflow's UI over the store on this machine, and print its link",
     "plan": "say what `reproduce` would train, at what cost, and stop",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (`{self.prog} --help`)")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,12 +1,19 @@
-"""How a measurement compares with the record that was there before: by predictions, or statistically."""
+"""How a measurement compares with the record that was there before, or with another machine's: by predictions, or
+statistically.
+"""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from remeasure.judging.reader import read_row
 from remeasure.judging.records import RowResults
 from remeasure.judging.verdict import agree
+from remeasure.spec.base import InputError
 from remeasure.spec.record import RunRecord
 from remeasure.system.formats import Array
 
@@ -70,12 +77,97 @@ def _identical(different: dict[int, int], *, num_test: int) -> str:
 
 def _welch(old: Sequence[RunRecord], new: Sequence[RunRecord], *, confidence: float) -> str:
     """Such as "97.912 % (5 seeds) before, 97.907 % (5 seeds) now: they agree (Welch's t-test, p = 0.871)"."""
-    before, after = (
-        [record.accuracy_percent for record in records if record.accuracy_percent is not None] for records in (old, new)
-    )
+    before, after = _accuracies(old), _accuracies(new)
     if len(before) < 2 or len(after) < 2:
         return ""
     p_value, same = agree(before, after, num_test=new[0].num_test, confidence=confidence)
     means = [f"{statistics.fmean(values):.3f} % ({len(values)} seeds)" for values in (before, after)]
     outcome = "agree" if same else "differ"
     return f"{means[0]} before, {means[1]} now: they {outcome} (Welch's t-test, p = {p_value:.3f})"
+
+
+def _accuracies(records: Sequence[RunRecord]) -> list[float]:
+    """In percent, of the seeds that did not diverge."""
+    return [record.accuracy_percent for record in records if record.accuracy_percent is not None]
+
+
+# ---------------------------------------------------------------- two results folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A row in two results folders. `differences`: a line for each thing that differs around the numbers."""
+
+    row: str
+    outcome: Literal["identical", "equal within noise", "different", "not compared"]
+    evidence: str
+    differences: tuple[str, ...] = ()
+
+
+def compare_folders(first: Path, second: Path, *, confidence: float) -> list[Compared]:
+    """Each row that one of two results folders has a record of. InputError: no such folder, or faulty files."""
+    names = set[str]()
+    for results in (first, second):
+        if not (results / "runs").is_dir():
+            raise InputError(f"{results}: no results folder; it has no runs/")
+        names |= {path.stem for path in (results / "runs").glob("*.csv")}
+    compared = []
+    for name in sorted(names):
+        old, new = read_row(first, row=name), read_row(second, row=name)
+        if old and new:
+            compared.append(_compared(old, new, confidence=confidence))
+        elif old or new:
+            where = second if old else first
+            compared.append(Compared(row=name, outcome="not compared", evidence=f"{where} has no record of it"))
+    return compared
+
+
+def _compared(old: RowResults, new: RowResults, *, confidence: float) -> Compared:
+    """Seeds that both have, on the same data, prediction by prediction; if one differs, all seeds by Welch's t-test."""
+    same_data = old.records[0].data_sha256 == new.records[0].data_sha256
+    changed = differing(old, new) if same_data else {}
+    parts = []
+    if changed:
+        num_same = sum(not num for num in changed.values())
+        parts.append(f"{num_same} of {len(changed)} shared seeds have identical predictions")
+    around = tuple(_around(old, new))
+    if changed and not any(changed.values()):
+        return Compared(row=old.row, outcome="identical", evidence=parts[0], differences=around)
+    accuracies = [
+        [each.accuracy_percent for each in group.records if each.accuracy_percent is not None] for group in (old, new)
+    ]
+    if min(map(len, accuracies)) < 2:
+        parts.append("fewer than two seeds with a score on a side, too few for a test")
+        return Compared(row=old.row, outcome="not compared", evidence="; ".join(parts), differences=around)
+    p_value, same = agree(*accuracies, num_test=new.records[0].num_test, confidence=confidence)
+    means = " and ".join(f"{statistics.fmean(each):.3f} % ({len(each)} seeds)" for each in accuracies)
+    evidence = "; ".join([*parts, f"{means}, Welch's t-test, p = {p_value:.3f}"])
+    outcome: Literal["equal within noise", "different"] = "equal within noise" if same else "different"
+    return Compared(row=old.row, outcome=outcome, evidence=evidence, differences=around)
+
+
+def _around(old: RowResults, new: RowResults) -> Iterator[str]:
+    """What differs in spec, data, commit and environment: "key: first → second"."""
+    for key in ("data_sha256", "device_kind", "commit"):
+        before, after = ({str(getattr(record, key)) for record in group.records} for group in (old, new))
+        if before != after:
+            yield f"{key}: {', '.join(sorted(before))} → {', '.join(sorted(after))}"
+    for what, pair in {"spec": ([old.spec], [new.spec]), "environment": _environments(old, new)}.items():
+        before, after = ([dict(_flat(each)) for each in side] for side in pair)
+        keys = dict.fromkeys(key for each in (*before, *after) for key in each)
+        for key in keys:
+            values = [sorted({str(each.get(key)) for each in side}) for side in (before, after)]
+            if values[0] != values[1]:
+                yield f"{what} {key}: {', '.join(values[0])} → {', '.join(values[1])}"
+
+
+def _environments(*groups: RowResults) -> tuple[list[Mapping[str, Any]], ...]:
+    return tuple(list(group.environments.values()) for group in groups)
+
+
+def _flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _flat(entry, prefix=f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", entry

@@ -20,11 +20,13 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Literal
 
 from scipy.special import stdtr, stdtrit
 
+from remeasure.spec.base import InputError
 from remeasure.spec.claim import PARAMS_TEXT, Evidence, Rule, Verdict, VerdictName
 
 TOLERANCE_PP = 1e-9  # bounds are compared unrounded; this absorbs floating-point errors such as 97.7 + 0.25 > 97.95
@@ -68,6 +70,55 @@ def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdic
         return verdict
     obstacles = _obstacles(verdict, num_correct=evidence.num_correct, diverged=diverged, rule=rule)
     return replace(verdict, reason="; ".join(filter(None, (verdict.reason, *obstacles))))
+
+
+def judge_accuracies(
+    accuracies: Sequence[float | str],
+    *,
+    published: float,
+    margin: float,
+    confidence: float = 0.95,
+    looks: Sequence[int] | None = None,
+    num_test: int | None = None,
+) -> Verdict:
+    """The verdict on accuracies that somebody else measured, by the rule of a row.
+
+    `accuracies`: in percent, one for each independent seed, in the order of the seeds; `published` and `margin`: in
+    percent and percentage points. `looks`: the planned numbers of seeds; None is one look, at all of them. The accuracy
+    comes in steps, of which the sd is floored: those of `num_test` images or of the printed decimals, the coarser ones.
+    InputError: fewer than two accuracies, one that is no percentage or no share of `num_test`, a rule that is none.
+    """
+    if len(accuracies) < 2:
+        raise InputError(f"accuracies: expected 2 or more, for a standard deviation, got {len(accuracies)}")
+    printed = [_percentage(value) for value in accuracies]
+    if max(printed) <= 1 < published:
+        raise InputError(f"accuracies: expected percent, such as {100 * printed[0]}, got {printed[0]}")
+    if not 0 < published <= 100:
+        raise InputError(f"published: expected a percentage in (0, 100], got {published}")
+    num_steps = 100 * 10 ** max(0, *(-int(value.as_tuple().exponent) for value in printed))
+    if num_test is not None and num_test < 1:
+        raise InputError(f"num_test: expected 1 or more, got {num_test}")
+    if num_test and num_test < num_steps:
+        for value in printed:
+            if abs(round(value * num_test / 100) * Decimal(100) / num_test - value) >= Decimal(100) / num_steps:
+                raise InputError(f"accuracies: {value} % is no share of {num_test} test images")
+        num_steps = num_test
+    try:
+        rule = Rule(margin_pp=margin, confidence=confidence, looks=tuple(looks or [len(printed)]))
+        counts = {seed: round(value * num_steps / 100) for seed, value in enumerate(printed)}
+        return judge(Evidence(num_correct=counts, num_test=num_steps), published_percent=published, rule=rule)
+    except ValueError as error:
+        raise InputError(*str(error).splitlines()) from None
+
+
+def _percentage(value: float | str) -> Decimal:
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not (number.is_finite() and 0 <= number <= 100):
+        raise InputError(f"accuracies: expected percentages from 0 to 100, got {value}")
+    return number
 
 
 def _check(evidence: Evidence, *, rule: Rule) -> None:

@@ -1,10 +1,10 @@
 """`remeasure new FOLDER`: a project of the user's own, with an example of everything that it can have."""
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from remeasure.cli.options import Parser
 from remeasure.spec.base import InputError
 
 _TEMPLATE = Path(__file__).parent / "template"
@@ -12,7 +12,7 @@ _TEMPLATE = Path(__file__).parent / "template"
 
 def main(arguments: Sequence[str]) -> int:
     """Make the folder; returns the exit status. InputError: it is there already, or cannot be written."""
-    parser = argparse.ArgumentParser(prog="remeasure new", description=__doc__)
+    parser = Parser(prog="remeasure new", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(arguments).folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
