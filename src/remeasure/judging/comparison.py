@@ -147,22 +147,21 @@ def _compared(old: RowResults, new: RowResults, *, confidence: float) -> Compare
 
 
 def _around(old: RowResults, new: RowResults) -> Iterator[str]:
-    """What differs in spec, data, commit and environment: "key: first → second"."""
+    """What differs in data, device, commit, spec and environment: "key: first → second"."""
+    groups = (old, new)
     for key in ("data_sha256", "device_kind", "commit"):
-        before, after = ({str(getattr(record, key)) for record in group.records} for group in (old, new))
-        if before != after:
-            yield f"{key}: {', '.join(sorted(before))} → {', '.join(sorted(after))}"
-    for what, pair in {"spec": ([old.spec], [new.spec]), "environment": _environments(old, new)}.items():
-        before, after = ([dict(_flat(each)) for each in side] for side in pair)
-        keys = dict.fromkeys(key for each in (*before, *after) for key in each)
-        for key in keys:
-            values = [sorted({str(each.get(key)) for each in side}) for side in (before, after)]
-            if values[0] != values[1]:
-                yield f"{what} {key}: {', '.join(values[0])} → {', '.join(values[1])}"
+        yield from _difference(key, *([getattr(record, key) for record in group.records] for group in groups))
+    specs = [[dict(_flat(group.spec))] for group in groups]
+    environments = [[dict(_flat(each)) for each in group.environments.values()] for group in groups]
+    for what, sides in {"spec": specs, "environment": environments}.items():
+        for key in dict.fromkeys(key for side in sides for each in side for key in each):
+            yield from _difference(f"{what} {key}", *([each.get(key) for each in side] for side in sides))
 
 
-def _environments(*groups: RowResults) -> tuple[list[Mapping[str, Any]], ...]:
-    return tuple(list(group.environments.values()) for group in groups)
+def _difference(what: str, before: Sequence[object], after: Sequence[object]) -> Iterator[str]:
+    first, second = (", ".join(sorted({str(value) for value in values})) for values in (before, after))
+    if first != second:
+        yield f"{what}: {first} → {second}"
 
 
 def _flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
