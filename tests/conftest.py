@@ -78,8 +78,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """Call a script of a project in this process, which has imported torch already: `here(project, "train.py", …)`."""
+    """Call a script of a project in this process, which has imported torch already: `here(project, "train.py", …)`.
+
+    `here(project, "remeasure", …)` is the command of that name.
+    """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("REMEASURE_CONF", "")  # what a command sets is undone
+    monkeypatch.setattr(sys, "path", [*sys.path])
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
 
@@ -87,7 +92,13 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(paths, "_CHECKOUT", project.root)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         with pytest.raises(SystemExit) as ended:
-            sys.exit(commands.train_main() if script == "train.py" else commands.reproduce_main(arguments))
+            sys.exit(
+                commands.train_main()
+                if script == "train.py"
+                else commands.main(arguments)
+                if script == "remeasure"
+                else commands.reproduce_main(arguments)
+            )
         assert isinstance(ended.value.code, int)
         return Ended(ended.value.code, *capfd.readouterr())
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "new": "a folder for your own table: ledger, an example of each config, model, data set, tests",
+    "add-row": "one more claim in the ledger, with its margin worked out",
     "train": "one run: model=… data=… recipe=… key=value …",
     **options.COMMANDS,
     "report": "the same as table",
@@ -71,6 +72,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         command: Callable[[Sequence[str]], int] = getattr(evidence, name)
         return command(more)
     paths.enter(given.conf)
+    if name == "add-row":
+        from remeasure.cli.workspace import add_row
+
+        return add_row.main(more)
     sys.argv = ["remeasure", *more]
     if name == "train":
         return train_main()

@@ -9,12 +9,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from remeasure.spec.base import InputError, canonical_json
+from remeasure.spec.base import InputError, Mode, canonical_json
 from remeasure.spec.claim import Article, Row
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
@@ -93,6 +94,22 @@ def check_configs(rows: Mapping[str, Row], *, conf_dirs: Sequence[Path]) -> None
         for group, value in (("model", row.model), ("data", row.data), ("recipe", row.recipe))
         if value not in (valid := sorted({file.stem for conf in conf_dirs for file in (conf / group).glob("*.yaml")}))
     )
+
+
+def margin_pp(*, num_digits: int, num_runs: int | None, sd_pp: float, mode: Mode) -> float:
+    """The margin of a claim in percentage points, a multiple of 0.05, fixed before the first measurement.
+
+    Half a unit of the last of `num_digits` decimals + 1.96·sd/√(num_runs, 1 if None), rounded up; an evaluation has no
+    seeds: half a unit + 0.05, rounded up. `sd_pp`: between seeds, from the literature.
+    """
+    half_unit = Decimal("0.5") / 10**num_digits
+    noise = (
+        Decimal("0.05")
+        if mode == "evaluate"
+        else Decimal("1.96") * Decimal(str(sd_pp)) / Decimal(max(num_runs or 1, 1)).sqrt()
+    )
+    step = Decimal("0.05")
+    return float(((half_unit + noise) / step).to_integral_value(ROUND_CEILING) * step)
 
 
 def row_sha256(row: Row) -> str:
