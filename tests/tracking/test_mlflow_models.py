@@ -186,8 +186,6 @@ def test_make_track_gives_another_store_its_models(
 
 
 def test_a_replayed_record_says_that_there_is_no_model(observer: MlflowObserver) -> None:
-    run_id = tracker(observer).project_record(
-        measured.record(0), spec={"data": {"name": "a", "split": "test"}}, curve=[]
-    )
+    (run_id,) = tracker(observer).project_records([measured.part(0)])
     tags = tracker(observer).store.client.get_run(run_id).data.tags
     assert tags["trained_model"] == "none: a committed record holds no weights"

@@ -21,10 +21,11 @@ import yaml
 from tests.support.forking import client as forking
 from tests.support.project import CHECKOUT
 
+from remeasure.judging.records import SeedResults
 from remeasure.runs import journal
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Published, Row, Rule, Source, Verdict
-from remeasure.spec.record import RunRecord
+from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.system import redaction
 from remeasure.tracking import mlflow_runs, mlflow_store
 from remeasure.tracking.best_effort import BestEffort
@@ -584,16 +585,29 @@ def test_seeds_hang_below_their_row(root: Path, tracker: Tracker) -> None:
     assert tags(root, run_id)["mlflow.parentRunId"] == parent
 
 
-CURVE = [  # as csv.DictReader gives it
-    {"epoch": "1", "split": "train", "loss": "0.5", "accuracy_percent": "90.000", "lr": "0.001"},
-    {"epoch": "2", "split": "train", "loss": "0.25", "accuracy_percent": "95.000", "lr": "0.0005"},
-    {"epoch": "2", "split": "test", "loss": "0.375", "accuracy_percent": "97.500", "lr": ""},
-]
+def project_record(tracker: Tracker, *, parent_id: str = "", **changes: Any) -> str:
+    """Replay a committed record with these changes; the doctor found something. Returns its run's id."""
+    place = {"row": "mlp2-mnist", "seed": 3}
+    part = SeedResults(
+        record=make_record(**changes),
+        predicted=None,
+        confidence=None,
+        filters=None,
+        curve=(
+            CurvePoint(**place, epoch=1, split="train", loss=0.5, accuracy_percent=90.0, lr=0.001),
+            CurvePoint(**place, epoch=2, split="train", loss=0.25, accuracy_percent=95.0, lr=0.0005),
+            CurvePoint(**place, epoch=2, split="test", loss=0.375, accuracy_percent=97.5, lr=None),
+        ),
+        findings=(FoundPoint(**place, finding="dead units", evidence="120 of 256"),),
+        spec={key: value for key, value in CONFIG.items() if key not in place},
+        environment={},
+    )
+    (run_id,) = tracker.project_records([part], parent_id=parent_id)
+    return run_id
 
 
 def test_a_committed_record_is_replayed_once(root: Path, tracker: Tracker) -> None:
-    found = {"dead units": "120 of 256"}
-    run_id = tracker.project_record(make_record(), spec=CONFIG, curve=CURVE, findings=found, parent_id="row-run")
+    run_id = project_record(tracker, parent_id="row-run")
     assert status(root) == [("FINISHED", 500, 3000)]  # finished at 3 s after 2.5 s
     assert points(root, "train/loss") == [(1, 0.5, 3000), (2, 0.25, 3000)]
     assert points(root, "test/accuracy_percent") == [(2, 97.5, 3000)]
@@ -603,39 +617,39 @@ def test_a_committed_record_is_replayed_once(root: Path, tracker: Tracker) -> No
     assert (found["findings"], found["finding.dead_units"]) == ("dead units", "120 of 256")
     before = everything(root)
     for again in (tracker, mlflow_runs.open_tracker(root)):
-        assert again.project_record(make_record(), spec=CONFIG, curve=CURVE, parent_id="row-run") == run_id
+        assert project_record(again, parent_id="row-run") == run_id
     assert everything(root) == before
 
 
 def test_a_committed_record_of_a_run_made_here_adds_nothing(root: Path, tracker: Tracker) -> None:
     run_id = tracker.project(make_run(root / "runs", *EPOCHS, TESTED, finished(make_record())))
     before = everything(root)
-    assert tracker.project_record(make_record(), spec=CONFIG, curve=CURVE) == run_id
+    assert project_record(tracker) == run_id
     assert everything(root) == before
 
 
 def test_a_committed_record_of_a_seed_that_diverged_here_adds_nothing(root: Path, tracker: Tracker) -> None:
-    nothing = make_record(accuracy_percent=None, num_correct=None, loss=None, predicted_sha256=None)
-    run_id = tracker.project(make_run(root / "runs", finished(nothing)))
-    assert tracker.project_record(nothing, spec=CONFIG, curve=[]) == run_id
+    nothing = dict.fromkeys(("accuracy_percent", "num_correct", "loss", "predicted_sha256"))
+    run_id = tracker.project(make_run(root / "runs", finished(make_record(**nothing))))
+    assert project_record(tracker, **nothing) == run_id
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"row": "mlp2-b"}, {"spec_sha256": "6" * 64}, {"device_kind": "cuda"}])
 def test_a_committed_record_of_another_run_is_added(root: Path, tracker: Tracker, change: dict[str, Any]) -> None:
     run_id = tracker.project(make_run(root / "runs", *EPOCHS, finished(make_record())))
-    assert tracker.project_record(make_record(**change), spec=CONFIG, curve=CURVE) != run_id
+    assert project_record(tracker, **change) != run_id
 
 
 def test_a_record_measured_again_elsewhere_stands_beside_the_older_one(root: Path, tracker: Tracker) -> None:
-    old = tracker.project_record(make_record(), spec=CONFIG, curve=CURVE)
-    again = make_record(finished_at="2026-11-22T00:00:00Z", accuracy_percent=95.0, num_correct=38)
-    assert tracker.project_record(again, spec=CONFIG, curve=CURVE) != old
+    old = project_record(tracker)
+    again = {"finished_at": "2026-11-22T00:00:00Z", "accuracy_percent": 95.0, "num_correct": 38}
+    assert project_record(tracker, **again) != old
     assert rows(root, "SELECT count(*) FROM runs") == [(2,)]
 
 
 def test_a_committed_record_stands_in_for_an_unfinished_run(root: Path, tracker: Tracker) -> None:
     run_id = tracker.project(make_run(root / "runs", *EPOCHS))
-    assert tracker.project_record(make_record(), spec=CONFIG, curve=CURVE) != run_id
+    assert project_record(tracker) != run_id
 
 
 # ---------------------------------------------------------------- live

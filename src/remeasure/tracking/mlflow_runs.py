@@ -15,11 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remeasure.spec.record import RunRecord
+from remeasure.judging.records import SeedResults
 from remeasure.system.redaction import masked
 from remeasure.tracking.content.base import Content, DataInput
 from remeasure.tracking.content.rows import row_content
-from remeasure.tracking.content.runs import record_content, run_content
+from remeasure.tracking.content.runs import RECORD_TAG, record_content, run_content
 from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri
 from remeasure.tracking.observer import Standing
 from remeasure.tracking.views import CAMPAIGN_TAG, experiment_tags
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 USER_TAG = "mlflow.user"
+MOST_RUNS = 50_000  # in one answer: MLflow gives no more
 MADE_TAG = "remeasure.made_sha256"  # of what the artifacts were made from that are no files
 
 
@@ -87,30 +88,31 @@ class Tracker:
 
         `campaign`: as content.rows.campaign_name gives it.
         """
-        run = self._search({CAMPAIGN_TAG: campaign}, status="RUNNING")
-        if run is None:
+        found = self._search({CAMPAIGN_TAG: campaign}, status="RUNNING")
+        if not found:
             return ""
-        self.store.client.set_terminated(run.info.run_id, "KILLED")
-        return str(run.info.run_id)
+        self.store.client.set_terminated(found[0].info.run_id, "KILLED")
+        return str(found[0].info.run_id)
 
-    def project_record(
-        self,
-        record: RunRecord,
-        *,
-        spec: Mapping[str, Any],
-        curve: Sequence[Mapping[str, Any]],
-        findings: Mapping[str, str] | None = None,
-        parent_id: str = "",
-    ) -> str:
-        """Replay a committed record as a child run and return its id; if the store has this seed's own run, that one's.
+    def project_records(self, parts: Sequence[SeedResults], *, parent_id: str = "") -> list[str]:
+        """Replay the committed records of a row as child runs and return their ids, in order.
 
-        `spec`: the row's results/specs/<row>.yaml. `curve`: this seed's lines of results/curves/<row>.csv. `findings`:
-        what the doctor found, name to evidence.
+        Where the store has a seed's own run, that one's. All runs of the row are looked up at once.
         """
-        content = record_content(record, spec=spec, curve=curve, findings=findings or {}, parent_id=parent_id)
-        same = {key: getattr(record, key) for key in ("row", "seed", "spec_sha256", "device_kind")}
-        own = self._search({**same, "measured": "measured here"}, status=content.status)
-        return str(own.info.run_id) if own else self._bring_up_to_date(content)
+        contents = [record_content(part, parent_id=parent_id) for part in parts]
+        self.store.check()
+        with self.store.locked():
+            there = self._search({"row": parts[0].record.row})
+            own = {_measurement(run.data.tags, run.info.status): run.info.run_id for run in there if _is_own(run)}
+            known = {run.data.tags.get(RECORD_TAG): run for run in there}
+            for content in contents:
+                if _measurement(content.tags, content.status) not in own and content.identity[1] not in known:
+                    self._held[content.identity] = self._create(content)
+        return [
+            own.get(_measurement(content.tags, content.status))
+            or self._bring_up_to_date(content, run=known.get(content.identity[1]))
+            for content in contents
+        ]
 
     @contextmanager
     def system_metrics(self, mlflow_run_id: str, *, interval_seconds: float = 5.0) -> Iterator[None]:
@@ -135,10 +137,15 @@ class Tracker:
             if monitor:
                 monitor.finish()
 
-    def _bring_up_to_date(self, content: Content) -> str:
-        """Send what the store lacks. A failed call drops the cached state, so that the next reads it from the store."""
+    def _bring_up_to_date(self, content: Content, *, run: "Run | None" = None) -> str:
+        """Send what the store lacks. A failed call drops the cached state, so that the next reads it from the store.
+
+        `run`: as the store has it, if the caller knows that.
+        """
         self.store.check()
-        held = self._held.pop(content.identity, None) or self._find_or_create(content)
+        held = self._held.pop(content.identity, None)
+        if held is None:
+            held = self._read(run, content=content) if run else self._find_or_create(content)
         self._send_files(content, held=held)
         self._send_batches(content, held=held)  # with the tag that tells which artifacts are there
         self._send_status(content, held=held)
@@ -147,28 +154,36 @@ class Tracker:
 
     def _find_or_create(self, content: Content) -> _Held:
         with self.store.locked():
-            run = self._search({content.identity[0]: content.identity[1]})
-            if run is None:
-                run = self.store.client.create_run(
-                    self.store.experiment_id,
-                    start_time=content.started_ms,
-                    tags={**content.tags, content.identity[0]: content.identity[1]},
-                    run_name=content.name,
-                )
-                return _held(run, points={}, files={})
+            found = self._search({content.identity[0]: content.identity[1]})
+            if not found:
+                return self._create(content)
+        return self._read(found[0], content=content)
+
+    def _create(self, content: Content) -> _Held:
+        """Make the run; the caller holds the store's lock."""
+        run = self.store.client.create_run(
+            self.store.experiment_id,
+            start_time=content.started_ms,
+            tags={**content.tags, content.identity[0]: content.identity[1], USER_TAG: _user()},
+            run_name=content.name,
+        )
+        return _held(run, points={}, files={})
+
+    def _read(self, run: "Run", *, content: Content) -> _Held:
         keys = sorted(key for key in run.data.metrics if not key.startswith("system/"))
         histories = [self.store.client.get_metric_history(run.info.run_id, key) for key in keys]
         history = sorted((m for h in histories for m in h), key=lambda metric: metric.timestamp)
         points = {(metric.key, metric.step): metric.value for metric in history}
         return _held(run, points=points, files=self._files(run.info.run_id) if content.files or content.made else {})
 
-    def _search(self, tags: Mapping[str, object], *, status: str = "") -> "Run | None":
+    def _search(self, tags: Mapping[str, str], *, status: str = "") -> "list[Run]":
         clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         clauses += [f"attributes.status = '{status}'"] if status else []
-        found = self.store.client.search_runs(
-            [self.store.experiment_id], filter_string=" and ".join(clauses), max_results=1
+        return list(
+            self.store.client.search_runs(
+                [self.store.experiment_id], filter_string=" and ".join(clauses), max_results=MOST_RUNS
+            )
         )
-        return found[0] if found else None
 
     def _files(self, run_id: str) -> dict[str, int]:
         return {entry.path: entry.file_size or 0 for entry in self.store.client.list_artifacts(run_id)}
@@ -182,7 +197,8 @@ class Tracker:
         made = {MADE_TAG: content.made_sha256} if content.made else {}
         wanted = {**content.tags, **made, USER_TAG: held.tags.get(USER_TAG) or _user()}
         tags = [RunTag(key, value) for key, value in wanted.items() if held.tags.get(key) != value]
-        self.store.client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # it splits large batches
+        if metrics or params or tags:
+            self.store.client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # it splits large batches
         held.points |= {at: value for at, (value, _) in points.items()}
         held.params |= content.params.keys()
         held.tags |= wanted
@@ -227,6 +243,15 @@ class Tracker:
         if content.status != "RUNNING" and (content.status, content.ended_ms) != (held.status, held.ended_ms):
             self.store.client.set_terminated(held.run_id, content.status, content.ended_ms)
         held.status, held.ended_ms = content.status, content.ended_ms
+
+
+def _is_own(run: "Run") -> bool:
+    return bool(run.data.tags.get("measured") == "measured here")
+
+
+def _measurement(tags: Mapping[str, str], status: str) -> tuple[str, ...]:
+    """What tells a seed's measurements apart: seed, spec, kind of device, and how it ended."""
+    return (*(tags.get(key, "") for key in ("seed", "spec_sha256", "device_kind")), status)
 
 
 def _user() -> str:

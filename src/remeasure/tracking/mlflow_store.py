@@ -10,7 +10,8 @@ import re
 import sqlite3
 import sys
 import tempfile
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -153,6 +154,32 @@ def relocate(database: Path, *, artifact_root: Path) -> None:
             connection.execute(moved, {"old": old, "new": new})
 
 
+@contextmanager
+def filled_at_once(uri: str) -> Iterator[None]:
+    """Do not wait for the disk within the block, where SQLite is about to make the store, but once at the end.
+
+    A power failure meanwhile can damage the file, which holds nothing yet that `make track` could not send again.
+    """
+    database = _sqlite_path(uri)
+    if database is None or database.exists():
+        yield
+        return
+    engine, event = import_module("sqlalchemy").Engine, import_module("sqlalchemy.event")
+
+    def do_not_wait(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(engine, "connect", do_not_wait)
+    try:
+        yield
+    finally:
+        event.remove(engine, "connect", do_not_wait)
+        if database.exists():
+            with database.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def _client(uri: str) -> "MlflowClient":
     """Import mlflow, quietly, and connect."""
     for key, value in _ENVIRONMENT.items():
@@ -187,7 +214,9 @@ def _make(database: Path, *, artifact_root: Path | None) -> None:
     partial = database.with_name(f"{database.name}.partial")
     for leftover in database.parent.glob(f"{partial.name}*"):
         leftover.unlink()
-    _experiment(_client(f"sqlite:///{partial}"), artifact_root=artifact_root)
+    uri = f"sqlite:///{partial}"
+    with filled_at_once(uri):
+        _experiment(_client(uri), artifact_root=artifact_root)
     os.replace(partial, database)
 
 

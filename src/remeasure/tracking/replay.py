@@ -28,6 +28,13 @@ def replay(
     """
     if not mlflow_store.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
+    with mlflow_store.filled_at_once(mlflow_store.store_uri(project)):
+        _replay(rows, results=results, runs=runs, project=project, table=table, say=say)
+
+
+def _replay(
+    rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, table: str, say: Callable[[str], None]
+) -> None:
     observer = MlflowObserver(project=project)
     if (tracker := observer.tracker) is None:
         raise InputError("MLflow's store is locked by another process; try again when that has ended")
@@ -74,9 +81,6 @@ def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs:
         report=results / "report.html",
     )
     parent_id = tracker.project_row(standing)
-    for part in parts:
-        curve = [vars(point) for point in part.curve]
-        found = {point.finding: point.evidence for point in part.findings}
-        tracker.project_record(part.record, spec=part.spec, curve=curve, findings=found, parent_id=parent_id)
+    tracker.project_records(parts, parent_id=parent_id)
     mlflow_models.register(tracker.store, standing)
     return parent_id

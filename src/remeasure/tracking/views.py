@@ -70,7 +70,7 @@ def _curves(family: str) -> dict[str, Any]:
     by_row = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "row"}]}
     section = {"uuid": "curves", "name": "curves", "display": True, "isReordered": False}
     return _state(
-        f"params.row LIKE '{family}' AND params.seed LIKE '%'",
+        f"params.row LIKE '{family}'",
         metrics=("test/accuracy_percent",),
         groupBy=by_row,
         compareRunCharts=charts,

@@ -48,7 +48,8 @@ def row_content(standing: Standing) -> Content:
         files=(standing.report,) if seeds and standing.report and standing.report.is_file() else (),
         made={SEEDS_FILE: lambda: table, "confusion.png": lambda: confusion(seeds)} if seeds else {},
         made_sha256=hashlib.sha256(table).hexdigest(),
-        params=params({"row": row.name, "num_params": first.record.num_params}, config=first.spec) if first else {},
+        # Without the row's name, by which the views group seeds: the row's own curve would count as one more seed.
+        params=params({"num_params": first.record.num_params}, config=first.spec) if first else {},
         datasets=inputs(first.spec, sha256=first.record.data_sha256) if first else (),
     )
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from remeasure.judging.records import SeedResults
 from remeasure.runs import journal
-from remeasure.spec.record import Event, RunRecord
+from remeasure.spec.record import Event
 from remeasure.system.paths import read_file
 from remeasure.tracking.content.base import (
     PARENT_TAG,
@@ -26,6 +27,7 @@ from remeasure.tracking.content.base import (
 from remeasure.tracking.content.datasets import inputs
 from remeasure.tracking.observer import Measured
 
+RECORD_TAG = "remeasure.record"
 _FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
 _FILES_AT_END = ("predictions.npz", "record.json", journal.JOURNAL_FILE)
 _INFO_TAGS = ("row", "seed", "model", "data", "recipe", "spec_sha256", "device", "device_kind")
@@ -67,15 +69,12 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
     )
 
 
-def record_content(
-    record: RunRecord,
-    *,
-    spec: Mapping[str, Any],
-    curve: Sequence[Mapping[str, Any]],
-    findings: Mapping[str, str],
-    parent_id: str,
-) -> Content:
+def record_content(part: SeedResults, *, parent_id: str) -> Content:
+    """The content for a committed record."""
+    record, spec = part.record, part.spec
     info = {**_names(spec), **asdict(record)}
+    found = {point.finding: point.evidence for point in part.findings}
+    curve = [asdict(point) for point in part.curve]
     end_ms = milliseconds(record.finished_at)
     status = "FAILED" if record.accuracy_percent is None else "FINISHED"
     identity = f"{record.row}/{record.seed}/{record.spec_sha256[:12]}/{record.device_kind}/{record.finished_at}"
@@ -84,13 +83,13 @@ def record_content(
         "trained_model": "none: a committed record holds no weights",
     }
     return Content(
-        identity=("remeasure.record", identity),
+        identity=(RECORD_TAG, identity),
         name=_run_name(info),
         former_name=f"{info['row']} seed {info['seed']}",
         status=status,
         started_ms=end_ms - round(1000 * record.wall_seconds),
         ended_ms=end_ms,
-        tags={**_tags(info, measured="committed record", parent_id=parent_id), **_findings(findings), **outcome},
+        tags={**_tags(info, measured="committed record", parent_id=parent_id), **_findings(found), **outcome},
         points={**_final_points(info, config=spec, time_ms=end_ms), **_curve_points(curve, time_ms=end_ms)},
         params=params(info, config=spec),
         datasets=inputs(spec, sha256=record.data_sha256),
