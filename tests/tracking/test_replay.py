@@ -168,7 +168,7 @@ def test_tracking_again_changes_nothing(store: Store, rows: dict[str, Row], tmp_
 
 
 def test_the_confusion_matrix_is_drawn_where_the_labels_are_here() -> None:
-    spec = catalog.read_config("digits", conf_dir=CHECKOUT / "conf")
+    spec = catalog.read_config("digits", conf_dirs=[CHECKOUT / "conf"])
     labels = catalog.test_labels(spec, root=Path("nowhere"))
     part = replace(measured.part(0), predicted=labels, spec={"data": asdict(spec)})
     drawn = confusion([part])

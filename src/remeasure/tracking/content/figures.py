@@ -39,8 +39,8 @@ def confusion(seeds: Sequence[SeedResults]) -> bytes | None:
 def _drawn(matrix: np.ndarray, *, classes: Sequence[str], title: str) -> bytes:
     from matplotlib.figure import Figure  # slow to import
 
-    figure = Figure(figsize=(7, 6.5), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 7), dpi=110)
+    axes = figure.subplots(gridspec_kw={"left": 0.16, "bottom": 0.16, "right": 0.98, "top": 0.94})
     mistakes = matrix - np.diag(np.diag(matrix))
     axes.imshow(mistakes, cmap="Reds", vmax=1.5 * max(mistakes.max(), 1e-9))
     for (truth, answer), count in np.ndenumerate(matrix):
