@@ -2,18 +2,14 @@
 PYTHON ?= python3
 WORKERS ?= 2
 python := .venv/bin/python
-stamp := .venv/.installed-$(shell sha256sum requirements.lock | cut -c1-16)
 
-.PHONY: setup reproduce train test demo controls claims determinism faults report verify track export ui bench gpu lint lock
+.PHONY: setup setup-dev reproduce train test demo controls claims determinism faults report verify track export ui bench gpu lint lock
 
-setup: $(stamp)
+setup:
+	@$(PYTHON) src/set_up.py run
 
-$(stamp):
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "remeasure needs Python 3.11 to 3.13; say make PYTHON=python3.12")'
-	$(PYTHON) -m venv --clear .venv
-	$(python) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(python) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	touch $(stamp)
+setup-dev:
+	@$(PYTHON) src/set_up.py dev
 
 reproduce: setup
 	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue) $(if $(KEEP),--keep $(KEEP)) $(ARGS)
@@ -21,7 +17,7 @@ reproduce: setup
 train: setup
 	$(python) src/train.py $(ARGS)
 
-test: setup
+test: setup-dev
 	$(python) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 demo: setup
@@ -36,7 +32,7 @@ claims: setup
 determinism: setup
 	$(python) -m remeasure.cli.determinism
 
-faults: setup
+faults: setup-dev
 	REMEASURE_FAULTS=$(or $(KILLS),100) $(python) -m pytest tests/faults $(ARGS)
 
 report: setup
@@ -61,11 +57,14 @@ bench: setup
 gpu: setup
 	$(python) -m remeasure.bench.gpu --out $(or $(OUT),runs/gpu) $(ARGS)
 
-lint: setup
+lint: setup-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+# Two layers, one resolution: uv keeps the versions that the output file has.
 lock:
-	uv pip compile pyproject.toml --universal --all-extras --generate-hashes --no-header --quiet -o requirements.lock
+	uv pip compile pyproject.toml --universal --all-extras --generate-hashes --no-header --quiet -o requirements-dev.lock
+	cp requirements-dev.lock requirements.lock
+	uv pip compile pyproject.toml --universal --extra train --extra build --generate-hashes --no-header --quiet -o requirements.lock

@@ -1,7 +1,6 @@
 """Writes bench.json with every figure, and bench.md with the same as tables."""
 
 import json
-import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from remeasure.runs import provenance
 from remeasure.spec.base import InputError
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
+from remeasure.system.startup import num_cores
 from remeasure.system.validation import convert
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "scikit-learn", "mlflow")
@@ -53,7 +53,7 @@ def machine(*, load_average: float) -> Machine:
     revision = provenance.revision(paths.project_root())
     return Machine(
         device=provenance.device_name("cpu"),
-        num_cores=len(os.sched_getaffinity(0)),
+        num_cores=num_cores(),
         load_average=round(load_average, 2),
         commit=revision.commit,
         dirty=revision.dirty,

@@ -29,6 +29,7 @@ from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.system.locks import Presence, held_folder
+from remeasure.system.startup import num_cores
 from remeasure.tracking.content.rows import campaign_name
 from remeasure.tracking.observer import Observers, Standing, State
 from remeasure.tracking.terminal import duration
@@ -144,7 +145,7 @@ class Campaign:
 
     def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Workers) -> None:
         """Time a few steps to estimate the cost of a seed, for all rows of this spec."""
-        load, num = os.getloadavg()[0], len(os.sched_getaffinity(0))
+        load, num = os.getloadavg()[0], num_cores()
         busy = ": too busy, so the times will be too long" if load >= num / 2 else ""
         line = f"{campaign.row.name}: no seed was timed here before, timing a few steps"
         self.say(f"{line}, at load {load:.1f} on {num} cores{busy}")

@@ -135,6 +135,9 @@ def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    if platform.system() == "Darwin":
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        names = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
     return names[0] if names else platform.processor() or platform.machine()
 
 

@@ -32,7 +32,7 @@ def held(path: Path, *, seconds: float = math.inf) -> Iterator[None]:
     is_folder, began, said = path.is_dir(), time.monotonic(), False
     descriptor = os.open(path, os.O_RDONLY) if is_folder else os.open(refuse_no_file(path), os.O_RDWR | os.O_CREAT)
     try:
-        while not try_lock(descriptor, fcntl.LOCK_EX):
+        while not try_lock(descriptor, fcntl.LOCK_EX, path=path):
             waited = time.monotonic() - began
             if waited > seconds:
                 raise TimeoutError(f"another process has held {path} for {seconds:.0f} s")
@@ -49,7 +49,7 @@ def held(path: Path, *, seconds: float = math.inf) -> Iterator[None]:
 def held_if_free(path: Path) -> Iterator[bool]:
     """Try to take the exclusive lock without waiting; yields whether it was taken, and holds it during the block."""
     with refuse_no_file(path).open("a") as handle:
-        yield try_lock(handle, fcntl.LOCK_EX)
+        yield try_lock(handle, fcntl.LOCK_EX, path=path)
 
 
 def is_held(path: Path) -> bool:
@@ -71,9 +71,9 @@ class Presence:
 
     def __init__(self, path: Path, *, note: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = refuse_no_file(path).open("a+")
+        self._path, self._handle = path, refuse_no_file(path).open("a+")
         try:
-            while not try_lock(self._handle, fcntl.LOCK_SH):
+            while not try_lock(self._handle, fcntl.LOCK_SH, path=path):
                 time.sleep(POLL_SECONDS)  # `orphaned` looks at the file
         except NoLocksError:
             self._handle.close()
@@ -86,7 +86,7 @@ class Presence:
     def leave(self) -> bool:
         """Release the lock; returns whether this was the last process that held it."""
         with self._handle:
-            last = try_lock(self._handle, fcntl.LOCK_EX)
+            last = try_lock(self._handle, fcntl.LOCK_EX, path=self._path)
             if last:
                 self._handle.truncate(0)
             return last
@@ -95,7 +95,7 @@ class Presence:
 def orphaned(path: Path) -> Iterator[str]:
     """Yields the note of a file whose processes were all killed, if any; the file is emptied after the iteration."""
     with refuse_no_file(path).open("r+") as handle:
-        if try_lock(handle, fcntl.LOCK_EX) and (note := handle.read()):
+        if try_lock(handle, fcntl.LOCK_EX, path=path) and (note := handle.read()):
             yield note
             handle.truncate(0)
 
@@ -104,13 +104,13 @@ def _excludes(path: Path, operation: int) -> bool:
     """Whether an existing lock on the file prevents taking this one now."""
     try:
         with refuse_no_file(path).open("rb") as handle:
-            return not try_lock(handle, operation)
+            return not try_lock(handle, operation, path=path)
     except FileNotFoundError:
         return False
 
 
-def try_lock(handle: IO[str] | IO[bytes] | int, operation: int) -> bool:
-    """Try to take the lock (fcntl.LOCK_EX or LOCK_SH) without waiting; returns whether it was taken.
+def try_lock(handle: IO[str] | IO[bytes] | int, operation: int, *, path: Path) -> bool:
+    """Try to take the lock (fcntl.LOCK_EX or LOCK_SH) on this path's handle without waiting; whether it was taken.
 
     Raises NoLocksError where the disk has no locks.
     """
@@ -121,7 +121,6 @@ def try_lock(handle: IO[str] | IO[bytes] | int, operation: int) -> bool:
     except OSError as error:
         if error.errno not in MISSING:
             raise
-        path = Path(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}").resolve()
         folder = path if path.is_dir() else path.parent
         raise NoLocksError(
             f"{folder}: this disk has no file locks ({error.strerror}), and without them two processes could write the "

@@ -37,6 +37,7 @@ from remeasure.spec.recipe import Evaluation, Normalisation
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
+from remeasure.system.startup import num_cores
 from remeasure.training.augment import normalise
 from remeasure.training.photographs import decode, evaluate
 from remeasure.training.photographs.decode import Photographs
@@ -544,7 +545,7 @@ def test_throughput_counts_each_photograph_once_in_each_of_three_ways(
     config = compose(["model=vit_b16", "data=imagenet_sample", *TINY])
     found = evaluate.throughput(config, device=CPU, data_root=sample, num_images=6)
     assert found == {
-        **{"batch": 3, "images": 6, "cores": evaluate.num_cores()},
+        **{"batch": 3, "images": 6, "cores": num_cores()},
         **dict.fromkeys(("net_images_per_second", "decode_images_per_second", "files_images_per_second"), 6.0),
     }
 

@@ -61,7 +61,7 @@ class Task:
 
 def num_workers(place: Place) -> int:
     """How many runs train side by side: one a core that this process may use, on an accelerator at most ten."""
-    num = len(os.sched_getaffinity(0))
+    num = startup.num_cores()
     return num if place.device_kind == "cpu" else min(num, MOST_ON_DEVICE)
 
 

@@ -3,7 +3,6 @@
 The workers return uint8; the device normalises.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from remeasure.spec.recipe import Evaluation
 from remeasure.spec.run import RunSpec
 from remeasure.system.formats import Array, decode_npz, encode_npz, refuse
 from remeasure.system.paths import checkpoint_seconds, read_file
+from remeasure.system.startup import num_cores
 from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, unusable
 from remeasure.training.engines.base import Report
 from remeasure.training.inference import Forward, Predictions, forward
@@ -50,10 +50,6 @@ def stream(
             if faults:
                 raise InputError(*faults)
             yield images
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Tally:

@@ -13,6 +13,7 @@ from remeasure.models import pretrained, registry
 from remeasure.spec.base import DeviceKind, DivergenceError, InputError
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import RunSpec
+from remeasure.system.startup import num_cores
 from remeasure.training.checkpoints import sound
 from remeasure.training.diagnostics.nonfinite import Found, Tracer
 from remeasure.training.engines.base import Data, Report, Scored
@@ -53,7 +54,7 @@ class PhotographsJob:
             labels=listing.labels,
             device_kind=self.device_kind,
             devices=self._num_devices,
-            num_workers=evaluate.num_cores() // self._num_devices,
+            num_workers=num_cores() // self._num_devices,
             checkpoint=checkpoint,
             reports=reports,
             callbacks=callbacks,
