@@ -181,6 +181,14 @@ def test_a_package_that_is_not_there_has_no_version(monkeypatch: pytest.MonkeyPa
     assert environment("cpu")["packages"] == {"torch": metadata.version("torch"), "no-such-package-anywhere": None}
 
 
+def test_on_macos_the_processor_is_the_one_that_sysctl_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sysctl").write_text('#!/bin/sh\n[ "$*" = "-n machdep.cpu.brand_string" ] && echo Apple M9\n')
+    (tmp_path / "sysctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert cpu_name() == "Apple M9"
+
+
 def test_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_name("cpu") == cpu_name() != ""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")

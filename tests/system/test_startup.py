@@ -1,5 +1,6 @@
 """A process that ends at once still ends as it should: its status, what it printed, what it promised to do at exit."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,3 +93,11 @@ def test_a_closed_stdout_is_no_failure() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (3, b"")
+
+
+def test_every_core_is_used_where_the_system_does_not_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no sched_getaffinity."""
+    assert startup.num_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert startup.num_cores() == 10
