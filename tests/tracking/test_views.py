@@ -34,6 +34,10 @@ def test_curves_have_a_line_a_row() -> None:
     curves = state("curves-mlp2-and-mlp4")
     assert curves["searchFilter"] == "params.row LIKE 'mlp_-mnist'"
     assert curves["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "row"}]  # type: ignore[index]
+    assert "start_time" not in str(curves["orderByKey"])  # ordered by time, the page adds the rows' own runs
+    loss, *accuracies = curves["compareRunCharts"]  # type: ignore[misc]
+    assert "range" not in loss
+    assert [chart["range"] for chart in accuracies] == [{"yMin": 90, "yMax": 100}] * 2
     assert {chart["metricSectionId"] for chart in curves["compareRunCharts"]} == {"curves"}  # type: ignore[attr-defined]
 
 
@@ -45,9 +49,12 @@ def test_tags_are_the_same_at_every_start_and_the_note_has_the_table() -> None:
 
 def test_a_rows_note_has_claim_sources_verdict_reason_and_command() -> None:
     row = ledger.read(CHECKOUT / "conf/benchmark.yaml")["mlp2-mnist"]
-    note = views.row_note(row, verdict=Verdict(verdict="undecided", reason="3 of 40 seeds", num_seeds=3))
+    note = views.row_note(
+        row, verdict=Verdict(verdict="undecided", reason="3 of 40 seeds", num_seeds=3), accuracies=[98, 97.5, 97.8]
+    )
     for text in (
         "**undecided**: 3 of 40 seeds",
+        "3 seeds: from 97.50 to 98.00 %, median 97.80 %",
         "97.7 %",
         row.published.sources[0].citation,
         "make reproduce ROWS=mlp2-mnist",

@@ -6,6 +6,7 @@ deflated. The link's `viewStateShareKey=<name>` opens it.
 
 import base64
 import json
+import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,13 +45,17 @@ _HOW_TO = f"""Published accuracies, measured again. A parent run is a row of the
 views **{FIRST}**, **running** and **curves …** are in the menu at the top right of the runs page."""
 
 
-def row_note(row: Row, *, verdict: Verdict) -> str:
-    """The note of a row's parent run: its claim, sources, verdict, reason and the command that measures it."""
+def row_note(row: Row, *, verdict: Verdict, accuracies: Sequence[float]) -> str:
+    """The note of a row's parent run: its claim, sources, verdict, reason and the command that measures it.
+
+    `accuracies`: of the seeds, in percent; () where they are not all there yet.
+    """
     published = row.published
     sources = [f"- {each.citation}, {each.where}: {each.says} ({each.grade})" for each in published.sources]
     return "\n".join(
         (
             f"**{verdict.verdict}**: {verdict.reason}",
+            *([_spread(accuracies)] if accuracies else []),
             "",
             f"Published: {published.accuracy_percent:.{published.num_digits}f} %, margin {row.rule.margin_pp:g} points",
             *sources,
@@ -58,6 +63,12 @@ def row_note(row: Row, *, verdict: Verdict) -> str:
             f"`{COMMAND} ROWS={row.name}` measures it.",
         )
     )
+
+
+def _spread(accuracies: Sequence[float]) -> str:
+    lowest, median, highest = min(accuracies), statistics.median(accuracies), max(accuracies)
+    spread = f"from {lowest:.2f} to {highest:.2f} %, median {median:.2f} %"
+    return f"\n{len(accuracies)} seeds: {spread}; each is in the artifact seeds.json"
 
 
 def _state(search: str, *, tags: Sequence[str] = (), metrics: Sequence[str] = (), **more: Any) -> dict[str, Any]:
@@ -79,6 +90,8 @@ def _curves(family: str, *, lowest_percent: int) -> dict[str, Any]:
         f"params.row LIKE '{family}'",
         metrics=("test/accuracy_percent",),
         groupBy=by_row,
+        orderByKey="tags.`mlflow.runName`",  # ordered by time, the page adds the rows' own runs, as one more group
+        orderByAsc=True,
         compareRunCharts=charts,
         compareRunSections=[section],
         runsCountToCompare=100,

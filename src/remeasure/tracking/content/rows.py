@@ -26,6 +26,7 @@ def row_content(standing: Standing) -> Content:
     time_ms = milliseconds(standing.at or journal.now())
     seeds = sorted(standing.seeds, key=lambda part: part.record.seed)
     table, first = _table(seeds), seeds[0] if seeds else None
+    accuracies = [part.record.accuracy_percent for part in seeds if part.record.accuracy_percent is not None]
     tags = {
         **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
         **{"verdict": verdict.verdict, "reason": verdict.reason, "measured": standing.measured},
@@ -42,7 +43,7 @@ def row_content(standing: Standing) -> Content:
             **{key: cut(value) for key, value in tags.items()},
             **({TABLES_TAG: json.dumps([{"path": SEEDS_FILE, "type": "table"}])} if seeds else {}),
             **({"mlflow.source.git.commit": first.record.commit} if first else {}),
-            **{NOTE_TAG: row_note(row, verdict=verdict), **SOURCE},
+            **{NOTE_TAG: row_note(row, verdict=verdict, accuracies=accuracies), **SOURCE},
         },
         points={**_row_points(standing), **_curves(seeds)},
         files=(standing.report,) if seeds and standing.report and standing.report.is_file() else (),
