@@ -182,11 +182,18 @@ def test_a_store_of_an_older_version_is_brought_up_to_date_without_second_runs(
     store: Store, rows: dict[str, Row], tmp_path: Path
 ) -> None:
     before = fill_as_before_sections(store)
+    another = store.client.create_run(store.experiment_id, run_name="the user's own", tags={"seed": "9"}).info.run_id
+    store.client.log_metric(another, "train_loss", 0.5)
     store.client.update_run(before[2], name="my favourite")
     track(rows, tmp_path)
-    row, *seeds = runs(store)
+    row, *seeds, users = runs(store)
     assert [run.info.run_id for run in (row, *seeds)] == before
     assert [run.info.run_name for run in (row, *seeds[:2])] == [measured.ROW, "seed 000", "my favourite"]
     assert row.data.metrics["row/mean_percent"] == 94.0
     assert [run.data.metrics["test/accuracy_percent"] for run in seeds] == [95.0, 92.5, 95.0, 92.5, 95.0]
     assert [point.step for point in store.client.get_metric_history(before[1], "train/loss")] == [1, 2]
+    for run in seeds:  # each number is there once, by its present name
+        assert {name.partition("/")[1] for name in run.data.metrics} == {"/"}
+        assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["shapes-train", "shapes-test"]
+        assert "recipe.clip_norm" not in run.data.params
+    assert users.data.metrics == {"train_loss": 0.5}

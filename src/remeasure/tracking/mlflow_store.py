@@ -85,17 +85,17 @@ class Store:
 
     def __init__(self, uri: str, *, artifact_root: Path | None, lock_seconds: float = locks.LOCK_SECONDS) -> None:
         self.uri, self.lock_seconds = uri, lock_seconds
-        self._database = _sqlite_path(uri)
+        self.database = _sqlite_path(uri)
         try:
             # Processes that migrate one new SQLite database at the same time crash each other.
             with self.locked():
-                if self._database and not self._database.exists():
-                    _make(self._database, artifact_root=artifact_root)
+                if self.database and not self.database.exists():
+                    _make(self.database, artifact_root=artifact_root)
                 self.client = _client(uri)
                 self.experiment_id = _experiment(self.client, artifact_root=artifact_root)
-                if self._database and artifact_root:
-                    relocate(self._database, artifact_root=artifact_root)
-            self._inode = self._database.stat().st_ino if self._database else 0
+                if self.database and artifact_root:
+                    relocate(self.database, artifact_root=artifact_root)
+            self._inode = self.database.stat().st_ino if self.database else 0
         except locks.NoLocksError:
             raise
         except Exception as error:
@@ -111,8 +111,8 @@ class Store:
 
     def check(self) -> None:
         """Raise OSError if the database was deleted or replaced: SQLite would silently write to the deleted file."""
-        if self._database and not (self._database.exists() and self._database.stat().st_ino == self._inode):
-            raise OSError(f"{self._database} was deleted or replaced under this process")
+        if self.database and not (self.database.exists() and self.database.stat().st_ino == self._inode):
+            raise OSError(f"{self.database} was deleted or replaced under this process")
 
 
 def serve(project_root: Path, *, port: int) -> NoReturn:

@@ -15,6 +15,7 @@ from remeasure.system.locks import held_folder
 from remeasure.system.redaction import masked
 from remeasure.tracking import mlflow_models, mlflow_runs, mlflow_store
 from remeasure.tracking.content.rows import campaign_name
+from remeasure.tracking.mlflow_former import forget_former
 from remeasure.tracking.mlflow_observer import MlflowObserver
 from remeasure.tracking.observer import Observers, Standing
 
@@ -47,6 +48,7 @@ def _replay(
     for directory in directories:
         started = journal.last(journal.read(directory), "started") or {}
         tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
+    forget_former(tracker.store)
     tracker.describe(table)
     uri, num_rows = masked(tracker.store.uri), sum(map(bool, parents.values()))
     say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
