@@ -1,13 +1,15 @@
-"""`remeasure judge` and `remeasure compare`: what they print, and their exit status."""
+"""`remeasure judge`, `compare` and `merge`: what they print and leave, and their exit status."""
 
 from pathlib import Path
 
 import pytest
 from tests.support.measured import ROW, seeds
 from tests.support.project import Command, Project
+from tests.support.suite import in_mlflow, small_suite, sqlite_uri, statuses
 
 import remeasure
 from remeasure.judging.publish import publish
+from remeasure.judging.reader import read_runs
 from remeasure.judging.verdict import judge
 from remeasure.spec.claim import Evidence, Rule
 
@@ -67,3 +69,34 @@ def test_two_folders_compared_end_with_1_where_a_row_differs(here: Command, tmp_
     assert lines[0].startswith(f"{ROW}: different: 95.000 % (4 seeds) and 92.500 %")
     assert lines[1:] == ["  commit: c0ffee → decaf"]
     assert none == (2, "", f"{tmp_path}: no results folder; it has no runs/\n")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Another machine that has measured two seeds of a row."""
+    project = small_suite(tmp_path_factory.mktemp("there") / "project", rows=["logreg-digits"])
+    done = project.run("reproduce.py", "reproduce", "logreg-digits", "--seeds", "2", cwd=project.root)
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+def test_merged_seeds_are_judged_and_tracked_without_training(here: Command, measured: Project, tmp_path: Path) -> None:
+    project = small_suite(tmp_path / "project", rows=["logreg-digits"])
+    merged = here(project, "remeasure", "--conf", str(project.root), "merge", str(measured.root))
+    assert (merged.status, merged.stderr) == (0, "")
+    assert merged.stdout.splitlines()[0] == "logreg-digits: merged: seeds 0, 1"
+    before = project.journals()
+    ended = here(project, "reproduce.py", "reproduce", "logreg-digits", "--seeds", "2")
+    assert ended.status == 0, ended.stderr
+    assert project.journals() == before == measured.journals()
+    ours, theirs = (read_runs(each.root / "results", row="logreg-digits") for each in (project, measured))
+    assert [record.num_correct for record in ours] == [record.num_correct for record in theirs]
+    assert set(statuses(sqlite_uri(project)).values()) == {"FINISHED"}
+    assert len(in_mlflow(sqlite_uri(project))) == 3
+
+
+def test_a_folder_to_merge_without_runs_is_refused_in_one_line(here: Command, tmp_path: Path) -> None:
+    project = small_suite(tmp_path / "project", rows=["logreg-digits"])
+    ended = here(project, "remeasure", "--conf", str(project.root), "merge", str(tmp_path))
+    assert (ended.status, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "no finished run in this folder" in ended.stderr

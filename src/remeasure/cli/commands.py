@@ -30,6 +30,7 @@ COMMANDS = {
     **options.COMMANDS,
     "report": "the same as table",
     "judge": "the verdict on accuracies that somebody else measured; no training",
+    "merge": "finished runs of other machines, taken over into runs/",
     "compare": "two results folders, of other machines or commits, row by row",
 }
 HELP = """\
@@ -72,6 +73,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         command: Callable[[Sequence[str]], int] = getattr(evidence, name)
         return command(more)
     paths.enter(given.conf)
+    if name == "merge":
+        from remeasure.cli.evidence import merge
+
+        return merge(more)
     if name == "add-row":
         from remeasure.cli.workspace import add_row
 

@@ -1,4 +1,4 @@
-"""`remeasure judge`: accuracies that somebody else measured. `remeasure compare`: two results folders."""
+"""Evidence of others. `remeasure judge`: their accuracies; `compare`: their results folders; `merge`: their runs."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,10 @@ from remeasure.cli.options import Parser
 from remeasure.config.errors import EXIT_FAILED
 from remeasure.judging.comparison import compare_folders
 from remeasure.judging.verdict import judge_accuracies
-from remeasure.spec.base import InputError
+from remeasure.runs.merge import Merged
+from remeasure.runs.merge import merge as merge_runs
+from remeasure.spec.base import InputError, gathered
+from remeasure.system import paths
 
 
 def judge(arguments: Sequence[str]) -> int:
@@ -48,6 +51,33 @@ def compare(arguments: Sequence[str]) -> int:
     for row in rows:
         print("\n  ".join((f"{row.row}: {row.outcome}: {row.evidence}", *row.differences)))
     return EXIT_FAILED if any(row.outcome == "different" for row in rows) else 0
+
+
+def merge(arguments: Sequence[str]) -> int:
+    """Take over finished runs; returns the exit status. InputError: a folder has none, or a run of it is damaged."""
+    parser = Parser(prog="remeasure merge", description="Finished runs of other machines, taken over into runs/.")
+    parser.add_argument("folders", nargs="+", type=Path, help="their runs/, or the projects that hold them")
+    faults, found = list[str](), list[Merged]()
+    for folder in parser.parse_args(arguments).folders:
+        source = folder / "runs" if (folder / "runs").is_dir() else folder
+        with gathered(faults):
+            for each in merge_runs(source, runs=paths.writable(paths.project_root() / "runs")):
+                if isinstance(each, Merged):
+                    found.append(each)
+                else:
+                    faults += each.faults
+    seeds: dict[str, list[int]] = {}
+    for each in found:
+        name = each.record.row or each.source.name.rpartition("-s")[0]
+        seeds.setdefault(f"{name}: {each.taken}: seed", []).append(each.record.seed)
+    for line, numbers in seeds.items():
+        print(f"{line}{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}")
+    if any(each.taken == "merged" for each in found):
+        reproduce = paths.command("reproduce")
+        print(f"`{reproduce}` judges what was merged; `{reproduce.replace(' reproduce', ' track')}` sends it to MLflow")
+    if faults:
+        raise InputError(*faults)
+    return 0
 
 
 if __name__ == "__main__":

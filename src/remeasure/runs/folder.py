@@ -80,7 +80,7 @@ def _next_directory(spec: RunSpec, *, seed: int, place: Place) -> Path:
     earlier = _of_any_code(spec, seed=seed, place=place)
     if earlier and not code.kept(earlier[-1]) and not (earlier[-1] / journal.JOURNAL_FILE).exists():
         return earlier[-1]
-    number = _attempt(earlier[-1]) + 1 if earlier else 1
+    number = attempt(earlier[-1]) + 1 if earlier else 1
     name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
     return place.runs / name
 
@@ -124,7 +124,7 @@ def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
 
 
 def _of_any_code(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
-    return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=_attempt)
+    return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=attempt)
 
 
 def is_under_way(spec: RunSpec, *, seed: int, place: Place) -> bool:
@@ -144,7 +144,8 @@ def _ended(directory: Path) -> bool:
     return bool(events) and events[-1]["event"] == "finished" and not (directory / "record.json").is_file()
 
 
-def _attempt(directory: Path) -> int:
+def attempt(directory: Path) -> int:
+    """The number at the end of a run's folder."""
     return int(directory.name.rpartition("-a")[2])
 
 
