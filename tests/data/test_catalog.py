@@ -215,10 +215,44 @@ def no_split(*_: object) -> str:
     return "images"
 
 
-def test_a_reader_from_outside_must_return_a_split(tmp_path: Path) -> None:
-    spec = dataclasses.replace(DIGITS, source=f"{__name__}:no_split")
-    with pytest.raises(InputError, match=r"no_split\(split, root, files_md5, fetch\) must return remeasure.data.files"):
-        catalog.load_split(spec, "train", root=tmp_path)
+def raises(*_: object) -> str:
+    return {}["images"]
+
+
+def of(*, images: object = np.zeros((1297, 1, 8, 8), np.uint8), labels: object = np.zeros(1297, np.int64)) -> object:
+    return lambda *_: Split(images=images, labels=labels, verified=False)  # type: ignore[arg-type]
+
+
+floats = of(images=np.zeros((1297, 1, 8, 8)))
+lists = of(labels=[0, 1])
+grey = of(images=np.zeros((1297, 8, 8), np.uint8))
+few = of(labels=np.zeros(7, np.int64))
+negative = of(labels=np.full(1297, -1))
+many = of(labels=np.full(1297, 10))
+
+
+@pytest.mark.parametrize(
+    ("reader", "said"),
+    [
+        ("no_split", "data.source: {}:no_split returns str; {expected}"),
+        ("raises", "data.source: {}:raises: KeyError: 'images' (test_catalog.py, line {line}); {expected}"),
+        ("floats", "data.source: {}:floats returns images (1297, 1, 8, 8) float64; {expected}"),
+        ("lists", "data.source: {}:lists returns labels list; {expected}"),
+        ("grey", "data.source: {}:grey returns images (1297, 8, 8) uint8; {expected}"),
+        ("few", "data digits: 1297 train images, but 7 labels"),
+        ("negative", "data digits: expected train labels from 0 up, got -1"),
+        ("many", "data.num_classes: 10, but digits has 11 classes or more"),
+    ],
+)
+def test_a_reader_from_outside_is_told_what_a_reader_is(reader: str, said: str, tmp_path: Path) -> None:
+    expected = (
+        "expected read(split, root, files_md5, fetch) -> remeasure.data.files.Split with images (N, C, H, W) uint8 and "
+        "labels (N,) int64"
+    )
+    with pytest.raises(InputError) as refused:
+        catalog.load_split(dataclasses.replace(DIGITS, source=f"{__name__}:{reader}"), "train", root=tmp_path)
+    line = raises.__code__.co_firstlineno + 1
+    assert refused.value.faults == (said.format(__name__, expected=expected, line=line),)
 
 
 def test_taking_a_fingerprint_copies_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

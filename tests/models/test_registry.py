@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from remeasure.models.registry import BUILDERS, build, first_layer_weights, num_trainable
+from remeasure.models.registry import BUILDERS, build, first_layer_weights, num_trainable, refuse_logits
 from remeasure.spec.base import InputError
 from remeasure.spec.run import ModelSpec
 
@@ -213,6 +213,50 @@ def test_a_function_that_is_no_builder_is_told_what_a_builder_is(
         f"model.builder: own {says}; expected def net(*, image_shape, num_classes, generator, channels: list[int]) "
         "-> nn.Module",
     )
+
+
+def test_a_builder_from_outside_that_raises_is_named_with_its_line() -> None:
+    with pytest.raises(InputError) as refused:
+        build(
+            ModelSpec(name="x", builder=f"{__name__}:raises", options={"channels": 3}),
+            image_shape=(1, 8, 8),
+            num_classes=2,
+            generator_seed=0,
+        )
+    (fault,) = refused.value.faults
+    said = "ZeroDivisionError: division by zero (test_registry.py, line "
+    assert fault.startswith(f"model.builder: {__name__}:raises: {said}")
+
+
+def raises(*, image_shape: object, num_classes: int, generator: object, channels: int) -> nn.Module:  # noqa: ARG001
+    raise ZeroDivisionError("division by zero")
+
+
+class Doubled(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.double()
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (nn.Flatten(), r"gives \(2, 64\) torch.float32; expected logits \(2, 10\) float32 of images \(2, 1, 8, 8\)"),
+        (nn.Linear(7, 10), "mine:net makes: RuntimeError: .* cannot be multiplied .*; expected logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Doubled()), "torch.float64; expected logits"),
+    ],
+)
+def test_a_module_from_outside_that_gives_no_logits_is_refused(network: nn.Module, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        refuse_logits(network, builder="mine:net", image_shape=(1, 8, 8), num_classes=10)
+
+
+def test_a_module_that_gives_logits_is_as_it_was() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(), nn.Linear(64, 10))
+    before, state = torch.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
+    refuse_logits(network, builder="mine:net", image_shape=(1, 8, 8), num_classes=10)
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()).item(), lambda: np.random.rand(), random.random])

@@ -45,8 +45,8 @@ class Files:
     readme: Path | None
 
     def retable(self) -> None:
-        """Bring the table up to date if there is one; the caller holds the lock of results/."""
-        if (self.results / "table.csv").exists():
+        """Bring the table up to date if there is one and the ledger is right; the caller holds the lock of results/."""
+        if (self.results / "table.csv").exists() and not ledger.read_sound(self.ledger)[1]:
             self.table()
 
     def table(self) -> None:
@@ -64,12 +64,19 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         from remeasure.tracking import mlflow_store
 
         mlflow_store.serve(files.store, port=options.port)
-    rows = ledger.read(files.ledger)
+    rows, faults = ledger.read_sound(files.ledger)
+    measures = options.command in ("reproduce", "measure", "plan")
+    if faults and not (measures and rows.keys() >= set(options.rows)):
+        raise InputError(*faults)
     chosen = ledger.select(rows, options.rows)
     recover(files.results, then=files.retable)
     status, origins = 0, dict[str, str]()
-    if options.command in ("reproduce", "measure", "plan"):
+    if faults:
+        _say("\n".join((*faults, "the other rows go on; the table waits until the ledger is right")))
+    if measures:
         status, origins = _measure(chosen, files=files, options=options, compose=compose)
+    if faults:
+        return EXIT_INPUT
     with held_folder(files.results):  # what another campaign publishes meanwhile would not fit to what is read here
         if options.command in ("reproduce", "table"):
             files.table()
@@ -190,7 +197,7 @@ def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers
                 )
     for observer in tracking:
         if observer.tracker:
-            whole = ledger.read(files.ledger)
+            whole, _ = ledger.read_sound(files.ledger)
             observer.best_effort.at_once(observer.tracker.describe, _note(whole, files=files))
 
 

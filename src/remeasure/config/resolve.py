@@ -53,13 +53,16 @@ def identify(
 
 
 def network_of(config: Config) -> "nn.Module":
-    """The config's network, its weights of no seed. Raises InputError where it cannot be built, or cannot take the
-    sizes of images that the recipe begins with.
+    """The config's network, its weights of no seed. Raises InputError where it cannot be built, cannot take the sizes
+    of images that the recipe begins with or, from a builder outside this package, gives no logits.
     """
     from remeasure.models import registry  # torch: seconds to import
 
     shape = config.input_shape
     network = registry.build(config.model, image_shape=shape, num_classes=config.data.num_classes, generator_seed=0)
+    if ":" in config.model.builder:
+        num_classes = config.data.num_classes
+        registry.refuse_logits(network, builder=config.model.builder, image_shape=shape, num_classes=num_classes)
     if isinstance(config.recipe, Recipe) and config.recipe.resolution:
         registry.refuse_sizes(network, channels=shape[0], pixels=config.recipe.resolution.pixels)
     return network

@@ -10,7 +10,7 @@ outside.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from remeasure.data import cifar10, digits, imagenet, mnist
 from remeasure.data.files import Split
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
-from remeasure.spec.plugin import imported
+from remeasure.spec.plugin import imported, raised
 from remeasure.spec.run import DataSpec
 from remeasure.system.formats import decode_yaml
 from remeasure.system.paths import conf_file, read_file, refuse_no_file
@@ -26,7 +26,21 @@ from remeasure.system.validation import convert, did_you_mean
 
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
-Reader = Callable[[SplitName, Path, dict[str, str], bool], Split]  # of (split, data root, files_md5, may download)
+
+
+class Reader(Protocol):
+    """Returns one official split in a fixed order, from files below the data root, whose MD5 the config may name.
+
+    Where files are missing and it may not fetch them, it raises DataMissingError.
+    """
+
+    def __call__(self, split: SplitName, root: Path, files_md5: dict[str, str], fetch: bool, /) -> Split: ...
+
+
+_EXPECTED = (
+    "expected read(split, root, files_md5, fetch) -> remeasure.data.files.Split with images (N, C, H, W) uint8 and "
+    "labels (N,) int64"
+)
 READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read, "cifar10": cifar10.read}
 CLASS_NAMES: dict[str, tuple[str, ...]] = {"cifar10": cifar10.CLASS_NAMES}  # by reader; others have numbers
 Finder = Callable[[SplitName, Path, dict[str, str]], Listing]
@@ -108,17 +122,35 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
     """
     if streamed(spec):
         raise InputError(f"data {spec.name}: photographs are not read whole; valid: {', '.join(READERS)}")
-    loaded: object = _reader(spec.source)(split, root, spec.files_md5, fetch)
-    if not isinstance(loaded, Split) or loaded.images.dtype != np.uint8 or loaded.labels.dtype != np.int64:
-        raise InputError(
-            f"data.source: {spec.source}(split, root, files_md5, fetch) must return remeasure.data.files.Split with "
-            "images (N, C, H, W) uint8 and labels (N,) int64"
-        )
+    loaded = _read(spec, split, root=root, fetch=fetch)
     expected = (spec.num_train if split == "train" else spec.num_test, *spec.image_shape)
     if loaded.images.shape != expected:
         raise InputError(f"data {spec.name}: expected {split} images {expected}, got {loaded.images.shape}")
+    if len(loaded.labels) != len(loaded.images):
+        raise InputError(f"data {spec.name}: {len(loaded.images)} {split} images, but {len(loaded.labels)} labels")
+    if (least := int(loaded.labels.min(initial=0))) < 0:
+        raise InputError(f"data {spec.name}: expected {split} labels from 0 up, got {least}")
     if (most := int(loaded.labels.max(initial=0))) >= spec.num_classes:
         raise InputError(f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more")
+    return loaded
+
+
+def _read(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool) -> Split:
+    """What the reader returns. InputError: it is no Split of arrays, or a reader from outside raises."""
+    reader = _reader(spec.source)
+    try:
+        loaded: object = reader(split, root, spec.files_md5, fetch)
+    except Exception as error:
+        if isinstance(error, InputError) or spec.source in READERS:
+            raise
+        raise InputError(f"data.source: {spec.source}: {raised(error)}; {_EXPECTED}") from error
+    if not isinstance(loaded, Split):
+        raise InputError(f"data.source: {spec.source} returns {type(loaded).__name__}; {_EXPECTED}")
+    for name, num_axes, dtype in (("images", 4, np.uint8), ("labels", 1, np.int64)):
+        array = getattr(loaded, name)
+        if not isinstance(array, np.ndarray) or array.ndim != num_axes or array.dtype != dtype:
+            got = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InputError(f"data.source: {spec.source} returns {name} {got}; {_EXPECTED}")
     return loaded
 
 

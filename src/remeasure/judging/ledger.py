@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from remeasure.spec.base import InputError, Mode, canonical_json
+from remeasure.spec.base import InputError, Mode, canonical_json, gathered
 from remeasure.spec.claim import Article, Row
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
@@ -38,24 +38,37 @@ def read(path: Path) -> dict[str, Row]:
 
 def read_with_article(path: Path) -> tuple[dict[str, Row], Article | None]:
     """The rows, and where they were published if the ledger has the key `article`. InputError: as in `read`."""
+    rows, article, faults = _read_all(path)
+    _refuse(faults)
+    return rows, article
+
+
+def read_sound(path: Path) -> tuple[dict[str, Row], list[str]]:
+    """The rows without a fault, and the faults of all others. InputError: no row is without one, else as in `read`."""
+    rows, _, faults = _read_all(path)
+    if not rows:
+        _refuse(faults)
+    return rows, faults
+
+
+def _read_all(path: Path) -> tuple[dict[str, Row], Article | None, list[str]]:
+    """The rows without a fault, the article, and all faults, each with the file's name."""
     document, faults = plain_document(path, top="rows", beside=("article",))
-    rows, article = {}, None
+    rows, article, document_is_faulty = dict[str, Row](), None, bool(faults)
     for name, entry in document["rows"].items():
-        faults += _entry_faults(entry, name=name)
-        try:
-            named = {**entry, "name": name} if isinstance(entry, dict) else entry
+        own = list(_entry_faults(entry, name=name))
+        named = {**entry, "name": name} if isinstance(entry, dict) else entry
+        with gathered(own):
             rows[name] = convert(Row, named, where=f"rows.{name}")
-        except InputError as error:
-            faults += error.faults
+        if own or document_is_faulty:
+            rows.pop(name, None)
+        faults += own
     if "article" in document:
-        try:
+        with gathered(faults):
             article = convert(Article, document["article"], where="article")
             if unknown := [name for name in article.names if name not in document["rows"]]:
                 faults.append(f"article.names: no such row: {', '.join(unknown)}")
-        except InputError as error:
-            faults += error.faults
-    _refuse(f"{path}: {fault}" for fault in faults)
-    return rows, article
+    return rows, article, [f"{path}: {fault}" for fault in faults]
 
 
 def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:

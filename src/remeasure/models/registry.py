@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from remeasure.models import lenet5, mlp, resnet, vit
 from remeasure.spec.base import InputError
-from remeasure.spec.plugin import imported
+from remeasure.spec.plugin import imported, raised
 from remeasure.spec.run import ModelSpec
 
 Builder = Callable[..., nn.Module]
@@ -56,6 +56,10 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
             f"model: {model.builder} with options {dict(model.options)} cannot be built for images {image_shape} and "
             f"{num_classes} classes ({reason})"
         ) from None
+    except Exception as error:
+        if isinstance(error, InputError) or model.builder in BUILDERS:
+            raise
+        raise InputError(f"model.builder: {model.builder}: {raised(error)}; expected {_EXAMPLE}") from error
     if not isinstance(network, nn.Module):
         made = type(network).__name__
         raise InputError(f"model.builder: {model.builder} makes no torch module, got {made}; expected {_EXAMPLE}")
@@ -92,6 +96,22 @@ def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) ->
         raise InputError(
             f"recipe.resolution: the model cannot take images of these pixels a side: {', '.join(refused)}"
         )
+
+
+@torch.inference_mode()
+def refuse_logits(network: nn.Module, *, builder: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raise InputError unless the network, made by a builder from outside, maps images to logits (N, num_classes)."""
+    images, was_training = torch.zeros(2, *image_shape), network.training
+    wanted = f"expected logits {(2, num_classes)} float32 of images {tuple(images.shape)}"
+    try:
+        with _seeded(0):
+            logits: object = network.eval()(images)
+    except Exception as error:
+        raise InputError(f"model.builder: the module that {builder} makes: {raised(error)}; {wanted}") from error
+    network.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes) or logits.dtype != torch.float32:
+        got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"model.builder: the module that {builder} makes gives {got}; {wanted}")
 
 
 def faults(model: ModelSpec) -> Iterator[str]:

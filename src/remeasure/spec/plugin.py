@@ -1,10 +1,12 @@
-"""A class of the user's that a config names: an observer or a callback."""
+"""What a config names of the user's own code: a model's builder, a reader of data, an observer, a callback."""
 
 import inspect
 import pkgutil
 import re
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from remeasure.spec.base import InputError, Strict
@@ -12,6 +14,7 @@ from remeasure.spec.base import InputError, Strict
 T = TypeVar("T")
 
 
+_PACKAGE = str(Path(__file__).parents[1])
 _REFERENCE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
@@ -21,8 +24,18 @@ def imported(reference: str, *, where: str) -> Any:
         raise InputError(f"{where}: expected module:name, such as package.module:Class, got {reference!r}")
     try:
         return pkgutil.resolve_name(reference)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise InputError(f"{where}: {reference} cannot be imported: {error}") from None
+    except Exception as error:
+        raise InputError(f"{where}: {reference} cannot be imported: {raised(error)}") from error
+
+
+def raised(error: Exception) -> str:
+    """What an exception of the user's code says, and the line of it that raised it, or called what did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(part in frame.filename for part in ("site-packages", _PACKAGE))]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +58,10 @@ class Plugin(Strict):
         known = {key: value for key, value in context.items() if key in inspect.signature(builder).parameters}
         try:
             made = builder(**known, **self.options)
-        except (TypeError, ValueError) as error:
-            faults = error.faults if isinstance(error, InputError) else (f"{where}: {self.builder}: {error}",)
-            raise InputError(*faults) from error
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{where}: {self.builder}: {raised(error)}") from error
         if not isinstance(made, kind):
             raise InputError(f"{where}: {self.builder} makes {type(made).__name__}, expected {kind.__name__}")
         return made

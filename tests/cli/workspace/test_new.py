@@ -1,16 +1,24 @@
 """`remeasure new`: from a wheel alone, a folder in which every command works."""
 
 import csv
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.project import Project
+from tests.support.project import CHECKOUT, Project
+
+TUTORIAL = (CHECKOUT / "docs/own_table.md").read_text()
+BLOCKS = re.findall(r"```\n(.*?)```", TUTORIAL, flags=re.DOTALL)  # of commands: other blocks name their language
+COMMANDS = [shlex.split(line) for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
 
 
 @pytest.fixture(scope="module")
 def user(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A folder in which the wheel is all that there is of remeasure; `mytable` in it is measured."""
+    """A folder in which the wheel is all that there is of remeasure; `mytable` in it is measured, by the tutorial."""
     folder = tmp_path_factory.mktemp("user")
+    assert COMMANDS[:3] == [["remeasure", "new", "mytable"], ["cd", "mytable"], ["remeasure", "reproduce"]]
     user = Project(root=folder / "mytable")
     made = user.remeasure("new", "mytable", cwd=folder, PYTHONPATH=str(installed))
     assert made.returncode == 0, made.stderr
@@ -62,3 +70,27 @@ def test_a_folder_that_holds_something_is_refused(user: Project, installed: Path
     done = user.remeasure("new", "mytable", cwd=user.root.parent, PYTHONPATH=str(installed))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "mytable: is there already; name a folder that is new or empty\n"
+
+
+def test_the_tutorial_is_followed_word_for_word(user: Project, installed: Path) -> None:
+    """Its first three commands have made and measured the folder; its row shares the example's seeds."""
+    shutil.copytree(user.root / "results", user.root.parent / "other/results")
+    ledger, said = user.root / "conf/benchmark.yaml", dict[str, str]()
+    before = ledger.read_text()
+    for program, *arguments in COMMANDS[3:]:
+        assert program == "remeasure"
+        done = user.remeasure(*arguments, cwd=user.root, PYTHONPATH=str(installed))
+        assert done.returncode == 0, (arguments, done.stderr)
+        said[arguments[0]] = done.stdout
+    assert said.keys() == {"train", "add-row", "plan", "reproduce", "verify", "judge", "compare"}
+    assert "recipe.optimizer.lr_peak" in said["train"], "a table of the swept values"
+    assert "my_net-my_data-table2" in (user.root / "results/table.csv").read_text()
+    assert "my_net-my_data: identical: 5 of 5 shared seeds have identical predictions" in said["compare"]
+    assert said["judge"].strip() in TUTORIAL
+    example = TUTORIAL.partition("In Python:\n\n```python\n")[2].partition("```")[0]
+    shown = user.python("-c", example, cwd=user.root, PYTHONPATH=str(installed)).stdout
+    assert shown == "reproduced interval [92.887, 93.313] inside 93 ± 0.5\n"
+    for table in ("runs", "sums", "specs", "curves", "filters", "predictions", "findings"):
+        for path in (user.root / "results" / table).glob("*-table2.*"):
+            path.unlink()
+    ledger.write_text(before)
