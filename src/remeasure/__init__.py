@@ -6,10 +6,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from remeasure.judging.table import TableRow
     from remeasure.models.saved import Classifier
+    from remeasure.runs.folder import Outcome
     from remeasure.spec.claim import Verdict
+    from remeasure.spec.config import Config
 
 __version__ = version("remeasure")
+
+
+def compose(overrides: Sequence[str] = ()) -> "Config":
+    """The config of `remeasure train <overrides>`, in the project of the working directory, else the package's own.
+
+    Raises remeasure.spec.base.InputError: all that is wrong with it. docs/own_table.md has an example.
+    """
+    from remeasure.config import compose, errors  # Hydra, torch: seconds to import
+    from remeasure.system import paths
+
+    paths.enter()
+    with errors.as_input_errors():
+        return compose.compose(overrides)
+
+
+def run(config: "Config") -> "Outcome":
+    """Train one run, or take the finished one; its `record` has the accuracy, its `directory` the files.
+
+    Prints what the command prints. Raises remeasure.spec.base.InputError: the data or the device is not here.
+    """
+    from remeasure.cli.train import run_single  # Lightning: seconds to import
+    from remeasure.config.compose import compose
+
+    return run_single(config, compose=compose)
+
+
+def table(results: str | Path | None = None) -> "list[TableRow]":
+    """The table of a results folder, by default the project's, a row of the ledger each; pandas.DataFrame takes it.
+
+    Raises remeasure.spec.base.InputError: a fault in the ledger or in a record.
+    """
+    from remeasure.judging import ledger, reader
+    from remeasure.judging.table import build
+    from remeasure.system import paths
+
+    paths.enter()
+    rows = ledger.read(paths.conf_dir() / paths.LEDGER)
+    folder = Path(results) if results is not None else paths.project_root() / "results"
+    return list(build(rows, records={name: reader.read_runs(folder, row=name) for name in rows}))
 
 
 def load(run: str | Path) -> "Classifier":

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from remeasure.training.engines.base import engine_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+_ONE_AT_A_TIME = threading.RLock()  # Hydra's state is the process's
 
 
 def checked(composed: "DictConfig") -> Config:
@@ -30,8 +34,8 @@ def compose(overrides: Sequence[str]) -> Config:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    register_resolvers()
-    with contextlib.ExitStack() as entered:
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as entered:
+        register_resolvers()
         if not GlobalHydra.instance().is_initialized():  # else inside `python src/train.py`
             entered.enter_context(initialize_config_dir(str(paths.conf_dir()), version_base="1.3"))
         return _to_config(hydra_compose("train", list(overrides)))

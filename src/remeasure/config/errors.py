@@ -5,6 +5,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -35,6 +36,17 @@ def guarded(main: Callable[[], Any]) -> int:
             return EXIT_FAILED
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return EXIT_FAILED
+
+
+@contextmanager
+def as_input_errors() -> Iterator[None]:
+    """Raise what Hydra, OmegaConf or YAML refuse in the block as InputError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or not _is_config_error(error):
+            raise
+        raise InputError(*_config_faults(error)) from None
 
 
 def _stopped_by(error: Exception) -> str:
