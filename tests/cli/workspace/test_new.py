@@ -10,7 +10,8 @@ import pytest
 from tests.support.project import CHECKOUT, Project
 
 TUTORIAL = (CHECKOUT / "docs/own_table.md").read_text()
-BLOCKS = re.findall(r"```\n(.*?)```", TUTORIAL, flags=re.DOTALL)  # of commands: other blocks name their language
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", TUTORIAL, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = [block for language, block in FENCED if not language]
 COMMANDS = [shlex.split(line) for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
 
 
