@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.project import CHECKOUT, Project
+from tests.support.forking import client as forking
+from tests.support.project import CHECKOUT, TIMEOUT_SECONDS, Project
 
 TUTORIAL = (CHECKOUT / "docs/own_table.md").read_text()
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", TUTORIAL, flags=re.DOTALL | re.MULTILINE)
@@ -49,19 +50,26 @@ def test_the_package_s_configs_and_the_user_s_of_every_group_work(user: Project,
 
 
 def test_its_own_tests_pass(user: Project, installed: Path) -> None:
-    done = user.python("-m", "pytest", "-q", "tests", cwd=user.root, PYTHONPATH=str(installed))
+    code = (
+        "import sys, pytest; sys.path.insert(0, ''); sys.exit(pytest.main(['-q', 'tests']))"  # python -m pytest tests
+    )
+    environment = user.environment(PYTHONPATH=str(installed))
+    done = forking.run(("-c", code), cwd=user.root, env=environment, timeout=TIMEOUT_SECONDS)
     assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
 
 
-def test_another_ledger_in_its_place_leaves_one_line_about_the_old_rows(user: Project, installed: Path) -> None:
-    ledger = user.root / "conf/benchmark.yaml"
-    text = ledger.read_text()
-    ledger.write_text(text.replace("my_net", "mlp2"))
-    try:
-        done = [user.remeasure(name, cwd=user.root, PYTHONPATH=str(installed)) for name in ("report", "verify")]
-    finally:
-        ledger.write_text(text)
-        user.remeasure("report", cwd=user.root, PYTHONPATH=str(installed))
+@pytest.fixture
+def copied(user: Project, tmp_path: Path) -> Project:
+    """A copy of the measured folder, for a test that changes it."""
+    shutil.copytree(user.root, tmp_path / "mytable")
+    return Project(root=tmp_path / "mytable")
+
+
+def test_another_ledger_in_its_place_leaves_one_line_about_the_old_rows(copied: Project, installed: Path) -> None:
+    ledger = copied.root / "conf/benchmark.yaml"
+    ledger.write_text(ledger.read_text().replace("my_net", "mlp2"))
+    done = [copied.remeasure(name, cwd=copied.root, PYTHONPATH=str(installed)) for name in ("report", "verify")]
     assert [each.returncode for each in done] == [0, 1]
     (line,) = done[1].stderr.splitlines()
     assert "my_net-my_data.csv: belongs to no row of the ledger, as do " in line
@@ -73,25 +81,20 @@ def test_a_folder_that_holds_something_is_refused(user: Project, installed: Path
     assert done.stderr == "mytable: is there already; name a folder that is new or empty\n"
 
 
-def test_the_tutorial_is_followed_word_for_word(user: Project, installed: Path) -> None:
+def test_the_tutorial_is_followed_word_for_word(copied: Project, installed: Path, tmp_path: Path) -> None:
     """Its first three commands have made and measured the folder; its row shares the example's seeds."""
-    shutil.copytree(user.root / "results", user.root.parent / "other/results")
-    ledger, said = user.root / "conf/benchmark.yaml", dict[str, str]()
-    before = ledger.read_text()
+    shutil.copytree(copied.root / "results", tmp_path / "other/results")
+    said = dict[str, str]()
     for program, *arguments in COMMANDS[3:]:
         assert program == "remeasure"
-        done = user.remeasure(*arguments, cwd=user.root, PYTHONPATH=str(installed))
+        done = copied.remeasure(*arguments, cwd=copied.root, PYTHONPATH=str(installed))
         assert done.returncode == 0, (arguments, done.stderr)
         said[arguments[0]] = done.stdout
     assert said.keys() == {"train", "add-row", "plan", "reproduce", "verify", "judge", "compare"}
     assert "recipe.optimizer.lr_peak" in said["train"], "a table of the swept values"
-    assert "my_net-my_data-table2" in (user.root / "results/table.csv").read_text()
+    assert "my_net-my_data-table2" in (copied.root / "results/table.csv").read_text()
     assert "my_net-my_data: identical: 5 of 5 shared seeds have identical predictions" in said["compare"]
     assert said["judge"].strip() in TUTORIAL
     example = TUTORIAL.partition("In Python:\n\n```python\n")[2].partition("```")[0]
-    shown = user.python("-c", example, cwd=user.root, PYTHONPATH=str(installed)).stdout
+    shown = copied.python("-c", example, cwd=copied.root, PYTHONPATH=str(installed)).stdout
     assert shown == "reproduced interval [92.887, 93.313] inside 93 ± 0.5\n"
-    for table in ("runs", "sums", "specs", "curves", "filters", "predictions", "findings"):
-        for path in (user.root / "results" / table).glob("*-table2.*"):
-            path.unlink()
-    ledger.write_text(before)
