@@ -52,7 +52,7 @@ def in_mlflow(uri: str) -> list[Any]:
 
 def full_name(run: Any) -> str:
     """The name of a run in MLflow, a seed's after that of its row, such as "mlp2-digits seed 003"."""
-    is_seed = "seed" in run.data.tags and run.data.tags.get("row")
+    is_seed = "mlflow.parentRunId" in run.data.tags
     return f"{run.data.tags['row']} {run.info.run_name}" if is_seed else str(run.info.run_name)
 
 

@@ -307,7 +307,7 @@ def test_a_run_can_be_filtered_by_what_it_is(root: Path, tracker: Tracker) -> No
     expected = {
         **{"row": "mlp2-mnist", "seed": "3", "model": "mlp2", "data": "mnist", "recipe": "article"},
         **{"spec_sha256": SPEC, "device": "a CPU", "device_kind": "cpu", "data_official": "yes", "dirty": "true"},
-        **{"mlflow.source.git.commit": "c0ffee", "mlflow.runName": "seed 003", "remeasure.run_id": "run-a"},
+        **{"mlflow.source.git.commit": "c0ffee", "mlflow.runName": "mlp2-mnist seed 003", "remeasure.run_id": "run-a"},
         **{"engine": "serial", "precision": "float32", "measured": "measured here", "outcome": "running"},
         **{"mlflow.user": getpass.getuser(), "mlflow.source.name": "src/reproduce.py"},
     }
@@ -583,6 +583,7 @@ def test_seeds_hang_below_their_row(root: Path, tracker: Tracker) -> None:
     assert tags(root, run_id)["mlflow.parentRunId"] == parent
     assert tracker.project(directory) == run_id
     assert tags(root, run_id)["mlflow.parentRunId"] == parent
+    assert tags(root, run_id)["mlflow.runName"] == "seed 003"  # the row's name is that of the run above it
 
 
 def project_record(tracker: Tracker, *, parent_id: str = "", **changes: Any) -> str:

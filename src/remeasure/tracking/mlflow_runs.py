@@ -235,7 +235,7 @@ class Tracker:
             self.store.client.log_inputs(run_id, datasets=datasets)
 
     def _send_status(self, content: Content, *, held: _Held) -> None:
-        if held.name == content.former_name:
+        if held.name in content.former_names:
             self.store.client.update_run(held.run_id, name=content.name)
             held.name = content.name
         if content.status == "RUNNING" and held.status != "RUNNING":

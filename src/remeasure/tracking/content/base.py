@@ -45,13 +45,13 @@ class DataInput:
 class Content:
     """What one MLflow run should hold. `identity`: the tag and value that identify the run.
 
-    `former_name`: what versions before MLflow's sections called it; a name that the user gave stays. `made`: artifacts
-    that are no files here; None where one cannot be made. They are sent again when `made_sha256` differs.
+    `former_names`: what it was called without its row's run, or by older versions; the user's own name stays. `made`:
+    artifacts that are no files here; None where one cannot be made. They are sent again when `made_sha256` differs.
     """
 
     identity: tuple[str, str]
     name: str
-    former_name: str = ""
+    former_names: tuple[str, ...] = ()
     status: str
     started_ms: int
     ended_ms: int

@@ -51,8 +51,7 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
     names = _FILES_AT_START if status == "RUNNING" else (*_FILES_AT_START, *_FILES_AT_END)
     return Content(
         identity=("remeasure.run_id", str(started.get("run_id", directory.name))),
-        name=_run_name(info),
-        former_name=f"{info['row']} seed {info['seed']}",
+        **_run_names(info, parent_id=parent_id),
         status=status,
         started_ms=milliseconds(started["time"]),
         ended_ms=end_ms,
@@ -84,8 +83,7 @@ def record_content(part: SeedResults, *, parent_id: str) -> Content:
     }
     return Content(
         identity=(RECORD_TAG, identity),
-        name=_run_name(info),
-        former_name=f"{info['row']} seed {info['seed']}",
+        **_run_names(info, parent_id=parent_id),
         status=status,
         started_ms=end_ms - round(1000 * record.wall_seconds),
         ended_ms=end_ms,
@@ -102,10 +100,12 @@ def _names(config: Mapping[str, Any]) -> dict[str, Any]:
     return names | {key: config[key] for key in ("precision", "engine", "data_sha256") if key in config}
 
 
-def _run_name(info: Mapping[str, Any]) -> str:
-    """Such as "seed 003", below its row; in this order by name, up to 1000 seeds."""
-    seed = f"seed {info['seed']:03d}"
-    return seed if info.get("row") else f"{info['model']}-{info['data']} {seed}"
+def _run_names(info: Mapping[str, Any], *, parent_id: str) -> dict[str, Any]:
+    """Such as "seed 003" below its row's run, in this order by name up to 1000 seeds; else with the row before it."""
+    seed, row = f"seed {info['seed']:03d}", info.get("row") or f"{info['model']}-{info['data']}"
+    if not parent_id:
+        return {"name": f"{row} {seed}"}
+    return {"name": seed, "former_names": (f"{row} {seed}", f"{row} seed {info['seed']}")}
 
 
 def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dict[str, str]:
