@@ -81,6 +81,11 @@ def test_the_user_s_ledger_is_the_one_that_is_read(project: Project, own: Path, 
         assert f"{own}/conf/benchmark.yaml: expected the top-level key rows" in stderr
 
 
+def test_an_option_without_its_value_is_refused_in_one_line(project: Project, tmp_path: Path) -> None:
+    said = "argument --conf: expected one argument (`remeasure --help`)\n"
+    assert call(project, "plan", "--conf", cwd=tmp_path) == (2, "", said)
+
+
 def test_a_folder_without_a_ledger_is_refused(project: Project, tmp_path: Path) -> None:
     status, _, stderr = call(project, "plan", "--conf", str(tmp_path), cwd=tmp_path)
     assert status == 2

@@ -3,7 +3,6 @@
 Light to import, so that `--help` is quick.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="remeasure", add_help=False, allow_abbrev=False)
+    parser = options.Parser(prog="remeasure", add_help=False, allow_abbrev=False)
     parser.add_argument("--conf", type=Path)
     given, rest = parser.parse_known_args(arguments)
     name, more = (rest[0], rest[1:]) if rest else ("--help", [])
