@@ -51,7 +51,7 @@ def test_the_version_is_the_installed_package_s(project: Project, tmp_path: Path
 def test_an_unknown_command_is_refused_by_name(project: Project, tmp_path: Path) -> None:
     status, stdout, stderr = call(project, "reprduce", cwd=tmp_path)
     assert (status, stdout) == (2, "")
-    assert stderr.startswith("no command 'reprduce' (did you mean 'reproduce'?); valid: new, train, ")
+    assert stderr.startswith("no command 'reprduce' (did you mean 'reproduce'?); valid: new, ")
 
 
 @pytest.mark.parametrize("module", CLI)
