@@ -8,7 +8,7 @@ down, deleted or only partly updated is completed by projecting again.
 import getpass
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -146,8 +146,8 @@ class Tracker:
         held = self._held.pop(content.identity, None)
         if held is None:
             held = self._read(run, content=content) if run else self._find_or_create(content)
+        self._send_batches(content, held=held)
         self._send_files(content, held=held)
-        self._send_batches(content, held=held)  # with the tag that tells which artifacts are there
         self._send_status(content, held=held)
         self._held[content.identity] = held
         return held.run_id
@@ -194,18 +194,17 @@ class Tracker:
         points = {at: point for at, point in content.points.items() if held.points.get(at) != point[0]}
         metrics = [Metric(key, value, time_ms, step) for (key, step), (value, time_ms) in points.items()]
         params = [Param(key, value) for key, value in content.params.items() if key not in held.params]
-        made = {MADE_TAG: content.made_sha256} if content.made else {}
-        wanted = {**content.tags, **made, USER_TAG: held.tags.get(USER_TAG) or _user()}
+        wanted = {**content.tags, USER_TAG: held.tags.get(USER_TAG) or _user()}
         tags = [RunTag(key, value) for key, value in wanted.items() if held.tags.get(key) != value]
         if metrics or params or tags:
-            self.store.client.log_batch(held.run_id, metrics, params, tags, synchronous=True)  # it splits large batches
+            _try_twice(self.store.client.log_batch, held.run_id, metrics, params, tags, synchronous=True)
         held.points |= {at: value for at, (value, _) in points.items()}
         held.params |= content.params.keys()
         held.tags |= wanted
 
     def _send_files(self, content: Content, *, held: _Held) -> None:
         if wanted := [each for each in content.datasets if each.name not in held.datasets]:
-            self._log_datasets(wanted, run_id=held.run_id)
+            _try_twice(self.store.client.log_inputs, held.run_id, datasets=[_dataset_input(each) for each in wanted])
             held.datasets |= {each.name for each in wanted}
         for path in content.files:
             size = path.stat().st_size
@@ -217,22 +216,15 @@ class Tracker:
             if (changed or name not in held.files) and (data := make()) is not None:
                 self._log_bytes(data, name=name, run_id=held.run_id)
                 held.files[name] = len(data)
+        if content.made and changed:
+            self.store.client.set_tag(held.run_id, MADE_TAG, content.made_sha256)
+            held.tags[MADE_TAG] = content.made_sha256
 
     def _log_bytes(self, data: bytes, *, name: str, run_id: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_bytes(data)
             self.store.client.log_artifact(run_id, str(path))
-
-    def _log_datasets(self, wanted: Sequence[DataInput], *, run_id: str) -> None:
-        """Try twice: MLflow fails if two processes create the entry of the same data set at once."""
-        from mlflow.exceptions import MlflowException
-
-        datasets = [_dataset_input(each) for each in wanted]
-        try:
-            self.store.client.log_inputs(run_id, datasets=datasets)
-        except MlflowException:
-            self.store.client.log_inputs(run_id, datasets=datasets)
 
     def _send_status(self, content: Content, *, held: _Held) -> None:
         if held.name in content.former_names:
@@ -243,6 +235,16 @@ class Tracker:
         if content.status != "RUNNING" and (content.status, content.ended_ms) != (held.status, held.ended_ms):
             self.store.client.set_terminated(held.run_id, content.status, content.ended_ms)
         held.status, held.ended_ms = content.status, content.ended_ms
+
+
+def _try_twice(send: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """MLflow fails if two processes make the same entry at once: a run's parameter, or a data set."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        send(*args, **kwargs)
+    except MlflowException:
+        send(*args, **kwargs)
 
 
 def _is_own(run: "Run") -> bool:
