@@ -46,16 +46,15 @@ def suite(tmp_path: Path) -> Project:
 
 def start(project: Project, script: str, *arguments: str, core: int = 0, store: str = "") -> "subprocess.Popen[bytes]":
     """A command on one core alone, so that it has one worker."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = os.sched_getaffinity(0)
     changes = {"MLFLOW_TRACKING_URI": store} if store else {}
-    return project.start(
-        script,
-        *arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=project.environment(**changes),
-        preexec_fn=lambda: os.sched_setaffinity(0, {cores[core % len(cores)]}),
-    )
+    os.sched_setaffinity(0, {sorted(cores)[core % len(cores)]})  # which a child inherits
+    try:
+        return project.start(
+            script, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=project.environment(**changes)
+        )
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def ended(process: "subprocess.Popen[bytes]") -> tuple[int, str]:

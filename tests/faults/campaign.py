@@ -14,7 +14,6 @@ import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from tests.support.forking import client as forking
 from tests.support.project import Project, copy_project
 
 from remeasure.runs import journal
@@ -124,8 +124,8 @@ class Campaign:
             FAULTS_FOLDER=str(self.watch), FAULTS_CUT=cut, REMEASURE_CHECKPOINT_SECONDS="0", TMPDIR=str(self.watch)
         )
         with (self.watch / "output").open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, str(DRIVER), *command],
+            return forking.popen(
+                [str(DRIVER), *command],
                 cwd=self.root,
                 env=environment,
                 stdout=output,

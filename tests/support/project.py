@@ -72,14 +72,13 @@ class Project:
         lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
         return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
-    def start(self, script: str, *arguments: str, forked: bool = False, **options: Any) -> subprocess.Popen[bytes]:
+    def start(self, script: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """The running process of `python src/<script> <arguments>`, in a session of its own; `options` as for Popen.
 
-        `forked`: it may have the packages imported already, as with `run`.
+        Forked where that makes no difference, as with `run`.
         """
         options = {"cwd": self.root, "env": self.environment(), "start_new_session": True, **options}
-        command = [str(self.root / "src" / script), *arguments]
-        return forking.popen(command, **options) if forked else subprocess.Popen([sys.executable, *command], **options)
+        return forking.popen([str(self.root / "src" / script), *arguments], **options)
 
     def journals(self) -> dict[str, bytes]:
         """The content of each run's journal, by its folder; equal before and after: nothing was trained."""

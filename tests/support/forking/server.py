@@ -1,8 +1,9 @@
 """`python server.py FD <room>`: import the heavy packages once, then fork a process for each command that FD asks for.
 
-The fork has the arguments, working directory, environment, signal mask, files and session that its client gives, and
-runs the script or the code of `-c` as `__main__`. It is the client's own child. Its worker processes
-(multiprocessing's spawn and forkserver) are forked likewise, by a helper process of its own, which ends with it.
+The fork has the arguments, working directory, environment, files and session that its client gives, and the client's
+signal mask and cores, and runs the script or the code of `-c` as `__main__`. It is the client's own child. Its worker
+processes (multiprocessing's spawn and forkserver) are forked likewise, by a helper process of its own, which ends with
+it.
 """
 
 import array
@@ -58,6 +59,7 @@ def fork(
         "new_session": new_session,
         "leads": leads,
         "parent": os.getpid(),
+        "cores": sorted(os.sched_getaffinity(0)),
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
         "ignored": [int(number) for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN],
     }
@@ -144,6 +146,7 @@ def become(request: Mapping[str, Any], *, descriptors: Sequence[int]) -> None:
     for descriptor, number in zip(held, request["files"], strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    os.sched_setaffinity(0, request["cores"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
