@@ -64,7 +64,7 @@ lint: setup-dev
 	.venv/bin/lint-imports
 
 # Two layers, one resolution: uv keeps the versions that the output file has.
-lock:
-	uv pip compile pyproject.toml --universal --all-extras --generate-hashes --no-header --quiet -o requirements-dev.lock
+lock: setup-dev
+	.venv/bin/uv pip compile pyproject.toml --universal --all-extras --generate-hashes --no-header --quiet -o requirements-dev.lock
 	cp requirements-dev.lock requirements.lock
-	uv pip compile pyproject.toml --universal --extra train --extra build --generate-hashes --no-header --quiet -o requirements.lock
+	.venv/bin/uv pip compile pyproject.toml --universal --extra train --extra build --generate-hashes --no-header --quiet -o requirements.lock

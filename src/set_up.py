@@ -1,16 +1,19 @@
 """`python3 src/set_up.py run|dev`: make .venv with the versions of the lock file. `make` calls it before each command.
 
-`run` is what measuring needs, `dev` adds DVC, the tests' and the linters' packages. uv installs where it is there, else
-pip: the same versions, checked by the same hashes. This file needs the standard library alone, and Python 3.6 reads it,
-so that an old Python can say what is missing.
+`run` is what measuring needs, `dev` adds DVC, the tests' and the linters' packages. uv installs them, or pip where uv
+does not work: the same versions, checked by the same hashes. This file needs the standard library alone, and Python 3.8
+reads it, so that an old Python can say what is missing.
 """
 
 import hashlib
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,12 +32,8 @@ def main(layer: str) -> int:
     if fault:
         print(fault, file=sys.stderr)
         return 2
-    began, uv = time.monotonic(), shutil.which("uv")
-    done = install(layer, uv=uv)
-    if uv and not done:
-        say("uv could not install it; pip tries")
-        done = install(layer, uv=None)
-    if not done:
+    began = time.monotonic()
+    if not install(layer):
         return 1
     say(f"set-up took {time.monotonic() - began:.0f} s; it is done once")
     return 0
@@ -72,25 +71,53 @@ def stamp(layer: str) -> Path:
     return VENV / f".installed-{layer}"
 
 
-def install(layer: str, *, uv: "str | None") -> bool:
+def install(layer: str) -> bool:
     """Make .venv, or add to it what it lacks. Returns whether that worked."""
-    if uv:
-        installer = [uv, "pip", "install", "--quiet", "--python", str(PYTHON)]
-    else:
-        installer = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    commands = [[*installer, "--no-build-isolation", "--no-deps", "-e", "."]]
+    steps = [["--no-build-isolation", "--no-deps", "-e", "."]]
     if not has_versions(layer):
         lock = LOCKS[layer]
         num = sum("==" in line for line in (ROOT / lock).read_text().splitlines())
-        say(f"set-up: .venv gets the {num} packages of {lock}, by {'uv' if uv else 'pip'}; this takes minutes")
-        commands.insert(0, [*installer, "--require-hashes", "-r", lock])
-        if not has_versions("run"):
-            commands.insert(0, [sys.executable, "-m", "venv", "--clear", str(VENV)])
-    if any(subprocess.call(command, cwd=str(ROOT)) != 0 for command in commands):
-        return False
-    for each in ("run", "dev") if layer == "dev" else ("run",):
-        stamp(each).write_text(wanted(each))
-    return True
+        say(f"set-up: .venv gets the {num} packages of {lock}; this takes minutes")
+        steps.insert(0, ["--require-hashes", "-r", lock])
+        if not has_versions("run") and not succeeds([sys.executable, "-m", "venv", "--clear", str(VENV)]):
+            return False
+    for installer in installers():
+        if all(succeeds([*installer, *step]) for step in steps):
+            for each in ("run", "dev") if layer == "dev" else ("run",):
+                stamp(each).write_text(wanted(each))
+            return True
+    return False
+
+
+def installers() -> "Iterator[list[str]]":
+    """uv's command, which is the machine's or the one that the lock file names, then pip's, for where uv fails."""
+    pip = [str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    if uv := shutil.which("uv") or fetched_uv(pip):
+        if index := pips_index():  # uv does not read pip's settings
+            os.environ.setdefault("UV_DEFAULT_INDEX", index)
+        yield [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PYTHON)]
+        say("uv could not install it; pip tries")
+    yield pip
+
+
+def fetched_uv(pip: "list[str]") -> str:
+    """The path of the uv that pip has put into .venv; "" if that did not work."""
+    uv = VENV / "bin" / "uv"
+    if not uv.exists() and (entry := re.search(r"^uv==.*?(?=^\S|\Z)", (ROOT / LOCKS["run"]).read_text(), re.M | re.S)):
+        (VENV / "uv.lock").write_text(entry.group())
+        succeeds([*pip, "--require-hashes", "-r", str(VENV / "uv.lock")])
+    return str(uv) if uv.exists() else ""
+
+
+def pips_index() -> str:
+    """The package index, such as a mirror, that pip's environment or configuration names; "" if none."""
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    found = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return os.environ.get("PIP_INDEX_URL") or found.stdout.decode().strip()
+
+
+def succeeds(command: "list[str]") -> bool:
+    return subprocess.call(command, cwd=str(ROOT)) == 0
 
 
 def say(line: str) -> None:
