@@ -95,7 +95,7 @@ def installers() -> "Iterator[list[str]]":
     if uv := shutil.which("uv") or fetched_uv(pip):
         if index := pips_index():  # uv does not read pip's settings
             os.environ.setdefault("UV_DEFAULT_INDEX", index)
-        yield [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PYTHON)]
+        yield [uv, "pip", "install", "--quiet", "--python", str(PYTHON)]
         say("uv could not install it; pip tries")
     yield pip
 
