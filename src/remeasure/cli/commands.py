@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "new": "a folder for your own table: ledger, an example of each config, model, data set, tests",
+    "add-data": "a data set in a folder: its config, with sizes, statistics and fingerprint worked out",
     "add-row": "one more claim in the ledger, with its margin worked out",
     "train": "one run: model=… data=… recipe=… key=value …",
     **options.COMMANDS,
@@ -76,6 +77,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from remeasure.cli.evidence import merge
 
         return merge(more)
+    if name == "add-data":
+        from remeasure.cli.workspace import add_data
+
+        return add_data.main(more)
     if name == "add-row":
         from remeasure.cli.workspace import add_row
 

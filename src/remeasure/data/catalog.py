@@ -4,8 +4,8 @@ Two kinds: small images are loaded whole, as uint8 arrays (`load_split`); photog
 files on demand (`load_listing`). The data root has torchvision's layout. Official test splits are never mixed with
 training data.
 
-`source` in conf/data is one of READERS or FINDERS, or "package.module:function", a reader of arrays (`Reader`) from
-outside.
+`source` in conf/data is one of READERS or FINDERS, "folder/PATH" (folder.py), or "package.module:function", a reader of
+arrays (`Reader`) from outside.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from remeasure.data import cifar10, digits, imagenet, mnist
+from remeasure.data import cifar10, digits, folder, imagenet, mnist
 from remeasure.data.files import Split
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
@@ -83,7 +83,7 @@ def streamed(spec: DataSpec) -> bool:
 
 def check_source(source: str) -> None:
     """Raise InputError if no reader has this name."""
-    if source not in FINDERS:
+    if source not in FINDERS and not source.startswith(folder.PREFIX):
         _reader(source)
 
 
@@ -92,7 +92,7 @@ def _reader(source: str) -> Reader:
         return READERS[source]
     if ":" not in source:
         valid = ", ".join((*READERS, *FINDERS))
-        raise InputError(f"data.source: no such reader {source!r}; valid: {valid}, and module:function")
+        raise InputError(f"data.source: no such reader {source!r}; valid: {valid}, folder/PATH and module:function")
     reader: Reader = imported(source, where="data.source")
     return reader
 
@@ -137,6 +137,8 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
 
 def _read(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool) -> Split:
     """What the reader returns. InputError: it is no Split of arrays, or a reader from outside raises."""
+    if spec.source.startswith(folder.PREFIX):
+        return folder.read(folder.place(spec.source, root=root), split, image_shape=spec.image_shape)
     reader = _reader(spec.source)
     try:
         loaded: object = reader(split, root, spec.files_md5, fetch)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.support.folders import write_classes
 from tests.support.forking import client as forking
 from tests.support.project import CHECKOUT, TIMEOUT_SECONDS, Project
 
@@ -84,13 +85,15 @@ def test_a_folder_that_holds_something_is_refused(user: Project, installed: Path
 def test_the_tutorial_is_followed_word_for_word(copied: Project, installed: Path, tmp_path: Path) -> None:
     """Its first three commands have made and measured the folder; its row shares the example's seeds."""
     shutil.copytree(copied.root / "results", tmp_path / "other/results")
+    (copied.root / "data/insects").mkdir(parents=True)
+    write_classes(copied.root / "data/insects")
     said = dict[str, str]()
     for program, *arguments in COMMANDS[3:]:
         assert program == "remeasure"
         done = copied.remeasure(*arguments, cwd=copied.root, PYTHONPATH=str(installed))
         assert done.returncode == 0, (arguments, done.stderr)
         said[arguments[0]] = done.stdout
-    assert said.keys() == {"train", "add-row", "plan", "reproduce", "verify", "judge", "compare"}
+    assert said.keys() == {"train", "add-data", "add-row", "plan", "reproduce", "verify", "judge", "compare"}
     assert "recipe.optimizer.lr_peak" in said["train"], "a table of the swept values"
     assert "my_net-my_data-table2" in (copied.root / "results/table.csv").read_text()
     assert "my_net-my_data: identical: 5 of 5 shared seeds have identical predictions" in said["compare"]

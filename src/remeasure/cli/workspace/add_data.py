@@ -1,0 +1,115 @@
+"""`remeasure add-data`: conf/data/NAME.yaml for a data set in a folder, with its sizes, statistics and fingerprint."""
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from remeasure.cli.options import Parser
+from remeasure.data import fingerprint, folder
+from remeasure.data.catalog import SPLITS
+from remeasure.data.files import Split
+from remeasure.spec.base import InputError
+from remeasure.spec.run import DataSpec
+from remeasure.system import paths
+from remeasure.system.atomic import write_atomic
+
+_HEAD = """\
+# {title}: {num_train:,} training and {num_test:,} test images. Written by `remeasure add-data`. Plain values only.
+# The fingerprint is of the pixels and labels as they were added: other data under this name are told by it.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the file; returns the exit status. InputError: the data are faulty, or the file is there already."""
+    given = _parser().parse_args(arguments)
+    path = paths.conf_dir() / "data" / f"{given.name}.yaml"
+    if path.exists():
+        raise InputError(f"{path}: is there already; remove it, or choose another name")
+    source = f"{folder.PREFIX}{given.path or given.name}"
+    place = folder.place(source, root=paths.data_root())
+    shape = folder.shape(place, pixels=given.pixels)
+    train, test = (folder.read(place, split, image_shape=shape) for split in SPLITS)
+    num_classes = _num_classes(train, test=test, where=place)
+    if not given.accept_duplicates:
+        _refuse_duplicates(train, test=test, where=place)
+    spec = DataSpec(
+        name=given.name,
+        source=source,
+        title=given.title or given.name,
+        num_classes=num_classes,
+        image_shape=shape,
+        num_train=len(train.images),
+        num_test=len(test.images),
+        **statistics(train.images),
+        num_validation=0,
+        split="test",
+        files_md5={},
+        official_sha256=_fingerprint(train, test),
+        known_copies={},
+    )
+    content = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(spec).items()}
+    path.parent.mkdir(exist_ok=True)
+    text = _HEAD.format(title=spec.title, num_train=spec.num_train, num_test=spec.num_test)
+    write_atomic(path, (text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
+    sizes = f"{spec.num_train:,} training and {spec.num_test:,} test images {shape}, {num_classes} classes"
+    print(f"{path}: {sizes}; `{paths.command('train')} model=mlp2 data={given.name} recipe=article` trains on it")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="remeasure add-data", description=__doc__, epilog=f"A folder holds {folder.LAYOUTS}.")
+    parser.add_argument("name", help="what it is called: data=NAME")
+    path_help = "its folder below the data root, which is REMEASURE_DATA or data/ (default: NAME)"
+    parser.add_argument("path", nargs="?", help=path_help)
+    parser.add_argument("--title", help="in words, for the report (default: NAME)")
+    parser.add_argument("--pixels", type=int, help="height and width of pictures that have several sizes")
+    duplicates_help = "also where test images are among the training images"
+    parser.add_argument("--accept-duplicates", action="store_true", help=duplicates_help)
+    return parser
+
+
+def statistics(images: np.ndarray) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation, channel by channel, of images (N, C, H, W) uint8 as values in [0, 1]."""
+    counts = [np.bincount(images[:, channel].ravel(), minlength=256) for channel in range(images.shape[1])]
+    values, mean, std = np.arange(256) / 255, list[float](), list[float]()
+    for count in counts:
+        mean.append(float(values @ count / count.sum()))
+        std.append(float(np.sqrt((values - mean[-1]) ** 2 @ count / count.sum())))
+    if 0.0 in std:
+        raise InputError(f"the training images have a single value in channel {std.index(0.0)}")
+    return {"pixel_mean": tuple(mean), "pixel_std": tuple(std)}
+
+
+def _num_classes(train: Split, *, test: Split, where: Path) -> int:
+    """InputError: a class without training images, or labels that do not begin at 0."""
+    present = set(train.labels.tolist())
+    num = max(present, default=0) + 1
+    if not present or min(present) < 0 or present != set(range(num)):
+        lacking = sorted(set(range(num)) - present)[:5]
+        raise InputError(f"{where}: expected training labels 0, 1, 2, …, each with images; none has {lacking}")
+    if unknown := sorted(set(test.labels.tolist()) - present):
+        raise InputError(f"{where}: test labels without training images: {', '.join(map(str, unknown))}")
+    return num
+
+
+def _refuse_duplicates(train: Split, *, test: Split, where: Path) -> None:
+    """A net that has learned a test image by heart scores it, whatever it has understood."""
+    known = {image.tobytes(): index for index, image in enumerate(train.images)}
+    found = [known.get(image.tobytes()) for image in test.images]
+    if shared := [index for index, trained in enumerate(found) if trained is not None]:
+        raise InputError(
+            f"{where}: {len(shared):,} of the {len(found):,} test images are among the training images, such as test "
+            f"image {shared[0]}, which is training image {found[shared[0]]}; --accept-duplicates adds it all the same"
+        )
+
+
+def _fingerprint(train: Split, test: Split) -> str:
+    digest = hashlib.sha256()
+    for split in (train, test):
+        fingerprint.add_split(digest, images=split.images, labels=split.labels)
+    return digest.hexdigest()
