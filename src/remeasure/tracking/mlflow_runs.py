@@ -8,7 +8,7 @@ down, deleted or only partly updated is completed by projecting again.
 import getpass
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +20,7 @@ from remeasure.system.redaction import masked
 from remeasure.tracking.content.base import Content, DataInput
 from remeasure.tracking.content.rows import row_content
 from remeasure.tracking.content.runs import RECORD_TAG, record_content, run_content
-from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri
+from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri, try_twice
 from remeasure.tracking.observer import Standing
 from remeasure.tracking.views import CAMPAIGN_TAG, experiment_tags
 
@@ -80,7 +80,7 @@ class Tracker:
         held = self.store.client.get_experiment(self.store.experiment_id).tags
         for key, value in experiment_tags(table).items():
             if held.get(key) != value:
-                self.store.client.set_experiment_tag(self.store.experiment_id, key, value)
+                try_twice(self.store.client.set_experiment_tag, self.store.experiment_id, key, value)
         return self.store.experiment_id
 
     def close_campaign(self, campaign: str) -> str:
@@ -197,14 +197,14 @@ class Tracker:
         wanted = {**content.tags, USER_TAG: held.tags.get(USER_TAG) or _user()}
         tags = [RunTag(key, value) for key, value in wanted.items() if held.tags.get(key) != value]
         if metrics or params or tags:
-            _try_twice(self.store.client.log_batch, held.run_id, metrics, params, tags, synchronous=True)
+            try_twice(self.store.client.log_batch, held.run_id, metrics, params, tags, synchronous=True)
         held.points |= {at: value for at, (value, _) in points.items()}
         held.params |= content.params.keys()
         held.tags |= wanted
 
     def _send_files(self, content: Content, *, held: _Held) -> None:
         if wanted := [each for each in content.datasets if each.name not in held.datasets]:
-            _try_twice(self.store.client.log_inputs, held.run_id, datasets=[_dataset_input(each) for each in wanted])
+            try_twice(self.store.client.log_inputs, held.run_id, datasets=[_dataset_input(each) for each in wanted])
             held.datasets |= {each.name for each in wanted}
         for path in content.files:
             size = path.stat().st_size
@@ -217,7 +217,7 @@ class Tracker:
                 self._log_bytes(data, name=name, run_id=held.run_id)
                 held.files[name] = len(data)
         if content.made and changed:
-            self.store.client.set_tag(held.run_id, MADE_TAG, content.made_sha256)
+            try_twice(self.store.client.set_tag, held.run_id, MADE_TAG, content.made_sha256)
             held.tags[MADE_TAG] = content.made_sha256
 
     def _log_bytes(self, data: bytes, *, name: str, run_id: str) -> None:
@@ -235,16 +235,6 @@ class Tracker:
         if content.status != "RUNNING" and (content.status, content.ended_ms) != (held.status, held.ended_ms):
             self.store.client.set_terminated(held.run_id, content.status, content.ended_ms)
         held.status, held.ended_ms = content.status, content.ended_ms
-
-
-def _try_twice(send: Callable[..., object], *args: object, **kwargs: object) -> None:
-    """MLflow fails if two processes make the same entry at once: a run's parameter, or a data set."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        send(*args, **kwargs)
-    except MlflowException:
-        send(*args, **kwargs)
 
 
 def _is_own(run: "Run") -> bool:

@@ -10,13 +10,13 @@ import re
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from remeasure.spec.base import InputError
 from remeasure.system import locks
@@ -27,6 +27,8 @@ from remeasure.tracking.views import FIRST
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+P = ParamSpec("P")
+R = TypeVar("R")
 EXPERIMENT = "remeasure"
 ARTIFACTS = "mlartifacts"  # the folder of a store's files, beside its database
 # Columns of MLflow's tables that hold the absolute address of files.
@@ -44,6 +46,18 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+
+
+def try_twice(send: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call it again where MLflow fails, as it does if two processes make the same entry at once: a run's parameter, a
+    data set, a tag of the experiment, a registered model. The second call finds the entry.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return send(*args, **kwargs)
+    except MlflowException:
+        return send(*args, **kwargs)
 
 
 def available() -> bool:
