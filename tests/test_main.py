@@ -1,6 +1,9 @@
 """The command `remeasure`: it finds the user's project, and has the package's configs beside the user's."""
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,14 @@ def test_a_folder_without_a_ledger_is_refused(project: Project, tmp_path: Path) 
     status, _, stderr = call(project, "plan", "--conf", str(tmp_path), cwd=tmp_path)
     assert status == 2
     assert stderr == f"{tmp_path}: holds no benchmark.yaml; `remeasure new FOLDER` makes a project that has one\n"
+
+
+def test_a_reader_that_has_seen_enough_leaves_no_traceback(project: Project, tmp_path: Path) -> None:
+    """As in `remeasure --help | head -1`, here with nobody who reads."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-u", "-m", "remeasure", "--help"]
+    environment = project.environment()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

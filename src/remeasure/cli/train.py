@@ -1,13 +1,13 @@
 """One run from the command line: config → run → what a person and a script read."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from remeasure.config.resolve import identified, network_of, settled
 from remeasure.data import catalog
 from remeasure.judging import ledger
+from remeasure.judging.comparison import flat
 from remeasure.models import pretrained
 from remeasure.runs import provenance
 from remeasure.runs.folder import Outcome, Place, finished, other_code
@@ -99,16 +99,8 @@ def _row_of(
     )
     if own.spec_sha256 == spec.spec_sha256:
         return row, []
-    here, there = dict(_flat(asdict(spec))), dict(_flat(asdict(own)))
+    here, there = dict(flat(asdict(spec))), dict(flat(asdict(own)))
     return row, [f"{key}={here.get(key)}" for key in here | there if here.get(key) != there.get(key)]
-
-
-def _flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, entry in value.items():
-        if isinstance(entry, Mapping):
-            yield from _flat(entry, prefix=f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", entry
 
 
 def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], split: str) -> Iterator[str]:

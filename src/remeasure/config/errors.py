@@ -1,6 +1,7 @@
 """How a command ends: its exit status, and what Hydra, OmegaConf or YAML refused, told in our words."""
 
 import re
+import select
 import shlex
 import sys
 import traceback
@@ -28,6 +29,8 @@ def guarded(main: Callable[[], Any]) -> int:
     except InputError as error:
         return _refuse(error.faults)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return EXIT_FAILED
         if _is_config_error(error):
             return _refuse(_config_faults(error))
         named = isinstance(error, OSError) and error.filename and error.strerror
@@ -47,6 +50,13 @@ def as_input_errors() -> Iterator[None]:
         if isinstance(error, InputError) or not _is_config_error(error):
             raise
         raise InputError(*_config_faults(error)) from None
+
+
+def _reader_has_gone() -> bool:
+    """Whether what is printed goes to a pipe that nobody reads any more, as after `… | head`."""
+    pipe = select.poll()
+    pipe.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
 
 
 def _stopped_by(error: Exception) -> str:

@@ -151,8 +151,8 @@ def _around(old: RowResults, new: RowResults) -> Iterator[str]:
     groups = (old, new)
     for key in ("data_sha256", "device_kind", "commit"):
         yield from _difference(key, *([getattr(record, key) for record in group.records] for group in groups))
-    specs = [[dict(_flat(group.spec))] for group in groups]
-    environments = [[dict(_flat(each)) for each in group.environments.values()] for group in groups]
+    specs = [[dict(flat(group.spec))] for group in groups]
+    environments = [[dict(flat(each)) for each in group.environments.values()] for group in groups]
     for what, sides in {"spec": specs, "environment": environments}.items():
         for key in dict.fromkeys(key for side in sides for each in side for key in each):
             yield from _difference(f"{what} {key}", *([each.get(key) for each in side] for side in sides))
@@ -164,9 +164,10 @@ def _difference(what: str, before: Sequence[object], after: Sequence[object]) ->
         yield f"{what}: {first} → {second}"
 
 
-def _flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of each plain value in nested mappings."""
     for key, entry in value.items():
         if isinstance(entry, Mapping):
-            yield from _flat(entry, prefix=f"{prefix}{key}.")
+            yield from flat(entry, prefix=f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", entry
