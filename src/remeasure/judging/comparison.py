@@ -133,9 +133,7 @@ def _compared(old: RowResults, new: RowResults, *, confidence: float) -> Compare
     around = tuple(_around(old, new))
     if changed and not any(changed.values()):
         return Compared(row=old.row, outcome="identical", evidence=parts[0], differences=around)
-    accuracies = [
-        [each.accuracy_percent for each in group.records if each.accuracy_percent is not None] for group in (old, new)
-    ]
+    accuracies = [_accuracies(group.records) for group in (old, new)]
     if min(map(len, accuracies)) < 2:
         parts.append("fewer than two seeds with a score on a side, too few for a test")
         return Compared(row=old.row, outcome="not compared", evidence="; ".join(parts), differences=around)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remeasure.runs.folder import read_record
-from remeasure.tracking.mlflow_store import Store
+from remeasure.tracking.mlflow_store import Store, try_twice
 from remeasure.tracking.observer import Standing
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ def register(store: Store, standing: Standing) -> str:
 
     "" if it is not, or no seed of this spec and kind of device has a network here; the alias is then removed.
     """
+    return try_twice(_register, store, standing)
+
+
+def _register(store: Store, standing: Standing) -> str:
     client, name = store.client, f"remeasure-{standing.row.name}"
     models = []
     if standing.verdict.verdict == "reproduced":

@@ -61,7 +61,7 @@ class MlflowObserver(Observer):
         if self.tracker is not None and (parent_id := self.best_effort.at_once(self.tracker.project_row, standing)):
             self.parents[standing.row.name] = parent_id  # "" if the store is unreachable: keep the last id
             if standing.state != "running":
-                self.for_models.at_once(mlflow_store.try_twice, mlflow_models.register, self.tracker.store, standing)
+                self.for_models.at_once(mlflow_models.register, self.tracker.store, standing)
 
     def abandoned(self, campaign: str) -> None:
         if self.tracker is not None:
