@@ -39,7 +39,7 @@ from remeasure.runs.folder import Place
 SECONDS_TO_END = 5.0
 
 
-def wait_until(condition: Callable[[], object], *, seconds: float = 90.0) -> None:
+def wait_until(condition: Callable[[], object], *, seconds: float = 300.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "waited in vain"

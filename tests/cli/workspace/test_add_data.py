@@ -12,8 +12,9 @@ from remeasure.data import catalog, fingerprint
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     project = copy_project(tmp_path / "project")
+    monkeypatch.setenv("REMEASURE_DATA", str(project.root / "data"))
     (project.root / "data/mine").mkdir(parents=True)
     return project
 
