@@ -14,7 +14,7 @@ from remeasure.bench import parity
 from remeasure.bench.baselines import ours
 from remeasure.bench.parity import ARTICLE_LOOP, BFLOAT16, FLOAT32, Kept, compare
 from remeasure.bench.series import Setting
-from remeasure.campaign.executors.local import Task
+from remeasure.campaign.executors.base import Task
 from remeasure.runs import provenance
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,8 @@ from tests.support import measured, trained
 
 from remeasure.campaign import campaign
 from remeasure.campaign.campaign import Campaign
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign
 from remeasure.config.compose import compose as compose_config
 from remeasure.data import fingerprint

@@ -169,9 +169,13 @@ def test_a_command_is_also_a_module(command: str, project: Project) -> None:
 
 
 def test_a_scheduler_s_variables_do_not_touch_a_run_on_one_device(
-    project: Project, here: Command, monkeypatch: pytest.MonkeyPatch
+    project: Project, here: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As in a notebook that SLURM started."""
+    """As on a machine with SLURM, where Lightning advises to call srun, and in a notebook that SLURM started."""
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    done = here(project, "train.py", "model=logreg", "data=digits", "recipe.epochs_total=1", "seed=21")
+    assert (done.status, "srun" in done.stderr) == (0, False), done.stderr
     for name, value in {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "jupyter"}.items():
         monkeypatch.setenv(name, value)
     done = here(project, "train.py", "model=mlp2", "data=digits", "recipe.epochs_total=1", "seed=21")

@@ -24,7 +24,8 @@ from tests.support.project import CHECKOUT
 from tests.support.trained import spec as composed
 
 from remeasure.campaign import campaign
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.cli import reproduce
 from remeasure.config.compose import compose
 from remeasure.data import catalog

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from remeasure.campaign.executors.local import Task
+from remeasure.campaign.executors.base import Task
 from remeasure.runs.folder import Place
 from remeasure.spec.record import Event
 

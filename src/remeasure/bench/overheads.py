@@ -14,7 +14,8 @@ from pathlib import Path
 from remeasure.bench.baselines import pytorch_loops
 from remeasure.bench.memory import Footprint
 from remeasure.bench.series import Measure, Part, Ratio, Series, Setting, interleaved, ratio
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.config import compose
 from remeasure.data import catalog, fingerprint
 from remeasure.judging import ledger, publish, verify

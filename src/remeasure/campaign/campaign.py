@@ -13,7 +13,8 @@ from rich.console import RenderableType
 
 from remeasure.campaign import schedule
 from remeasure.campaign.collect import from_run
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Executor, Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign
 from remeasure.campaign.schedule import Forecast, Planned, Seed
 from remeasure.config.resolve import identify, network_of, remembered
@@ -53,7 +54,7 @@ class Campaign:
         observers: Observers,
         say: Callable[[RenderableType], None],
         retable: Callable[[], None] = lambda: None,
-        new_workers: Callable[[Place], Workers] = Workers,
+        new_workers: Callable[[Place], Executor] = Workers,
     ) -> None:
         self.place, self.results, self.options, self.observers, self.say = place, results, options, observers, say
         self.retable, self.new_workers = retable, new_workers
@@ -127,7 +128,7 @@ class Campaign:
         with self.new_workers(self.place) as workers:
             self._plan(campaigns, workers=workers)
 
-    def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> None:
+    def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Executor) -> None:
         """Time the rows whose cost is unknown, and say what fits the budget."""
         for campaign in campaigns:
             if campaign.wanted() and campaign.seconds_per_seed(device=self._device) is None:
@@ -143,7 +144,7 @@ class Campaign:
             for line in schedule.sources({entry.forecast.row: sources[entry.forecast.row] for entry in planned}):
                 self.say(line)
 
-    def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Workers) -> None:
+    def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Executor) -> None:
         """Time a few steps to estimate the cost of a seed, for all rows of this spec."""
         load, num = os.getloadavg()[0], num_cores()
         busy = ": too busy, so the times will be too long" if load >= num / 2 else ""
@@ -160,7 +161,7 @@ class Campaign:
             if entry.spec.spec_sha256 == campaign.spec.spec_sha256:
                 entry.timed_seconds = seconds
 
-    def planned(self, campaigns: Sequence[RowCampaign], *, workers: Workers) -> list[Planned]:
+    def planned(self, campaigns: Sequence[RowCampaign], *, workers: Executor) -> list[Planned]:
         """The rows that need more seeds, cheapest first."""
         forecasts = [
             Forecast(
@@ -210,7 +211,7 @@ class Campaign:
             return f"{line}the same command goes on"
         return f"{line}one takes about {duration(min(seconds))}, so BUDGET={schedule.budget(min(seconds))} starts it"
 
-    def _start_wanted(self, campaigns: Sequence[RowCampaign], *, workers: Workers, deadline: float) -> bool:
+    def _start_wanted(self, campaigns: Sequence[RowCampaign], *, workers: Executor, deadline: float) -> bool:
         """Start seeds on idle cores; returns whether another process trains seeds that may be reused."""
         by_name = {campaign.row.name: campaign for campaign in campaigns}
         self._elsewhere.clear()
@@ -224,7 +225,7 @@ class Campaign:
         campaign: RowCampaign,
         *,
         campaigns: Sequence[RowCampaign],
-        workers: Workers,
+        workers: Executor,
         seconds_left: float,
     ) -> None:
         """Start this row's wanted seeds on idle cores; reuse the runs of another row with the same spec."""
@@ -257,7 +258,7 @@ class Campaign:
             return True
         return False
 
-    def _submit(self, campaign: RowCampaign, *, seed: int, name: str, keeps: Sequence[int], workers: Workers) -> None:
+    def _submit(self, campaign: RowCampaign, *, seed: int, name: str, keeps: Sequence[int], workers: Executor) -> None:
         """`name`: the row the run is recorded for; not `campaign`'s if a row that shares the seed has failed."""
         if campaign.row.name not in self._present:
             self._present[campaign.row.name] = self._presence(campaign)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.claims.context import Lab, Numbers
 from remeasure.claims.ledger import Trainings
 from remeasure.models import saved

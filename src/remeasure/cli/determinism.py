@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.config import compose, errors
 from remeasure.config.resolve import identified
 from remeasure.runs import provenance

@@ -30,7 +30,8 @@ from tests.support.project import Command, Project, copy_project
 from tests.support.terminal import screen
 
 from remeasure.campaign.executors import local
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.cli import reproduce
 from remeasure.config.compose import compose
 from remeasure.runs import journal

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from remeasure.campaign.executors.local import Task, Workers
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.local import Workers
 from remeasure.config.compose import compose
 from remeasure.data import fingerprint
 from remeasure.runs import journal

@@ -8,22 +8,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor as Pool
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
+from remeasure.campaign.executors.base import Executor, Task, execute_task, seconds_of_seed
 from remeasure.runs.folder import Outcome, Place
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-from remeasure.system import signals, startup
+from remeasure.system import startup
 from remeasure.system.paths import naming
 from remeasure.training.engines.base import engine_of
 
@@ -33,30 +34,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 MOST_ON_DEVICE = 10  # each process takes some of an accelerator's memory
-POLL_SECONDS = 0.2  # how long an event of a worker may wait to be read
 SEMAPHORES = Path("/dev/shm")  # where Linux keeps the locks of a process pool, 32 bytes each
-WAIT_SECONDS = 1.0  # between two looks for work that may follow, while no task runs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One seed to train, or in the batched engine its group.
-
-    `row`: the ledger row that the run is recorded for; `asked_by`: the row that waits for it. `keeps`: the seeds whose
-    trained network is kept.
-    """
-
-    row: str
-    seed: int
-    spec: RunSpec
-    fresh: bool
-    asked_by: str = ""
-    keeps: tuple[int, ...] = ()
-
-    @property
-    def keys(self) -> list[tuple[str, int]]:
-        """(spec_sha256, seed) of each seed that it trains."""
-        return [(self.spec.spec_sha256, seed) for seed in self.spec.together(self.seed)]
 
 
 def num_workers(place: Place) -> int:
@@ -69,7 +47,7 @@ def _searches_lines(spec: RunSpec) -> bool:
     return isinstance(spec.recipe, Recipe) and spec.recipe.optimizer.searches_lines
 
 
-class Workers:
+class Workers(Executor):
     """A process pool that starts with the first task and ends all its processes on exit, exceptions included.
 
     `num`: how many processes. In a worker, `execute` trains a task and `time_seed` times a few steps of a spec.
@@ -85,9 +63,10 @@ class Workers:
         execute: "Callable[[Task, Place, Sink], list[Outcome]] | None" = None,
         time_seed: Callable[[RunSpec, Place], float] | None = None,
         end_seconds: float = 60.0,
-        new_pool: Callable[..., Executor] = ProcessPoolExecutor,
+        new_pool: Callable[..., Pool] = ProcessPoolExecutor,
     ) -> None:
-        self.place, self.num, self.end_seconds = place, num or num_workers(place), end_seconds
+        super().__init__(place, num=num or num_workers(place))
+        self.end_seconds = end_seconds
         self._execute, self._time_seed = execute or execute_task, time_seed or seconds_of_seed
         context = multiprocessing.get_context("spawn")  # a forked torch can hang
         with naming(SEMAPHORES):
@@ -96,10 +75,6 @@ class Workers:
         self._new_pool = partial(new_pool, self.num, mp_context=context, initializer=_begin, initargs=start)
         with naming(SEMAPHORES):
             self._pool = self._new_pool()
-        self._active: dict[Future[list[Outcome]], Task] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -112,84 +87,18 @@ class Workers:
         self._pool.shutdown(wait=True, cancel_futures=True)
         killing.cancel()
 
-    def run(
-        self,
-        tasks: Sequence[Task],
-        *,
-        watch: "Sink | None" = None,
-        keep: Callable[[Outcome], Outcome] = lambda outcome: outcome,
-    ) -> list[Outcome]:
-        """Train all tasks, each as soon as its cores are idle; returns their outcomes in the order of the tasks.
-
-        `watch` gets what the runs journal, `keep` each outcome at once. Raises what a run raises.
-        """
-        waiting, found = list(tasks), dict[tuple[str, int], Outcome]()
-
-        def start() -> bool:
-            for task in list(waiting):
-                if self.cores(task.spec) <= self.idle:
-                    waiting.remove(task)
-                    self.submit(task)
-            return bool(waiting)
-
-        def take(task: Task, future: Future[list[Outcome]]) -> None:
-            found.update(zip(task.keys, map(keep, future.result()), strict=True))
-
-        self.work(start, take=take, watch=watch)
-        return [found[key] for task in tasks for key in task.keys]
-
-    def work(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
-    ) -> None:
-        """Keep the cores busy: `start` submits tasks, and says whether more may follow; `take` gets each that ended.
-
-        `start` is called again after each end, until no task runs and none may follow. A signal is deferred to the end
-        of such a turn.
-        """
-        while self._turn(start, take=take, watch=watch):
-            pass
-
-    @signals.held()
-    def _turn(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
-    ) -> bool:
-        more = start()
-        if not self._active:
-            if more:
-                time.sleep(WAIT_SECONDS)
-            return more
-        done, _ = wait(self._active, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        self.drain(watch)
-        for future in [future for future in self._active if future in done]:
-            take(self._active.pop(future), future)
-        return True
-
-    def drain(self, watch: "Sink | None") -> None:
-        """Give `watch` what the workers have journaled, as (run directory, event)."""
+    def events(self) -> Iterator[tuple[Path, Event]]:
         while not self._events.empty():
-            entry = self._events.get()
-            if watch:
-                watch(*entry)
+            yield self._events.get()
 
-    @property
-    def idle(self) -> int:
-        """Number of cores without a task."""
-        return self.num - sum(self.cores(task.spec) for task in self._active.values())
+    def start(self, task: Task) -> Future[list[Outcome]]:
+        return self._submit(_with_sink, self._execute, task, self.place)
 
     def cores(self, spec: RunSpec) -> int:
         """Number of cores that a run of `spec` takes; an evaluation decodes its photographs on all of them."""
         if engine_of(spec).takes_all_cores or not (self.place.device_kind == "cpu" or _searches_lines(spec)):
             return self.num
         return min(spec.cpu_threads, self.num)
-
-    @property
-    def active(self) -> list[Task]:
-        return list(self._active.values())
-
-    def submit(self, task: Task) -> None:
-        """Start a task. Enough cores must be idle, or its threads would compete with others."""
-        assert self.cores(task.spec) <= self.idle
-        self._active[self._submit(_with_sink, self._execute, task, self.place)] = task
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
         """Seconds of each of `num_seeds` seeds, timed side by side as they will run; raises what a worker raises."""
@@ -261,19 +170,3 @@ def _follow(parent: int) -> None:
 
 def _with_sink(execute: "Callable[[Task, Place, Sink], R]", task: Task, place: Place) -> R:
     return execute(task, place, lambda directory, event: _SINK.put((directory, event)))
-
-
-def execute_task(task: Task, place: Place, sink: "Sink") -> list[Outcome]:
-    """Train a task in this process."""
-    from remeasure.runs.execute import execute_together
-
-    return execute_together(
-        task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh, keeps=task.keeps
-    )
-
-
-def seconds_of_seed(spec: RunSpec, place: Place) -> float:
-    """Seconds of a seed in this process, estimated from a few steps."""
-    from remeasure.runs.timing import seconds_of_seed
-
-    return seconds_of_seed(spec, place=place)

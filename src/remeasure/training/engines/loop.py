@@ -28,6 +28,7 @@ HARMLESS_WARNINGS = (
     r"The number of training batches",  # few are intended: one is a block of steps
     r"You're resuming from a checkpoint that ended before the epoch",  # the position follows from num_steps
 )
+NO_SRUN = r"The `srun` command is available"  # advice for several devices, given wherever Slurm is installed
 # Errors that a checkpoint of another run can raise when it is restored, or in the first block after that.
 MISFITS = (
     *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
@@ -217,8 +218,9 @@ def fit(
     own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
     if own:
         own = [rates := Rates(), *own, RatesStay(rates, plugins=spec.callbacks)]
+    alone = machines.get("strategy", "auto") == "auto"  # on one device
     with warnings.catch_warnings():
-        for message in HARMLESS_WARNINGS:
+        for message in (*HARMLESS_WARNINGS, *([NO_SRUN] if alone else [])):
             warnings.filterwarnings("ignore", message=message)
         trainer = Trainer(
             accelerator=device_kind,
@@ -232,7 +234,7 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
             # One device takes nothing from the variables of SLURM or torchrun, which a job script may have left.
-            plugins=[LightningEnvironment()] if machines.get("strategy", "auto") == "auto" else None,
+            plugins=[LightningEnvironment()] if alone else None,
         )
         start = checkpoint if checkpoint and checkpoint.exists() else None
         try:
