@@ -528,6 +528,7 @@ def test_a_planted_checkpoint_of_an_evaluation_executes_nothing(tmp_path: Path) 
 KEPT = {
     "predicted": np.array([0, 9, 3]),
     "confidence": np.array([0.5, 1.0, 0.25], np.float32),
+    "top5": np.array([[0, 1, 2, 3, 4]] * 3),
     "loss": np.array([1.5]),
     "seconds": np.array([2.0]),
 }
@@ -558,10 +559,13 @@ def test_a_checkpoint_of_an_evaluation_is_gone_on_from(tmp_path: Path) -> None:
         KEPT | {"predicted": np.array(3)},
         KEPT | {"confidence": np.array([0.5], np.float32)},
         KEPT | {"confidence": np.array([0.5, np.nan, 0.5], np.float32)},
+        KEPT | {"top5": np.array([[0, 1, 2, 3, 10]] * 3)},
+        KEPT | {"top5": np.array([[0, 1, 2, 3]] * 3)},
         KEPT | {"loss": np.array([np.nan])},
         KEPT | {"loss": np.array([1.0, 2.0])},
         KEPT | {"seconds": np.array([-1.0])},
-        KEPT | {"predicted": np.zeros(6, int), "confidence": np.zeros(6, np.float32)},  # of five photographs
+        KEPT  # of five photographs
+        | {"predicted": np.zeros(6, int), "confidence": np.zeros(6, np.float32), "top5": np.zeros((6, 5), int)},
     ],
 )
 def test_a_planted_checkpoint_of_an_evaluation_is_named(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:

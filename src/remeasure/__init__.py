@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from remeasure.judging.table import TableRow
     from remeasure.models.saved import Classifier
     from remeasure.runs.folder import Outcome
-    from remeasure.spec.claim import Verdict
+    from remeasure.spec.claim import Metric, Verdict
     from remeasure.spec.config import Config
 
 __version__ = version("remeasure")
@@ -74,11 +74,13 @@ def judge(
     confidence: float = 0.95,
     looks: Sequence[int] | None = None,
     num_test: int | None = None,
+    metric: "Metric" = "accuracy_percent",
 ) -> "Verdict":
     """The verdict on accuracies, in percent, of independent seeds that somebody else has trained.
 
     `published` in percent, `margin` in percentage points; `looks`: the planned numbers of seeds, None for one look at
-    all of them; `num_test`: the number of test images, None for what the printed decimals resolve. Raises
+    all of them; `num_test`: the number of test images, None for what the printed decimals resolve;
+    `metric`: what the numbers are (spec.claim.Metric). Raises
     remeasure.spec.base.InputError.
 
         verdict = remeasure.judge([93.1, 92.8, 93.4, 93.0, 93.2], published=93.0, margin=0.5)
@@ -87,5 +89,11 @@ def judge(
     from remeasure.judging.verdict import judge_accuracies  # SciPy: a second to import
 
     return judge_accuracies(
-        accuracies, published=published, margin=margin, confidence=confidence, looks=looks, num_test=num_test
+        accuracies,
+        published=published,
+        margin=margin,
+        confidence=confidence,
+        looks=looks,
+        num_test=num_test,
+        metric=metric,
     )

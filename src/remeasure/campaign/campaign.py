@@ -21,7 +21,7 @@ from remeasure.config.resolve import identify, network_of, remembered
 from remeasure.judging.comparison import compare
 from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_row
-from remeasure.judging.records import from_results, put_together
+from remeasure.judging.records import SeedResults, from_results, put_together
 from remeasure.runs import timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
 from remeasure.runs.provenance import device_name
@@ -111,7 +111,7 @@ class Campaign:
             with gathered(faults):
                 outcome = finished(campaign.spec, seed=seed, place=self.place)
             if outcome and seed not in campaign.done:
-                campaign.done[seed] = from_run(self.observers.keep(outcome), row=campaign.row.name)
+                campaign.done[seed] = self._part(campaign, self.observers.keep(outcome))
                 campaign.has_grown |= seed in campaign.running
             elif (share := timing.share_left(campaign.spec, seed=seed, place=self.place)) < 1:
                 campaign.shares_left[seed] = share
@@ -310,12 +310,15 @@ class Campaign:
 
     def _keep(self, campaign: RowCampaign, *, outcomes: Sequence[Outcome]) -> None:
         """Add finished seeds, publish them if they may replace the record, and tell how a row ended."""
-        campaign.done |= {outcome.record.seed: from_run(outcome, row=campaign.row.name) for outcome in outcomes}
+        campaign.done |= {outcome.record.seed: self._part(campaign, outcome) for outcome in outcomes}
         campaign.has_grown = True
         self._publish(campaign)
         if campaign.has_what_was_asked():
             self._tell(campaign)
         self._track(campaign, state=campaign.state())
+
+    def _part(self, campaign: RowCampaign, outcome: Outcome) -> SeedResults:
+        return from_run(outcome, row=campaign.row.name, metric=campaign.row.metric)
 
     def _publish(self, campaign: RowCampaign) -> None:
         """Offer the seeds to results/, once for each number of them, and compare them with the record before."""

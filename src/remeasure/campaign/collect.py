@@ -10,25 +10,32 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from remeasure.judging.metrics import METRICS
 from remeasure.judging.records import SeedResults
 from remeasure.runs import journal
 from remeasure.runs.folder import Outcome
+from remeasure.spec.claim import Metric
 from remeasure.spec.record import CurvePoint, Event, FoundPoint
 from remeasure.system.paths import read_file
 
 _NOT_SPEC = ("row", "seed")
 
 
-def from_run(outcome: Outcome, *, row: str) -> SeedResults:
-    """The results of a finished run, read from its directory."""
+_LATER = ("num_top5_correct", "macro_f1", "balanced_accuracy")
+
+
+def from_run(outcome: Outcome, *, row: str, metric: Metric = "accuracy_percent") -> SeedResults:
+    """The results of a finished run, read from its directory; beside the accuracy only what the claim is about."""
     directory = outcome.directory
     predictions, filters = _arrays(directory / "predictions.npz"), _arrays(directory / "filters.npz")
     config = yaml.safe_load(read_file(directory / "config.yaml"))
     events, seed = journal.read(directory), outcome.record.seed
+    others: dict[str, Any] = {column: None for column in _LATER if column != METRICS[metric].column}
     return SeedResults(
-        record=replace(outcome.record, row=row),
+        record=replace(outcome.record, row=row, **others),
         predicted=predictions.get("predicted"),
         confidence=predictions.get("confidence"),
+        top5=predictions.get("top5") if metric == "top5_percent" else None,
         filters=filters.get("weights"),
         curve=tuple(_point(event, row=row, seed=seed) for event in journal.curve(events)),
         findings=tuple(

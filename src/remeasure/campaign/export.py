@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
+from remeasure.judging.metrics import unit
 from remeasure.judging.reader import read_row
 from remeasure.judging.table import verdict_of
 from remeasure.models import saved
@@ -88,7 +89,7 @@ def _card(
         metric_name="accuracy",
         metric_value=round(record.accuracy_percent / 100, 6),
         metric_args={
-            "published": round(published.accuracy_percent / 100, digits + 2),
+            f"published{unit(row)}": round(published.percent / 100, digits + 2),
             "verdict": verdict.verdict,
             "seed": record.seed,
         },
@@ -108,9 +109,9 @@ def _card(
     yield f"{row.model} on {spec.data.title}: one network, seed {record.seed}, of a row that measures a published"
     yield "accuracy again, by training with several seeds and a rule that was written before.\n"
     yield "| | |\n| --- | --- |"
-    yield f"| published | {published.accuracy_percent:.{digits}f} % ({source.citation}, {source.where}) |"
+    yield f"| published{unit(row)} | {published.percent:.{digits}f} % ({source.citation}, {source.where}) |"
     yield f"| this network | {record.accuracy_percent:.3f} % ({record.num_correct} of {record.num_test} test images) |"
-    yield f"| the row's mean | {mean or 'not measured'} |"
+    yield f"| the row's mean{unit(row)} | {mean or 'not measured'} |"
     yield f"| verdict | {verdict.verdict}: {verdict.reason or f'within {row.rule.margin_pp:g} points of it'} |\n"
     yield "## Use\n"
     yield "```python"

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from remeasure.campaign.schedule import Seed
+from remeasure.judging import metrics
 from remeasure.judging.records import RowResults, SeedResults
 from remeasure.judging.table import verdict_of
 from remeasure.judging.verdict import judge
 from remeasure.spec.base import Keep
-from remeasure.spec.claim import Evidence, Row, Verdict
+from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.tracking.observer import State
@@ -54,9 +55,9 @@ class RowCampaign:
     shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that resume from a checkpoint
 
     def verdict(self) -> Verdict:
-        counts = {seed: part.record.num_correct for seed, part in self.done.items()}
-        evidence = Evidence(num_correct=counts, num_test=self.spec.data.num_test)
-        return judge(evidence, published_percent=self.row.published.accuracy_percent, rule=self.row.rule)
+        records, num_test = [part.record for part in self.done.values()], self.spec.data.num_test
+        evidence = metrics.evidence(records, metric=self.row.metric, num_test=num_test)
+        return judge(evidence, published_percent=self.row.published.percent, rule=self.row.rule)
 
     def state(self) -> State:
         """Whether the row is under way; if not, how it ended."""
@@ -137,8 +138,8 @@ class RowCampaign:
         return {(sha256, seed): each * self.shares_left.get(seed, 1.0) for seed in self.wanted()}
 
     def continues(self, *, device_kind: str) -> bool:
-        """Whether the committed record has this spec and device kind, so that the campaign can continue it."""
-        if self.committed is None:
+        """Whether the campaign can go on from the committed record: it has this spec, device kind and metric."""
+        if self.committed is None or metrics.missing(self.row, records=self.committed.records):
             return False
         first = self.committed.records[0]
         return (first.spec_sha256, first.device_kind) == (self.spec.spec_sha256, device_kind)

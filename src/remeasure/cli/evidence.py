@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from remeasure.cli.options import Parser
 from remeasure.config.errors import EXIT_FAILED
@@ -11,6 +12,7 @@ from remeasure.judging.verdict import judge_accuracies
 from remeasure.runs.merge import Merged
 from remeasure.runs.merge import merge as merge_runs
 from remeasure.spec.base import InputError, gathered
+from remeasure.spec.claim import Metric
 from remeasure.system import paths
 
 
@@ -18,7 +20,9 @@ def judge(arguments: Sequence[str]) -> int:
     """Print the verdict, and why; returns the exit status. InputError: as in `judge_accuracies`."""
     parser = Parser(prog="remeasure judge", description="The verdict on accuracies that somebody else measured.")
     parser.add_argument("accuracies", nargs="+", help="in percent, one for each independent seed, in their order")
-    parser.add_argument("--published", type=float, required=True, help="the published accuracy in percent")
+    parser.add_argument("--published", type=float, required=True, help="the published number in percent")
+    metric_help = "what all these numbers are (default: accuracy_percent)"
+    parser.add_argument("--metric", choices=get_args(Metric), default="accuracy_percent", help=metric_help)
     parser.add_argument("--margin", type=float, required=True, help="in percentage points")
     parser.add_argument("--confidence", type=float, default=0.95, help="default: 0.95")
     looks_help = "planned numbers of seeds at which it is judged, such as 5,10,20 (default: once, at all)"

@@ -8,6 +8,7 @@ from remeasure.config.resolve import identified, network_of, settled
 from remeasure.data import catalog
 from remeasure.judging import ledger
 from remeasure.judging.comparison import flat
+from remeasure.judging.metrics import percent, unit
 from remeasure.models import pretrained
 from remeasure.runs import provenance
 from remeasure.runs.folder import Outcome, Place, finished, other_code
@@ -109,10 +110,11 @@ def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], sp
     if outcome.reused:
         again = "trains" if record.epochs else "evaluates"
         yield f"finished before ({record.finished_at}); fresh=true {again} it again"
-    if row and accuracy is not None and split == "test":
+    here = percent(record, metric=row.metric) if row else None
+    if row and here is not None and split == "test":
         published = row.published
-        gap = accuracy - published.accuracy_percent
-        claim = f"{row.name}: published {published.accuracy_percent:.{published.num_digits}f} %, here {accuracy:.3f} %"
+        gap, there = here - published.percent, f"{published.percent:.{published.num_digits}f} %{unit(row)}"
+        claim = f"{row.name}: published {there}, here {here:.3f} %"
         decides = f"`make reproduce ROWS={row.name}` decides"
         yield f"{claim}, gap {gap:+.3f} points ({'' if row.mode == 'evaluate' else 'one seed; '}{decides})"
     if row and departures:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 
 from remeasure.spec.base import InputError, Mode, canonical_json, gathered
-from remeasure.spec.claim import Article, Row
+from remeasure.spec.claim import Article, Metric, Row
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
 
@@ -113,7 +113,7 @@ def margin_pp(*, num_digits: int, num_runs: int | None, sd_pp: float, mode: Mode
     """The margin of a claim in percentage points, a multiple of 0.05, fixed before the first measurement.
 
     Half a unit of the last of `num_digits` decimals + 1.96·sd/√(num_runs, 1 if None), rounded up; an evaluation has no
-    seeds: half a unit + 0.05, rounded up. `sd_pp`: between seeds, from the literature.
+    seeds: half a unit + 0.05, rounded up. `sd_pp`: of the metric between seeds, from the literature.
     """
     half_unit = Decimal("0.5") / 10**num_digits
     noise = (
@@ -129,7 +129,7 @@ def row_sha256(row: Row) -> str:
     """SHA-256 of the row's entry as canonical JSON, without the name, which is the entry's key.
 
     Defaults of `confidence` and `looks` are included; a `first_seed` of 0, a `num_params_note` of null, a `control` of
-    none and an `engine` of serial are left out.
+    none, an `engine` of serial, a `metric` of accuracy and the other metrics' numbers are left out.
     """
     entry = {key: value for key, value in asdict(row).items() if key != "name"}
     if row.rule.first_seed == 0:
@@ -138,6 +138,11 @@ def row_sha256(row: Row) -> str:
         del entry["control"]
     if row.engine == "serial":
         del entry["engine"]
+    if row.metric == "accuracy_percent":
+        del entry["metric"]
+    for metric in get_args(Metric):
+        if metric != row.metric:
+            del entry["published"][metric]
     if row.published.num_params_note is None:
         del entry["published"]["num_params_note"]
     return hashlib.sha256(canonical_json(entry).encode()).hexdigest()

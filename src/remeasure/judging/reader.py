@@ -14,7 +14,8 @@ from remeasure.system.atomic import read_bytes
 from remeasure.system.formats import decode_csv, decode_json, decode_npz, decode_yaml, mismatch, refuse
 
 _SEALED = re.compile(rf"^([0-9a-f]{{64}})  ((?:{'|'.join(FOLDERS)})/[\w.-]+)$", re.MULTILINE)  # a line of a seal
-_PREDICTION_TYPES = {"seeds": ("<i8",), "predicted": ("|u1", "<u2", "<u4"), "confidence": ("<f2",)}
+_CLASSES = ("|u1", "<u2", "<u4")
+_PREDICTION_TYPES = {"seeds": ("<i8",), "predicted": _CLASSES, "confidence": ("<f2",), "top5": _CLASSES}
 
 
 # ---------------------------------------------------------------- reading
@@ -108,7 +109,7 @@ def _parse(files: Mapping[str, bytes], *, row: str, records: Sequence[RunRecord]
     findings = f"findings/{row}.csv"
     faults, parts, environments = list[str](), dict[str, Any](), dict[str, Any]()
     with gathered(faults):
-        parts |= decode_npz(files[predictions], name=predictions, dtypes=_PREDICTION_TYPES)
+        parts |= decode_npz(files[predictions], name=predictions, dtypes=_PREDICTION_TYPES, optional=("top5",))
     with gathered(faults):
         parts["curves"] = tuple(decode_csv(files[curves], cls=CurvePoint, name=curves))
     with gathered(faults):

@@ -3,7 +3,8 @@
 A measured row is a group of files that are valid only together (paths are relative to results/):
 
     runs/<row>.csv              the RunRecords, one line a seed; only a header where the row has no record yet
-    predictions/<row>.npz       seeds (S,) int64, predicted (S, N) smallest unsigned, confidence (S, N) float16
+    predictions/<row>.npz       seeds (S,) int64, predicted (S, N) smallest unsigned, confidence (S, N) float16;
+                                top5 (S, N, min(5, K)) smallest unsigned where the claim is about top-5
     curves/<row>.csv            the CurvePoints
     filters/<row>.npz           weights float16: the first layer's weights of the lowest seed; empty where it diverged
     findings/<row>.csv          the FoundPoints; no such file where the doctor found nothing
@@ -39,7 +40,8 @@ class RowResults:
     """All that was measured for one row: S seeds that have predictions, N test items in the test split's order.
 
     `seeds` (S,) integer: those of `records`, without the seeds that diverged. `predicted` (S, N) integer. `confidence`
-    (S, N) float in [0, 1]: the predicted class's probability. `filters`: float, any shape. `spec`: asdict(RunSpec).
+    (S, N) float in [0, 1]: the predicted class's probability. `top5` (S, N, min(5, K)) integer: the most probable
+    classes; None where no seed's `num_top5_correct` is recorded. `filters`: float, any shape. `spec`: asdict(RunSpec).
     `environments`: versions_sha256 to content. `curves`: the last test point of each of the S seeds has its record's
     accuracy. InputError, one line for each fault, where these contradict each other.
     """
@@ -54,6 +56,7 @@ class RowResults:
     spec: Mapping[str, Any]
     environments: Mapping[str, Mapping[str, Any]]
     findings: tuple[FoundPoint, ...] = ()
+    top5: Array | None = None
 
     def __post_init__(self) -> None:
         refuse(_group_faults(self))
@@ -64,6 +67,7 @@ class RowResults:
             "seeds": self.seeds.astype("<i8"),
             "predicted": smallest_unsigned(self.predicted),
             "confidence": self.confidence.astype("<f2"),
+            **({} if self.top5 is None else {"top5": smallest_unsigned(self.top5)}),
         }
         files = {
             **{f"environments/{key}.json": encode_json(value) for key, value in sorted(self.environments.items())},
@@ -150,6 +154,10 @@ def _score_faults(record: RunRecord) -> Iterator[tuple[str, object, object]]:
             yield "num_correct", f"0 to {record.num_test}", record.num_correct
         elif found != expected:
             yield "accuracy_percent", f"{expected} (num_correct {record.num_correct} of {record.num_test})", found
+    for column, most in (("num_top5_correct", record.num_test), ("macro_f1", 1), ("balanced_accuracy", 1)):
+        value = getattr(record, column)
+        if value is not None and (record.num_correct is None or not 0 <= value <= most):
+            yield column, f"0 to {most}, and none for a seed that diverged", value
 
 
 def _is_utc(text: str) -> bool:
@@ -170,6 +178,8 @@ def _prediction_faults(group: RowResults) -> Iterator[str]:
     for key, found in shapes.items():
         if found != shape:
             yield mismatch(f"{name}, shape of {key}", expected=shape, found=found)
+    if group.top5 is not None and group.top5.shape[:-1] != shape:
+        yield mismatch(f"{name}, shape of top5", expected=(*shape, 5), found=group.top5.shape)
     if not shapes["predicted"]:  # a scalar array cannot be iterated
         return
     for record, predicted in zip(scored, group.predicted, strict=False):  # another length is a fault above
@@ -253,7 +263,7 @@ def seal_of_sums(sums: Mapping[str, str], *, row: str) -> bytes:
 class SeedResults:
     """One seed's part of a row. `predicted` and `confidence` (N,); they and `filters` are None if the seed diverged.
 
-    From results/ only the lowest seed has `filters`.
+    `top5` (N, min(5, K)), for a claim about it. From results/ only the lowest seed has `filters`.
     """
 
     record: RunRecord
@@ -264,6 +274,7 @@ class SeedResults:
     findings: tuple[FoundPoint, ...]
     spec: Mapping[str, Any]
     environment: Mapping[str, Any]
+    top5: npt.NDArray[Any] | None = None
 
 
 def from_results(results: RowResults) -> list[SeedResults]:
@@ -274,6 +285,7 @@ def from_results(results: RowResults) -> list[SeedResults]:
             record=record,
             predicted=results.predicted[index[record.seed]] if record.seed in index else None,
             confidence=results.confidence[index[record.seed]] if record.seed in index else None,
+            top5=results.top5[index[record.seed]] if results.top5 is not None and record.seed in index else None,
             filters=results.filters if record is results.records[0] and results.filters.size else None,
             curve=tuple(point for point in results.curves if point.seed == record.seed),
             findings=tuple(point for point in results.findings if point.seed == record.seed),
@@ -290,6 +302,7 @@ def put_together(row: str, *, seeds: Sequence[SeedResults]) -> RowResults:
     scored = [part.record.seed for part in seeds if part.predicted is not None]
     predicted = [part.predicted for part in seeds if part.predicted is not None]
     confidence = [part.confidence for part in seeds if part.confidence is not None]
+    top5 = [part.top5 for part in seeds if part.top5 is not None]
     shape = (0, seeds[0].record.num_test)
     filters = seeds[0].filters
     return RowResults(
@@ -298,6 +311,7 @@ def put_together(row: str, *, seeds: Sequence[SeedResults]) -> RowResults:
         seeds=np.array(scored, np.int64),
         predicted=np.stack(predicted) if scored else np.zeros(shape, np.uint8),
         confidence=np.stack(confidence) if scored else np.zeros(shape, np.float16),
+        top5=np.stack(top5) if top5 and len(top5) == len(scored) else None,
         curves=tuple(point for part in seeds for point in part.curve),
         findings=tuple(point for part in seeds for point in part.findings),
         filters=np.zeros(0, np.float16) if filters is None else filters,

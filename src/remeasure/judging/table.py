@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from remeasure.judging import ledger
+from remeasure.judging import ledger, metrics
 from remeasure.judging.records import by_finding
 from remeasure.judging.verdict import audit_params, judge, wilson_interval
 from remeasure.spec.base import InputError, Mode
-from remeasure.spec.claim import Evidence, Published, Row, Verdict, VerdictName
+from remeasure.spec.claim import Metric, Published, Row, Verdict, VerdictName
 from remeasure.spec.findings import Finding
 from remeasure.spec.record import FoundPoint, RunRecord
 from remeasure.spec.run import TRAINING_VERSION
@@ -41,7 +41,8 @@ class TableRow:
 
     Mean, sd, interval and verdict are those of `judge`. `device`, `commit`, `measured_on` (a UTC date) are those of
     the judged seed that finished last; the commit ends in `-dirty` if any judged seed ran on uncommitted changes.
-    `data_official` and the other facts about data and net are the same for all seeds.
+    `data_official` and the other facts about data and net are the same for all seeds. `metric`: what the numbers are;
+    None is accuracy, and a table of accuracies alone has no such column.
     """
 
     row: str
@@ -73,6 +74,7 @@ class TableRow:
     stale: Literal["yes", ""]
     reason: str
     ledger_sha256: str
+    metric: Metric | None = None
 
 
 # ---------------------------------------------------------------- the table itself
@@ -90,7 +92,7 @@ def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
         model=row.model,
         data=row.data,
         mode=row.mode,
-        published_percent=row.published.accuracy_percent,
+        published_percent=row.published.percent,
         published_params=row.published.num_params_text,
         margin_pp=row.rule.margin_pp,
         confidence=row.rule.confidence,
@@ -104,6 +106,7 @@ def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
         verdict=verdict.verdict,
         seeds_needed=verdict.seeds_needed,
         reason=verdict.reason,
+        metric=None if row.metric == "accuracy_percent" else row.metric,
         **_provenance(row, verdict=verdict, records=records),
     )
 
@@ -112,9 +115,10 @@ def verdict_of(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
     """The verdict on these records of the row, which share one spec, data set and device kind."""
     if not records:
         return Verdict(verdict="not measured", reason="there is no record of this row yet", num_seeds=0)
-    counts = {record.seed: record.num_correct for record in records}
-    evidence = Evidence(num_correct=counts, num_test=records[0].num_test)
-    return judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule)
+    if why := metrics.missing(row, records=records):
+        return Verdict(verdict="not measured", reason=why, num_seeds=0)
+    evidence = metrics.evidence(records, metric=row.metric, num_test=records[0].num_test)
+    return judge(evidence, published_percent=row.published.percent, rule=row.rule)
 
 
 def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def _audit(published: Published, *, num_params: int) -> str:
 
 
 def _wilson(row: Row, *, verdict: Verdict, num_test: int) -> tuple[float | None, float | None]:
-    if verdict.mean_percent is None:
+    if verdict.mean_percent is None or not metrics.METRICS[row.metric].is_share:
         return None, None
     num_correct = min(verdict.mean_percent * num_test / 100, num_test)  # a mean of 100 % may round above num_test
     return wilson_interval(num_correct, num_test=num_test, confidence=row.rule.confidence)
@@ -175,7 +179,9 @@ def to_markdown(
         "",
         *(
             f"- **{line.row}**: "
-            + "; ".join(_notes(line, records=records.get(line.row, ()), findings=findings.get(line.row, ())))
+            + "; ".join(
+                _notes(line, row=rows[line.row], records=records.get(line.row, ()), findings=findings.get(line.row, ()))
+            )
             for line in table
         ),
     ]
@@ -217,7 +223,7 @@ def _cells(line: TableRow, *, row: Row) -> tuple[str, ...]:
     low, high = line.interval_low_percent, line.interval_high_percent
     return (
         line.row,
-        f"{line.published_percent:.{row.published.num_digits}f}",
+        f"{line.published_percent:.{row.published.num_digits}f}{metrics.unit(row)}",
         measured_text(line),
         line.data if official else f"{line.data} (data_official: {line.data_official})",
         "" if low is None else f"{low:.2f} to {high:.2f}",
@@ -240,8 +246,10 @@ def measured_text(line: TableRow) -> str:
     return f"{line.mean_percent:.2f}{sd} (n = {line.num_seeds})"
 
 
-def _notes(line: TableRow, *, records: Sequence[RunRecord], findings: Sequence[FoundPoint]) -> Iterator[str]:
+def _notes(line: TableRow, *, row: Row, records: Sequence[RunRecord], findings: Sequence[FoundPoint]) -> Iterator[str]:
     yield f"{line.verdict}, {line.reason}"
+    if row.metric == "error_percent" and line.verdict in ("exceeds", "falls short"):
+        yield "the numbers are error rates, so that above the published one is worse, and below it better"
     if line.data_official in _NOT_OFFICIAL:
         yield f"{_NOT_OFFICIAL[line.data_official]} ({line.data_sha256})"
     if why := (line.params_audit or "").partition(": ")[2]:
@@ -254,9 +262,11 @@ def _notes(line: TableRow, *, records: Sequence[RunRecord], findings: Sequence[F
         yield _found(found, points=points)
     if records:
         differ = len({record.epochs for record in records if record.accuracy_percent is not None}) > 1
-        seeds = (f"{record.seed}: {_accuracy(record)}" + f" ({record.epochs} epochs)" * differ for record in records)
+        seeds = (
+            f"{record.seed}: {_percent(record, row=row)}" + f" ({record.epochs} epochs)" * differ for record in records
+        )
         yield f"{line.seconds_per_seed:.1f} s a seed, the last on {line.measured_on}"
-        yield f"every seed in percent: {', '.join(seeds)}"
+        yield f"every seed in percent{metrics.unit(row)}: {', '.join(seeds)}"
 
 
 def _found(found: Finding, *, points: Sequence[FoundPoint]) -> str:
@@ -268,5 +278,8 @@ def _found(found: Finding, *, points: Sequence[FoundPoint]) -> str:
     return f"{said}, likely {' or '.join(found.causes)}, to try in this order: {', then '.join(found.next_steps)}"
 
 
-def _accuracy(record: RunRecord) -> str:
-    return "diverged" if record.accuracy_percent is None else f"{record.accuracy_percent:.3f}"
+def _percent(record: RunRecord, *, row: Row) -> str:
+    if record.num_correct is None:
+        return "diverged"
+    percent = metrics.percent(record, metric=row.metric)
+    return "unknown" if percent is None else f"{percent:.3f}"

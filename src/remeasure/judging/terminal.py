@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from remeasure.judging.metrics import unit
 from remeasure.judging.table import TableRow, measured_text
 from remeasure.spec.claim import Row
 from remeasure.system.console import Fitting, grid, style_of
@@ -30,7 +31,7 @@ def _cells(line: TableRow, *, row: Row, origin: str) -> tuple[str, ...]:
     official = line.data_official in (None, "yes")
     return (
         line.row,
-        f"{line.published_percent:.{row.published.num_digits}f}",
+        f"{line.published_percent:.{row.published.num_digits}f}{unit(row)}",
         measured_text(line) or "-",
         line.verdict + " (stale)" * bool(line.stale),
         line.data if official else f"{line.data} (data_official: {line.data_official})",

@@ -26,8 +26,9 @@ from typing import Literal
 
 from scipy.special import stdtr, stdtrit
 
+from remeasure.judging.metrics import METRICS
 from remeasure.spec.base import InputError
-from remeasure.spec.claim import PARAMS_TEXT, Evidence, Rule, Verdict, VerdictName
+from remeasure.spec.claim import PARAMS_TEXT, Evidence, Metric, Rule, Verdict, VerdictName
 
 TOLERANCE_PP = 1e-9  # bounds are compared unrounded; this absorbs floating-point errors such as 97.7 + 0.25 > 97.95
 
@@ -80,22 +81,26 @@ def judge_accuracies(
     confidence: float = 0.95,
     looks: Sequence[int] | None = None,
     num_test: int | None = None,
+    metric: Metric = "accuracy_percent",
 ) -> Verdict:
     """The verdict on accuracies that somebody else measured, by the rule of a row.
 
     `accuracies`: in percent, one for each independent seed, in the order of the seeds; `published` and `margin`: in
     percent and percentage points. `looks`: the planned numbers of seeds; None is one look, at all of them. The accuracy
     comes in steps, of which the sd is floored: those of `num_test` images or of the printed decimals, the coarser ones.
+    `metric`: what the numbers are; an error rate may be below 1 %, and macro F1 is no share of test images.
     InputError: fewer than two accuracies, one that is no percentage or no share of `num_test`, a rule that is none.
     """
     if len(accuracies) < 2:
         raise InputError(f"accuracies: expected 2 or more, for a standard deviation, got {len(accuracies)}")
     printed = [_percentage(value) for value in accuracies]
-    if max(printed) <= 1 < published:
+    if max(printed) <= 1 < published and metric != "error_percent":
         raise InputError(f"accuracies: expected percent, such as {100 * printed[0]}, got {printed[0]}")
     if not 0 < published <= 100:
         raise InputError(f"published: expected a percentage in (0, 100], got {published}")
     num_steps = 100 * 10 ** max(0, *(-int(value.as_tuple().exponent) for value in printed))
+    if num_test is not None and not METRICS[metric].is_share:
+        raise InputError(f"num_test: {METRICS[metric].title} is no share of test images; leave it out")
     if num_test is not None and num_test < 1:
         raise InputError(f"num_test: expected 1 or more, got {num_test}")
     if num_test and num_test < num_steps:
@@ -131,15 +136,15 @@ def _check(evidence: Evidence, *, rule: Rule) -> None:
         raise ValueError(f"looks: expected [1], or 2 seeds or more at each look, got {list(rule.looks)}")
 
 
-def _leading_counts(num_correct: Mapping[int, int | None]) -> list[int]:
+def _leading_counts(num_correct: Mapping[int, float | None]) -> list[float]:
     """Correct predictions of seeds 0, 1, 2, … up to the first that is missing or diverged."""
-    counts: list[int] = []
+    counts: list[float] = []
     while (count := num_correct.get(len(counts))) is not None:
         counts.append(count)
     return counts
 
 
-def _summary(counts: Sequence[int], *, num_test: int) -> Verdict:
+def _summary(counts: Sequence[float], *, num_test: int) -> Verdict:
     """Mean and floored sd of these seeds, not yet judged; no sd for fewer than two seeds, no mean for none."""
     mean = 100 * sum(counts) / (len(counts) * num_test) if counts else None
     sd = _floored_sd([100 * count / num_test for count in counts], num_test=num_test) if len(counts) > 1 else None
@@ -209,7 +214,7 @@ def _seeds_needed(verdict: Verdict, *, published_percent: float, rule: Rule, loo
 
 
 def _obstacles(
-    verdict: Verdict, *, num_correct: Mapping[int, int | None], diverged: Sequence[int], rule: Rule
+    verdict: Verdict, *, num_correct: Mapping[int, float | None], diverged: Sequence[int], rule: Rule
 ) -> Iterator[str]:
     """Why a row is undecided: diverged seeds, missing seeds, or a plan with too few seeds."""
     num_leading = len(_leading_counts(num_correct))

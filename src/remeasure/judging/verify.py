@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
-from remeasure.judging import ledger, publish
+from remeasure.judging import ledger, metrics, publish
 from remeasure.judging.reader import read_row
-from remeasure.judging.records import FOLDERS, RowResults
+from remeasure.judging.records import FOLDERS, RowResults, from_results
 from remeasure.judging.report import page
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
@@ -74,6 +72,8 @@ def _check_row(
     if group is None:
         return f"{row.name}: no record yet", ()
     seeds = f"{row.name}: {len(group.records)} seeds, {group.predicted.size:,} predictions"
+    if why := metrics.missing(row, records=group.records):
+        return f"{seeds}: FAULTY", (f"{results}/runs/{row.name}.csv: {row.metric}: {why}",)
     if (split := splits(row.data)) is None:
         return f"{seeds}: ok, but not compared with the labels of {row.data}, which are not here", ()
     faults = tuple(f"{results}/{fault}" for fault in _accuracy_faults(group, truth=split.labels, data=row.data))
@@ -87,11 +87,20 @@ def _accuracy_faults(group: RowResults, *, truth: Array, data: str) -> Iterator[
             f"runs/{group.row}.csv, num_test", expected=f"{len(truth)}, the labels of {data}", found=num_test
         )
         return
-    num_correct = dict(zip(group.seeds.tolist(), np.sum(group.predicted == truth, axis=1).tolist(), strict=True))
-    for record in group.records:
-        if record.num_correct != (expected := num_correct.get(record.seed)):
-            what = f"runs/{group.row}.csv, num_correct of seed {record.seed}"
-            yield mismatch(what, expected=f"{expected} by the labels of {data}", found=record.num_correct)
+    for part in from_results(group):
+        expected: dict[str, float] = {}
+        if part.predicted is not None:
+            expected = metrics.of_predictions(part.predicted, labels=truth, top5=part.top5)
+        for column in ("num_correct", "num_top5_correct", "macro_f1", "balanced_accuracy"):
+            found, wanted = getattr(part.record, column), expected.get(column)
+            if (found is not None or column == "num_correct") and not _same(found, wanted):
+                what = f"runs/{group.row}.csv, {column} of seed {part.record.seed}"
+                yield mismatch(what, expected=f"{wanted} by the labels of {data}", found=found)
+
+
+def _same(found: float | None, wanted: float | None) -> bool:
+    """Counts must be equal; a fraction was rounded to 6 decimals."""
+    return found is wanted if found is None or wanted is None else abs(found - wanted) <= 1e-6
 
 
 def _folder_faults(results: Path, *, rows: Mapping[str, Row]) -> Iterator[str]:

@@ -5,7 +5,8 @@ The files of a run, in `runs/<run id>/`:
     journal.jsonl      events, below            config.yaml        the resolved RunSpec, row and seed
     code.json          hashes of the code       diff.patch         uncommitted changes, if any
     environment.json   versions and machine
-    checkpoint.ckpt    while it is unfinished   predictions.npz    predicted (N,), confidence (N,) float16
+    checkpoint.ckpt    while it is unfinished   predictions.npz    predicted (N,), confidence (N,) float16,
+                                                                   top5 (N, min(5, K))
     filters.npz        first-layer weights      model.safetensors  weights, and model.json, what rebuilds the network,
                                                                    if the run keeps them (models/saved.py)
     record.json        the RunRecord; written last: the completion marker

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from remeasure.data import catalog
@@ -21,7 +22,7 @@ from remeasure.spec.recipe import Evaluation
 from remeasure.spec.record import Event, RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_bytes, write_atomic
-from remeasure.system.digests import environment_sha256, predicted_sha256
+from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
 from remeasure.system.formats import decode_yaml, encode_npz
 from remeasure.system.redaction import masked
 from remeasure.system.validation import convert
@@ -188,6 +189,25 @@ def _result(scored: Scored) -> dict[str, Any]:
         "num_test": len(labels),
         "loss": predictions.loss,
         "predicted_sha256": predicted_sha256(predictions.predicted.numpy()),
+        **_other_metrics(scored),
+    }
+
+
+def _other_metrics(scored: Scored) -> dict[str, Any]:
+    """Top-5 and the means over classes of F1 = 2·tp/(2·tp + fp + fn) and of recall = tp/(tp + fn).
+
+    A class without a test image has no recall; one that is not predicted either has no F1.
+    """
+    predicted, labels, best = scored.predictions.predicted, scored.labels, scored.predictions.top5
+    num_classes = 1 + int(torch.cat([predicted, labels]).max())
+    right, support, taken = (  # tp, tp + fn, tp + fp of each class
+        torch.bincount(classes, minlength=num_classes).double()
+        for classes in (labels[predicted == labels], labels, predicted)
+    )
+    return {
+        "num_top5_correct": int((best == labels[:, None]).any(dim=1).sum()),
+        "macro_f1": round((2 * right / (support + taken))[support + taken > 0].mean().item(), 6),
+        "balanced_accuracy": round((right / support)[support > 0].mean().item(), 6),
     }
 
 
@@ -206,7 +226,9 @@ def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
 def _keep_arrays(directory: Path, *, scored: Scored) -> None:
     predicted = scored.predictions.predicted.numpy().astype(np.uint16)
     confidence = scored.predictions.confidence.numpy().astype(np.float16)
-    write_atomic(directory / "predictions.npz", encode_npz({"predicted": predicted, "confidence": confidence}))
+    arrays = {"predicted": predicted, "confidence": confidence}
+    arrays["top5"] = smallest_unsigned(scored.predictions.top5.numpy())
+    write_atomic(directory / "predictions.npz", encode_npz(arrays))
     weights = registry.first_layer_weights(scored.network).numpy().astype(np.float16)
     write_atomic(directory / "filters.npz", encode_npz({"weights": weights}))
 

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from remeasure.spec.base import FIRST_TUNING_SEED, Control, Mode, Strict
 
 PARAMS_TEXT = re.compile(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,15})(?:(?:\.([0-9]{1,6}))? ?([kKMB]))?")  # "11.7M"
 Grade = Literal["primary", "secondary", "unsourced"]
+Metric = Literal["accuracy_percent", "error_percent", "top5_percent", "macro_f1_percent", "balanced_accuracy_percent"]
 VerdictName = Literal["reproduced", "exceeds", "falls short", "undecided", "not measured"]
 
 
@@ -28,13 +29,18 @@ class Source(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Strict):
-    """A published accuracy and how it was measured; null is 'not stated'.
+    """A published number and how it was measured; null is 'not stated'.
 
+    The number is under the name of its metric: one of `accuracy_percent`, `error_percent` (100 - accuracy), and so on.
     `num_digits` counts the printed decimals: 92.6 has 1, 99.05 has 2. `num_params_note`: why our number of parameters
     differs from the printed one, if it does.
     """
 
-    accuracy_percent: float
+    accuracy_percent: float | None = None
+    error_percent: float | None = None
+    top5_percent: float | None = None
+    macro_f1_percent: float | None = None
+    balanced_accuracy_percent: float | None = None
     num_digits: int
     num_params_text: str
     num_runs: int | None
@@ -43,11 +49,22 @@ class Published(Strict):
     notes: str
     num_params_note: str | None = None
 
+    @property
+    def metrics(self) -> list[Metric]:
+        """The metrics that have a number: exactly one, if the entry has no fault."""
+        return [metric for metric in get_args(Metric) if getattr(self, metric) is not None]
+
+    @property
+    def percent(self) -> float:
+        """The published number, whatever its metric."""
+        return float(getattr(self, self.metrics[0]))
+
     def _faults(self) -> Iterable[str]:
-        if not 0 < self.accuracy_percent <= 100:
-            yield f"accuracy_percent: expected a percentage in (0, 100], got {self.accuracy_percent}"
-        if not 0 <= self.num_digits <= 6 or round(self.accuracy_percent, self.num_digits) != self.accuracy_percent:
-            yield f"num_digits: {self.num_digits} decimals cannot print {self.accuracy_percent}"
+        for metric in self.metrics:
+            if not 0 < (percent := getattr(self, metric)) <= 100:
+                yield f"{metric}: expected a percentage in (0, 100], got {percent}"
+            if not 0 <= self.num_digits <= 6 or round(percent, self.num_digits) != percent:
+                yield f"num_digits: {self.num_digits} decimals cannot print {percent}"
         if not PARAMS_TEXT.fullmatch(self.num_params_text.strip()):
             yield f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {self.num_params_text!r}"
         if self.num_runs is not None and self.num_runs < 1:
@@ -84,8 +101,8 @@ class Rule(Strict):
 class Row(Strict):
     """One row of the ledger: what to measure, what was published, and how it is decided.
 
-    `control`: the deliberate fault of a negative control (conf/controls.yaml). `engine`: numpy trains the network in
-    models/scratch.
+    `metric`: what the claim is about. `control`: the deliberate fault of a negative control (conf/controls.yaml).
+    `engine`: numpy trains the network in models/scratch.
     """
 
     name: str
@@ -95,10 +112,16 @@ class Row(Strict):
     mode: Mode
     published: Published
     rule: Rule
+    metric: Metric = "accuracy_percent"
     control: Control = "none"
     engine: Literal["serial", "numpy"] = "serial"
 
     def _faults(self) -> Iterable[str]:
+        if not self.published.metrics:
+            yield f"published.{self.metric}: missing; expected a number, not None"
+        for metric in self.published.metrics:
+            if metric != self.metric:
+                yield f"published.{metric}: metric is {self.metric}, so expected published.{self.metric} alone"
         if self.mode == "evaluate" and self.rule.looks != (1,):
             yield f"rule.looks: mode 'evaluate' is deterministic, so looks is [1], got {list(self.rule.looks)}"
         if self.mode == "train" and self.rule.looks[0] < 2:
@@ -116,9 +139,12 @@ class Article(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Results of one row: seed to number of correct predictions, None for a seed that diverged."""
+    """Results of one row: seed to number of correct predictions, None for a seed that diverged.
 
-    num_correct: Mapping[int, int | None]
+    Of another metric than accuracy it is the number of images that the claim counts, or the metric times `num_test`.
+    """
+
+    num_correct: Mapping[int, float | None]
     num_test: int
 
 

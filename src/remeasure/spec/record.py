@@ -13,6 +13,10 @@ class RunRecord(Strict):
     `commit`: "unknown" if it could not be determined; `dirty` is None then.
 
     A seed that diverged has a line, too: accuracy_percent, num_correct, loss and predicted_sha256 are None.
+
+    The last three are None in records older than they are, and where the row's claim is not about them; a file none of
+    whose lines has one has no such column. `macro_f1` and `balanced_accuracy` (the mean of the classes' recalls) are
+    fractions, with 6 decimals.
     """
 
     row: str
@@ -36,6 +40,9 @@ class RunRecord(Strict):
     predicted_sha256: str | None
     mlflow_run_id: str
     finished_at: str
+    num_top5_correct: int | None = None
+    macro_f1: float | None = None
+    balanced_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

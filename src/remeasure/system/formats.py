@@ -9,8 +9,8 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -41,13 +41,22 @@ def mismatch(what: str, *, expected: object, found: object) -> str:
 class _Column(NamedTuple):
     kind: type
     optional: bool
+    later: bool  # has a default: left out of a file in which no line has a value
     choices: tuple[str, ...]
     decimals: str
 
 
 def encode_csv(lines: Iterable[object], *, cls: type) -> bytes:
-    """A header of `cls`'s fields, then a line for each instance. None is an empty cell. ValueError: not finite."""
-    columns = _columns(cls)
+    """A header of `cls`'s fields, then a line for each instance. None is an empty cell. ValueError: not finite.
+
+    A field with a default of None has a column only if a line has a value there.
+    """
+    lines = list(lines)
+    columns = {
+        name: column
+        for name, column in _columns(cls).items()
+        if not column.later or any(getattr(line, name) is not None for line in lines)
+    }
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -62,8 +71,10 @@ def decode_csv(data: bytes, *, cls: type[T], name: str) -> list[T]:
         header, *lines = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
     except (ValueError, csv.Error) as error:
         raise InputError(f"{name}: expected a CSV file that begins with its header ({error})") from None
-    if header != list(columns):
-        raise InputError(mismatch(f"{name}, line 1", expected=",".join(columns), found=",".join(header)))
+    expected = [key for key, column in columns.items() if not column.later or key in header]
+    if header != expected:
+        raise InputError(mismatch(f"{name}, line 1", expected=",".join(expected), found=",".join(header)))
+    columns = {key: columns[key] for key in header}
     refuse(
         f"{name}, line {number}{fault}"
         for number, cells in enumerate(lines, start=2)
@@ -80,15 +91,18 @@ def decode_csv(data: bytes, *, cls: type[T], name: str) -> list[T]:
 
 def _columns(cls: type[Any]) -> dict[str, _Column]:
     hints = get_type_hints(cls)
-    return {field.name: _column(hints[field.name], name=field.name) for field in fields(cls)}
+    return {
+        field.name: _column(hints[field.name], name=field.name, later=field.default is not MISSING)
+        for field in fields(cls)
+    }
 
 
-def _column(hint: Any, *, name: str) -> _Column:
+def _column(hint: Any, *, name: str, later: bool) -> _Column:
     optional = type(None) in get_args(hint)
     kind = next(option for option in get_args(hint) if option is not type(None)) if optional else hint
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     decimals = ".3f" if name.endswith(("_percent", "_pp")) else ".1f" if "seconds" in name else ".6g"
-    return _Column(kind=str if choices else kind, optional=optional, choices=choices, decimals=decimals)
+    return _Column(kind=str if choices else kind, optional=optional, later=later, choices=choices, decimals=decimals)
 
 
 def _cell(value: Any, *, column: _Column) -> str:
@@ -145,8 +159,13 @@ def encode_npz(arrays: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_npz(data: bytes, *, name: str, dtypes: Mapping[str, tuple[str, ...]]) -> dict[str, Array]:
-    """The arrays in a file that `encode_npz` wrote; `dtypes` lists each key's allowed types, such as "<u2"."""
+def decode_npz(
+    data: bytes, *, name: str, dtypes: Mapping[str, tuple[str, ...]], optional: Collection[str] = ()
+) -> dict[str, Array]:
+    """The arrays in a file that `encode_npz` wrote; `dtypes` lists each key's allowed types, such as "<u2".
+
+    `optional`: keys that may be missing.
+    """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             if sum(entry.file_size for entry in archive.zip.infolist()) > len(data):
@@ -154,6 +173,7 @@ def decode_npz(data: bytes, *, name: str, dtypes: Mapping[str, tuple[str, ...]])
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # a broken zip raises a dozen types, from BadZipFile to MemoryError
         raise InputError(f"{name}: not a readable npz file ({type(error).__name__}: {error})") from None
+    dtypes = {key: allowed for key, allowed in dtypes.items() if key in arrays or key not in optional}
     if list(arrays) != list(dtypes):
         raise InputError(mismatch(f"{name}, arrays", expected=", ".join(dtypes), found=", ".join(arrays)))
     refuse(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from remeasure.judging.reader import read_row
 from remeasure.judging.records import from_results
-from remeasure.judging.verdict import judge
+from remeasure.judging.table import verdict_of
 from remeasure.runs import journal
 from remeasure.runs.folder import participants
 from remeasure.spec.base import InputError
-from remeasure.spec.claim import Evidence, Row
+from remeasure.spec.claim import Row
 from remeasure.system import locks
 from remeasure.system.locks import held_folder
 from remeasure.system.redaction import masked
@@ -67,12 +67,10 @@ def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs:
     campaign = campaign_name(row.name, spec_sha256=sha256, device_kind=kind)
     if locks.is_shared(participants(runs, campaign=campaign)):
         return ""
-    counts = {record.seed: record.num_correct for record in group.records}
-    evidence = Evidence(num_correct=counts, num_test=group.records[0].num_test)
     parts = from_results(group)
     standing = Standing(
         row=row,
-        verdict=judge(evidence, published_percent=row.published.accuracy_percent, rule=row.rule),
+        verdict=verdict_of(row, records=group.records),
         num_seeds=len(group.records),
         spec_sha256=sha256,
         device_kind=kind,

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remeasure.judging.metrics import unit
 from remeasure.judging.table import COMMAND
 from remeasure.spec.claim import Row, Verdict
 
@@ -45,19 +46,20 @@ _HOW_TO = f"""Published accuracies, measured again. A parent run is a row of the
 views **{FIRST}**, **running** and **curves …** are in the menu at the top right of the runs page."""
 
 
-def row_note(row: Row, *, verdict: Verdict, accuracies: Sequence[float]) -> str:
+def row_note(row: Row, *, verdict: Verdict, percents: Sequence[float]) -> str:
     """The note of a row's parent run: its claim, sources, verdict, reason and the command that measures it.
 
-    `accuracies`: of the seeds, in percent; () where they are not all there yet.
+    `percents`: of the seeds, of the row's metric; () where they are not all there yet.
     """
     published = row.published
+    percent = f"{published.percent:.{published.num_digits}f} %{unit(row)}"
     sources = [f"- {each.citation}, {each.where}: {each.says} ({each.grade})" for each in published.sources]
     return "\n".join(
         (
             f"**{verdict.verdict}**: {verdict.reason}",
-            *([_spread(accuracies)] if accuracies else []),
+            *([_spread(percents)] if percents else []),
             "",
-            f"Published: {published.accuracy_percent:.{published.num_digits}f} %, margin {row.rule.margin_pp:g} points",
+            f"Published: {percent}, margin {row.rule.margin_pp:g} points",
             *sources,
             "",
             f"`{COMMAND} ROWS={row.name}` measures it.",
@@ -65,10 +67,10 @@ def row_note(row: Row, *, verdict: Verdict, accuracies: Sequence[float]) -> str:
     )
 
 
-def _spread(accuracies: Sequence[float]) -> str:
-    lowest, median, highest = min(accuracies), statistics.median(accuracies), max(accuracies)
+def _spread(percents: Sequence[float]) -> str:
+    lowest, median, highest = min(percents), statistics.median(percents), max(percents)
     spread = f"from {lowest:.2f} to {highest:.2f} %, median {median:.2f} %"
-    return f"\n{len(accuracies)} seeds: {spread}; each is in the artifact seeds.json"
+    return f"\n{len(percents)} seeds: {spread}; each is in the artifact seeds.json"
 
 
 def _state(search: str, *, tags: Sequence[str] = (), metrics: Sequence[str] = (), **more: Any) -> dict[str, Any]:

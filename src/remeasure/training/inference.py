@@ -52,26 +52,41 @@ def forward(network: nn.Module, *, spec: RunSpec, device: torch.device) -> Forwa
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """`predicted` (N,) int64, `confidence` (N,) float32 top-1 probability, and the mean cross-entropy."""
+    """`predicted` (N,) int64, `confidence` (N,) float32 top-1 probability, and the mean cross-entropy.
+
+    `top5` (N, min(5, K)) int64: the most probable of the K classes, the first one first.
+    """
 
     predicted: Tensor
     confidence: Tensor
+    top5: Tensor
     loss: float
+
+
+def top5(logits: Tensor) -> Tensor:
+    """The classes (N, min(5, K)) int64 with the largest logits (N, K), the largest first."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
 
 
 @torch.inference_mode()
 def predict(network: nn.Module, images: Tensor, *, labels: Tensor, spec: RunSpec, device: torch.device) -> Predictions:
     """Evaluate `network` on images (N, C, H, W) uint8 and labels (N,), in their order."""
     run = forward(network, spec=spec, device=device)
-    predicted, confidence, loss_total = [], [], 0.0
+    predicted, confidence, best, loss_total = [], [], [], 0.0
     for start in range(0, len(images), EVALUATION_BATCH):
         part = slice(start, start + EVALUATION_BATCH)
         logits = run(images[part])
         top = logits.softmax(dim=1).max(dim=1)
         predicted.append(top.indices.cpu())
         confidence.append(top.values.cpu())
+        best.append(top5(logits).cpu())
         loss_total += functional.cross_entropy(logits, labels[part].to(device), reduction="sum").item()
-    return Predictions(predicted=torch.cat(predicted), confidence=torch.cat(confidence), loss=loss_total / len(images))
+    return Predictions(
+        predicted=torch.cat(predicted),
+        confidence=torch.cat(confidence),
+        top5=torch.cat(best),
+        loss=loss_total / len(images),
+    )
 
 
 def refuse_not_finite(predictions: Predictions, *, spec: RunSpec) -> None:

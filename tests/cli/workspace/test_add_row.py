@@ -102,6 +102,27 @@ def test_a_bad_entry_is_refused_in_one_line(changes: dict[str, str], said: str, 
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"error": "1.80"}, "mlp2-digits added, margin 0.25 percentage points"),
+        ({"macro_f1": "98.2", "margin": "0.5"}, "mlp2-digits added, margin 0.5 percentage points"),
+        ({"macro_f1": "98.2", "sd": "0.2"}, "mlp2-digits added, margin 0.45 percentage points"),
+        ({"macro_f1": "98.2"}, "--sd or --margin: expected one; no usual sd between seeds is known for macro F1"),
+        ({"top5": "99.9", "accuracy": "98"}, "argument --accuracy: not allowed with argument --top5"),
+    ],
+)
+def test_a_claim_about_another_metric(
+    given: dict[str, str], said: str, path: Path, here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(REQUIRED, "--accuracy")
+    ended = add(here, path, **given)
+    assert said in ended.stdout + ended.stderr
+    if ended.status == 0:
+        row, key = ledger.read(path)["mlp2-digits"], next(iter(given))
+        assert (row.metric, row.published.percent) == (f"{key}_percent", float(given[key]))
+
+
 def test_the_margin_is_the_one_that_each_row_of_this_project_has() -> None:
     rows = ledger.read(CHECKOUT / "conf/benchmark.yaml").values()
     assert len(rows) > 10

@@ -11,13 +11,15 @@ import yaml
 
 from remeasure.cli.options import Parser
 from remeasure.judging import ledger
+from remeasure.judging.metrics import METRICS
 from remeasure.spec.base import InputError, Mode
-from remeasure.spec.claim import Grade, Row
+from remeasure.spec.claim import Grade, Metric, Row
 from remeasure.system import paths
 from remeasure.system.atomic import read_bytes, write_atomic
 from remeasure.system.validation import convert
 
 _ROWS = "rows"
+SD_PP = 0.10  # of a share of the test images between seeds, where nothing is known
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,8 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{group}", required=True, help=f"a file of conf/{group}")
     parser.add_argument("--variant", help="where another row has this model and data: the rest of this one's name")
     parser.add_argument("--mode", choices=get_args(Mode), default="train", help="default: train")
-    accuracy_help = "as printed, in percent: 93.0 has one decimal, 93 none"
-    parser.add_argument("--accuracy", required=True, type=_printed, help=accuracy_help)
+    number = parser.add_mutually_exclusive_group(required=True)
+    printed = "as printed, in percent: 93.0 has one decimal, 93 none"
+    for metric, meaning in METRICS.items():
+        name = metric.removesuffix("_percent").replace("_", "-")
+        number.add_argument(f"--{name}", dest=metric, type=_printed, help=f"the {meaning.title} {printed}")
     parser.add_argument("--params", required=True, help="the number of parameters as printed, such as 11.7M")
     parser.add_argument("--num-runs", type=int, help="it is the mean of so many runs (left out: not stated)")
     parser.add_argument("--selection", help="how the run or the epoch was picked (left out: not stated)")
@@ -66,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     grade_help = "primary: whoever measured it; secondary: who repeats it; unsourced: a number without its origin"
     parser.add_argument("--grade", required=True, choices=get_args(Grade), help=grade_help)
     parser.add_argument("--notes", default="", help="what is ambiguous, where the recipe departs from it, and why")
-    parser.add_argument("--sd", type=float, default=0.1, help="between seeds, for the margin (0.10)")
+    parser.add_argument(
+        "--sd", type=float, help="between seeds, for the margin (0.10; unknown of F1 and balanced accuracy)"
+    )
     parser.add_argument(
         "--margin", type=float, help="default: half a unit of the last digit + 1.96 sd / √runs, rounded up"
     )
@@ -82,16 +89,18 @@ def _printed(text: str) -> Decimal:
 
 def _entry(given: argparse.Namespace) -> dict[str, Any]:
     """The row as the ledger has it, without its name."""
-    num_digits = -int(given.accuracy.as_tuple().exponent)
-    usual = ledger.margin_pp(num_digits=num_digits, num_runs=given.num_runs, sd_pp=given.sd, mode=given.mode)
-    rule: dict[str, Any] = {"margin_pp": usual if given.margin is None else given.margin}
+    metric = next(each for each in METRICS if getattr(given, each) is not None)
+    printed: Decimal = getattr(given, metric)
+    num_digits = -int(printed.as_tuple().exponent)
+    rule: dict[str, Any] = {"margin_pp": _margin(given, metric=metric, num_digits=num_digits)}
     looks = given.looks or ("1" if given.mode == "evaluate" else "")
     if looks:
         rule["looks"] = [int(look) if look.isdecimal() else look for look in looks.split(",")]
     return {
         **{key: getattr(given, key) for key in ("model", "data", "recipe", "mode")},
+        **({} if metric == "accuracy_percent" else {"metric": metric}),
         "published": {
-            "accuracy_percent": float(given.accuracy),
+            metric: float(printed),
             "num_digits": num_digits,
             "num_params_text": given.params,
             "num_runs": given.num_runs,
@@ -101,6 +110,17 @@ def _entry(given: argparse.Namespace) -> dict[str, Any]:
         },
         "rule": rule,
     }
+
+
+def _margin(given: argparse.Namespace, *, metric: Metric, num_digits: int) -> float:
+    """The one given, else by the formula; InputError: it needs an sd, and none is known for this metric."""
+    if given.margin is not None:
+        return float(given.margin)
+    if given.sd is None and not METRICS[metric].is_share and given.mode == "train":
+        title = METRICS[metric].title
+        raise InputError(f"--sd or --margin: expected one; no usual sd between seeds is known for {title}")
+    sd = SD_PP if given.sd is None else given.sd
+    return ledger.margin_pp(num_digits=num_digits, num_runs=given.num_runs, sd_pp=sd, mode=given.mode)
 
 
 def _is_empty(text: str) -> bool:

@@ -100,10 +100,11 @@ def forest(gaps: tuple[Gap, ...], *, narrow: bool) -> str:
 
 
 @cache
-def curve(points: tuple[CurvePoint, ...], *, published_percent: float, margin_pp: float, row: str) -> str:
+def curve(points: tuple[CurvePoint, ...], *, published_percent: float | None, margin_pp: float, row: str) -> str:
     """Training accuracy over the epochs, mean and range of the seeds; at the end each seed's test accuracy as a dot.
 
     Height goes with the logarithm of the error, so that 99.0 and 99.5 % are as far apart as 98 and 99 %.
+    `published_percent` None: the claim is about another metric.
     """
     trained, tested = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
     for point in points:
@@ -111,9 +112,10 @@ def curve(points: tuple[CurvePoint, ...], *, published_percent: float, margin_pp
             (trained if point.split == "train" else tested)[point.epoch].append(point.accuracy_percent)
     figure = _figure(400, 260)
     axes = figure.add_axes((0.14, 0.17, 0.83, 0.8))
-    margin = [_height(published_percent + side * margin_pp) for side in (-1, 1)]
-    axes.axhspan(margin[0], margin[1], color=BAND, linewidth=0)
-    axes.axhline(_height(published_percent), color=QUIET, linewidth=1, linestyle="--")
+    if published_percent is not None:
+        margin = [_height(published_percent + side * margin_pp) for side in (-1, 1)]
+        axes.axhspan(margin[0], margin[1], color=BAND, linewidth=0)
+        axes.axhline(_height(published_percent), color=QUIET, linewidth=1, linestyle="--")
     epochs = sorted(trained)
     low, high, mean = (
         [_height(reduced(trained[epoch])) for epoch in epochs] for reduced in (min, max, lambda x: sum(x) / len(x))

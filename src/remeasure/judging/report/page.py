@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from remeasure.judging import metrics
 from remeasure.judging.records import RowResults, by_finding
 from remeasure.judging.report import analysis, figures, images
 from remeasure.judging.report.beside import Beside
@@ -78,7 +79,7 @@ def to_html(
     """
     splits = cache(splits)
     names = article.names if article else {}
-    titles = {name: names.get(name, name) for name in rows}
+    titles = {name: f"{names.get(name, name)}{metrics.unit(row)}" for name, row in rows.items()}
     lines = [
         _line(cells, row=rows[cells.row], group=groups.get(cells.row), title=titles[cells.row], splits=splits)
         for cells in _article_first(table, rows=rows)
@@ -174,14 +175,21 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
         **line,
         "found": list(by_finding(group.findings)),
         "curve": figures.curve(
-            group.curves, published_percent=cells.published_percent, margin_pp=cells.margin_pp, row=cells.row
+            group.curves, published_percent=_as_accuracy(row), margin_pp=cells.margin_pp, row=cells.row
         ),
+        "seeds": [(record, metrics.percent(record, metric=row.metric)) for record in group.records],
         "filters": images.filter_sheet(group.filters, image_shape=shape),
         "seconds": sum(record.wall_seconds for record in group.records),
         "environment": {key: environment.get(key) for key in ("python", "device", "system", "cpu_capability", "cuda")},
         "packages": environment.get("packages", {}),
         "seen": _seen(group, row=row, splits=splits) if len(group.seeds) else None,
     }
+
+
+def _as_accuracy(row: Row) -> float | None:
+    """The published number as a line among accuracies; None: it cannot be one."""
+    published = row.published
+    return 100 - published.error_percent if published.error_percent is not None else published.accuracy_percent
 
 
 def _seen(group: RowResults, *, row: Row, splits: TestSplits) -> dict[str, Any]:
@@ -256,7 +264,7 @@ def _gap(line: Mapping[str, Any]) -> figures.Gap | None:
         mean=cells.mean_percent - published,
         margin=cells.margin_pp,
         interval=None if None in interval else (interval[0] - published, interval[1] - published),
-        seeds=tuple(each.accuracy_percent - published for each in group.records if each.accuracy_percent is not None),
+        seeds=tuple(percent - published for _, percent in line["seeds"] if percent is not None),
     )
 
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
+from remeasure.judging.metrics import percent
 from remeasure.judging.records import SeedResults
 from remeasure.runs import journal
 from remeasure.tracking.content.base import SOURCE, STATUS, Content, Points, cut, milliseconds, params, points
@@ -26,10 +27,11 @@ def row_content(standing: Standing) -> Content:
     time_ms = milliseconds(standing.at or journal.now())
     seeds = sorted(standing.seeds, key=lambda part: part.record.seed)
     table, first = _table(seeds), seeds[0] if seeds else None
-    accuracies = [part.record.accuracy_percent for part in seeds if part.record.accuracy_percent is not None]
+    percents = [value for part in seeds if (value := percent(part.record, metric=row.metric)) is not None]
     tags = {
         **{"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "mode": row.mode},
         **{"verdict": verdict.verdict, "reason": verdict.reason, "measured": standing.measured},
+        **({} if row.metric == "accuracy_percent" else {"metric": row.metric}),
         **({"agreement": standing.agreement} if standing.agreement else {}),  # a later start, without one, keeps it
         **{"spec_sha256": spec_sha256, "device_kind": device_kind},
     }
@@ -43,7 +45,7 @@ def row_content(standing: Standing) -> Content:
             **{key: cut(value) for key, value in tags.items()},
             **({TABLES_TAG: json.dumps([{"path": SEEDS_FILE, "type": "table"}])} if seeds else {}),
             **({"mlflow.source.git.commit": first.record.commit} if first else {}),
-            **{NOTE_TAG: row_note(row, verdict=verdict, accuracies=accuracies), **SOURCE},
+            **{NOTE_TAG: row_note(row, verdict=verdict, percents=percents), **SOURCE},
         },
         points={**_row_points(standing), **_curves(seeds)},
         files=(standing.report,) if seeds and standing.report and standing.report.is_file() else (),
@@ -62,7 +64,7 @@ def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
 
 def _row_points(standing: Standing) -> Points:
     """All at step 0, now: MLflow shows the last value at the largest step, and a new campaign starts with few seeds."""
-    verdict, published_percent = standing.verdict, standing.row.published.accuracy_percent
+    verdict, published_percent = standing.verdict, standing.row.published.percent
     mean = verdict.mean_percent
     values = {
         "row/mean_percent": mean,

@@ -150,7 +150,8 @@ def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_
     if not record:
         return {}
     split = config["data"]["split"] if config else "test"
-    values = {f"{split}/{key}": record[key] for key in ("accuracy_percent", "loss", "num_correct")}
+    keys = ("accuracy_percent", "loss", "num_correct", "num_top5_correct", "macro_f1", "balanced_accuracy")
+    values = {f"{split}/{key}": record.get(key) for key in keys}  # an older record lacks the last ones
     return points({**values, "run/wall_seconds": record["wall_seconds"]}, step=record["epochs"], time_ms=time_ms)
 
 

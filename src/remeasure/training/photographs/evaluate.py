@@ -26,13 +26,16 @@ from remeasure.system.paths import checkpoint_seconds, read_file
 from remeasure.system.startup import num_cores
 from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, unusable
 from remeasure.training.engines.base import Report
-from remeasure.training.inference import Forward, Predictions, forward
+from remeasure.training.inference import Forward, Predictions, forward, top5
 from remeasure.training.photographs.decode import Photographs, collate
 from remeasure.training.photographs.loading import Loader
 
 QUEUED = 4  # batches that may wait on a GPU
 REPORT_SECONDS = 1.0
-CHECKPOINT_TYPES = {"predicted": ("<i8",), "confidence": ("<f4",), "loss": ("<f8",), "seconds": ("<f8",)}
+CHECKPOINT_TYPES = {
+    **{"predicted": ("<i8",), "confidence": ("<f4",), "top5": ("<i8",)},
+    **{"loss": ("<f8",), "seconds": ("<f8",)},
+}
 
 
 def stream(
@@ -57,20 +60,22 @@ class Tally:
 
     def __init__(self, *, device: torch.device) -> None:
         self.predicted, self.confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+        self.top5 = list[Tensor]()
         self.loss_total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
     def add(self, logits: Tensor, *, labels: Tensor) -> None:
         top = logits.softmax(dim=1).max(dim=1)
         self.predicted.append(top.indices)
         self.confidence.append(top.values)
+        self.top5.append(top5(logits))
         self.loss_total += functional.cross_entropy(logits, labels, reduction="sum")
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tally as CPU arrays. Waits for the device."""
-        for parts in (self.predicted, self.confidence):
+        found = {"predicted": self.predicted, "confidence": self.confidence, "top5": self.top5}
+        for parts in found.values():
             parts[:] = [torch.cat([part.cpu() for part in parts])]
-        loss_total = np.array([self.loss_total.item()])
-        return {"predicted": self.predicted[0].numpy(), "confidence": self.confidence[0].numpy(), "loss": loss_total}
+        return {key: parts[0].numpy() for key, parts in found.items()} | {"loss": np.array([self.loss_total.item()])}
 
     def resume(self, checkpoint: Path, *, total: int, num_classes: int) -> tuple[int, float]:
         """Resume from the checkpoint, if there is one; returns its number of photographs and its seconds.
@@ -86,18 +91,21 @@ class Tally:
             raise unusable(checkpoint, error) from None
         self.predicted = [torch.tensor(kept["predicted"])]
         self.confidence = [torch.tensor(kept["confidence"])]
+        self.top5 = [torch.tensor(kept["top5"])]
         self.loss_total += kept["loss"].item()
         return len(self.predicted[0]), kept["seconds"].item()
 
 
 def _kept_faults(
-    *, predicted: Array, confidence: Array, loss: Array, seconds: Array, total: int, num_classes: int
+    *, predicted: Array, confidence: Array, top5: Array, loss: Array, seconds: Array, total: int, num_classes: int
 ) -> Iterator[str]:
     """Faults in the arrays of a checkpoint."""
     if predicted.ndim != 1 or len(predicted) > total or confidence.shape != predicted.shape:
         yield f"expected a class and a confidence for each of at most {total} photographs"
     if not ((predicted >= 0) & (predicted < num_classes)).all():
         yield f"predicted: expected classes from 0 to {num_classes - 1}"
+    if top5.shape != (*predicted.shape, min(5, num_classes)) or not ((top5 >= 0) & (top5 < num_classes)).all():
+        yield f"top5: expected {min(5, num_classes)} classes from 0 to {num_classes - 1} for each"
     if not ((confidence >= 0) & (confidence <= 1)).all():  # false for NaN, too
         yield "confidence: expected finite numbers in [0, 1]"
     for name, value in (("loss", loss), ("seconds", seconds)):
@@ -148,6 +156,7 @@ def evaluate(
     predictions = Predictions(
         predicted=torch.tensor(found["predicted"]),
         confidence=torch.tensor(found["confidence"]),
+        top5=torch.tensor(found["top5"]),
         loss=found["loss"].item() / len(listing),
     )
     return seconds_before + time.monotonic() - began, predictions
