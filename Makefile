@@ -3,6 +3,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 python := .venv/bin/python
 
+unexport PYTHONDONTWRITEBYTECODE # containers set it, and each process would compile torch and all else again, for 20 s
+
 .PHONY: setup setup-dev reproduce train test demo controls claims determinism faults report verify track export ui bench gpu lint lock
 
 setup:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from tests.support.forking import client as forking
 from tests.support.project import Command, Ended, Project, copy_project
 
 from remeasure.cli import commands
@@ -18,8 +20,23 @@ from remeasure.tracking import mlflow_store
 
 # A test that trains twice in one folder trains anew: on a slow machine, the first training would leave a checkpoint.
 os.environ.setdefault("REMEASURE_CHECKPOINT_SECONDS", "1e9")
+SPAWN = multiprocessing.util.spawnv_passfds
 MNIST_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR10_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def forked_workers() -> Iterator[None]:
+    """Worker processes that tests start by multiprocessing have imported torch already; but see `spawned_workers`."""
+    with pytest.MonkeyPatch.context() as patch:
+        forking.fork_workers(patch)
+        yield
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes of this test are new ones, as those of users."""
+    monkeypatch.setattr(multiprocessing.util, "spawnv_passfds", SPAWN)
 
 
 @pytest.fixture(scope="session")

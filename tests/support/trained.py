@@ -1,6 +1,7 @@
 """Small real runs on scikit-learn's digits, for tests: 1,297 images to train, 500 to test, 21 steps of 64 an epoch."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ STEPS_PER_EPOCH = 21  # ceil(1297 / 64)
 LAST_BATCH = 17  # 1297 - 20 * 64
 
 
+@cache
 def spec(*overrides: str) -> RunSpec:
     """A spec on the digits, composed as on the command line: mlp2 and the article's recipe for 2 epochs."""
     config = compose(["model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=2", *overrides])

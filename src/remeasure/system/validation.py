@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +25,7 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
     faults = list(_not_plain(value, key=where))
     value = _without_foreign_nulls(cls, value)
     try:
-        converted = _read(cls, value)
+        converted: T = _read(cls, value)
     except ValidationError as error:
         faults += [line for fault in error.errors() for line in _explain(fault, cls=cls, where=where)]
         faults += _beside(cls, value, key=where)
@@ -33,10 +34,17 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
     return converted
 
 
-def _read(cls: type[T], value: object) -> T:
+def _read(cls: Any, value: object) -> Any:
     """`value` as a `cls`, by way of JSON: there pydantic takes a list as a tuple, and is strict in all else."""
     text = json.dumps(value, default=repr, skipkeys=True, ensure_ascii=False).encode(errors="replace")
-    return TypeAdapter(cls).validate_json(text, strict=True)
+    choices = tuple(choice for base in Choice.__subclasses__() for choice in base.choices.values())
+    return _adapter(cls, choices).validate_json(text, strict=True)
+
+
+@functools.cache
+def _adapter(cls: Any, choices: tuple[type[Choice], ...]) -> TypeAdapter[Any]:  # noqa: ARG001 - it reads them
+    """pydantic's validator of the class; a further choice needs another. To make one is a fifth of a config's time."""
+    return TypeAdapter(cls)
 
 
 def _chosen(cls: Any, value: object) -> Any:

@@ -9,6 +9,7 @@ that a fork cannot have.
 
 import atexit
 import inspect
+import multiprocessing.util
 import os
 import re
 import socket
@@ -19,12 +20,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.support.forking.server import fork
+import pytest
+from tests.support.forking.server import fork, forked
 
 TESTED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # what a command of the tests has in its environment
 # What no imported package has read as it was imported. Where anything else differs, the process is a new one.
 FREE = re.compile(
-    r"REMEASURE_\w+|FAULTS_\w+|PYTEST_\w+|PYTHONPATH|TMPDIR|COLUMNS|XDG_CACHE_HOME|no_proxy"
+    r"REMEASURE_\w+|FAULTS_\w+|PYTEST_\w+|PYTHONPATH|TMPDIR|TERM|COLUMNS|XDG_CACHE_HOME|no_proxy"
     r"|HF_\w+|KMP_\w+|_?MLFLOW_\w+|DO_NOT_TRACK|HYDRA_FULL_ERROR|TORCHINDUCTOR_\w+|PYTORCH_NVML_BASED_CUDA_CHECK"
 )
 OPTIONS = {"cwd", "stdin", "stdout", "stderr", "text", "bufsize", "start_new_session"}
@@ -45,6 +47,16 @@ def popen(command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> 
     can_be_forked = (command[0] == "-c" or not command[0].startswith("-")) and options.keys() <= OPTIONS
     kind = _Forked if can_be_forked and _bound(env) == _bound(BEGUN) else subprocess.Popen
     return kind([sys.executable, *command], env=env, **options)
+
+
+def fork_workers(patch: pytest.MonkeyPatch) -> None:
+    """Have the processes that multiprocessing starts from this one forked if this makes no difference."""
+    patch.setattr(multiprocessing.util, "spawnv_passfds", forked(lambda: _server() if _can_be_a_fork() else None))
+
+
+def _can_be_a_fork() -> bool:
+    """Whether the packages have read, in the server, what this process's environment says."""
+    return _bound({**TESTED, **os.environ, "CUDA_VISIBLE_DEVICES": ""}) == _bound(BEGUN)
 
 
 def run(command: Sequence[str], *, timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:

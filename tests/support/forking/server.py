@@ -19,10 +19,11 @@ import signal
 import socket
 import sys
 import tempfile
+import termios
 import threading
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,8 @@ def become(request: Mapping[str, Any], *, descriptors: Sequence[int]) -> None:
     for descriptor, number in zip(held, request["files"], strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if request["new_session"] and os.isatty(0):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is its own
     os.sched_setaffinity(0, request["cores"])
     os.chdir(request["cwd"])
     os.environ.clear()
@@ -161,17 +164,23 @@ def become(request: Mapping[str, Any], *, descriptors: Sequence[int]) -> None:
 
 def fork_workers(control: socket.socket) -> None:
     """Have the processes that multiprocessing starts forked, too."""
+    multiprocessing.util.spawnv_passfds = forked(lambda: control)
+
+
+def forked(control: Callable[[], socket.socket | None]) -> Callable[[str, Sequence[str], Sequence[int]], int]:
+    """As multiprocessing's spawnv_passfds, by the server that is asked through `control()`; a new process for None."""
     start = multiprocessing.util.spawnv_passfds
 
     def spawnv_passfds(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
         code = arguments[list(arguments).index("-c") + 1]
-        if "multiprocessing.spawn" not in code and "multiprocessing.forkserver" not in code:
+        is_worker = "multiprocessing.spawn" in code or "multiprocessing.forkserver" in code
+        if not is_worker or (server := control()) is None:
             return start(path, arguments, descriptors)
         command = arguments[list(arguments).index("-c") :]
         files = {int(number): int(number) for number in (0, 1, 2, *descriptors)}
-        return fork(control, command, files=files, cwd=str(Path.cwd()), environment=os.environ)
+        return fork(server, command, files=files, cwd=str(Path.cwd()), environment=os.environ)
 
-    multiprocessing.util.spawnv_passfds = spawnv_passfds
+    return spawnv_passfds
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import remeasure.training.diagnostics.doctor
 import remeasure.training.engines.loop
 import remeasure.training.seeding
 from remeasure.config.compose import compose
+from remeasure.config.resolve import settled
 from remeasure.data import catalog
 from remeasure.models import registry
 from remeasure.runs.execute import execute
@@ -243,7 +244,7 @@ def real(
 ) -> list[Event]:
     """The findings of a run on the first `num` training images of real data, scored on as many test images."""
 
-    spec, loaded = compose(overrides).spec(data_sha256="0" * 64), {}
+    spec, loaded = settled(compose(overrides), device_kind="cpu").spec(data_sha256="0" * 64), {}
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     for split in splits:
         whole = catalog.load_split(spec.data, split, root=root)
@@ -267,10 +268,10 @@ def test_a_healthy_lenet_is_silent(
 
 def test_a_healthy_resnet_is_silent(cifar10_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """52 steps, most of them on images of 8 pixels; the rate is scaled with the batch."""
-    overrides = ["model=resnet18", "recipe.epochs_total=4", "recipe.batch_size=8", "recipe.optimizer.lr_peak=0.00625"]
+    overrides = ["model=resnet18", "recipe.epochs_total=4", "recipe.batch_size=4", "recipe.optimizer.lr_peak=0.003125"]
     overrides += ["recipe.resolution={pixels: [8], until_epoch: [3]}", "recipe.schedule.epochs_warmup=0.8"]
     overrides += ["cpu_threads=1"]  # two wait for each other on a busy machine
-    assert real(overrides, root=cifar10_root, folder=tmp_path, num=104, monkeypatch=monkeypatch) == []
+    assert real(overrides, root=cifar10_root, folder=tmp_path, num=52, monkeypatch=monkeypatch) == []
 
 
 def test_who_asks_for_no_doctor_gets_none(tmp_path: Path) -> None:
