@@ -50,7 +50,7 @@ def test_tags_are_the_same_at_every_start_and_the_note_has_the_table() -> None:
 def test_a_rows_note_has_claim_sources_verdict_reason_and_command() -> None:
     row = ledger.read(CHECKOUT / "conf/benchmark.yaml")["mlp2-mnist"]
     note = views.row_note(
-        row, verdict=Verdict(verdict="undecided", reason="3 of 40 seeds", num_seeds=3), accuracies=[98, 97.5, 97.8]
+        row, verdict=Verdict(verdict="undecided", reason="3 of 40 seeds", num_seeds=3), percents=[98, 97.5, 97.8]
     )
     for text in (
         "**undecided**: 3 of 40 seeds",
