@@ -1,13 +1,16 @@
 """What a run starts from is looked for before anything is trained or fetched."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from remeasure.config import resolve
 from remeasure.config.compose import compose
 from remeasure.data import catalog
-from remeasure.models import pretrained
+from remeasure.models import mlp, pretrained, registry
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.spec.config import Config
 
@@ -54,6 +57,16 @@ def test_small_images_that_the_net_cannot_take_are_refused_before_training() -> 
     assert len(refused.value.faults) == 1
     network = resolve.network_of(compose(["model=resnet18", "model.options.stem=cifar", GROWING % 8]))
     assert network.training
+
+
+def test_a_network_that_is_frozen_as_a_whole_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def frozen(**arguments: Any) -> nn.Module:
+        return mlp.logistic_regression(**arguments).requires_grad_(False)
+
+    frozen.__signature__ = inspect.signature(mlp.logistic_regression)  # type: ignore[attr-defined]
+    monkeypatch.setitem(registry.BUILDERS, "logistic_regression", frozen)
+    with pytest.raises(InputError, match="model: logreg has nothing to train: none of its parameters requires"):
+        resolve.network_of(compose(["model=logreg", "data=digits"]))
 
 
 @pytest.mark.parametrize("engine", ["batched", "numpy"])

@@ -140,17 +140,29 @@ def with_builder(name: str) -> RunSpec:
     return dataclasses.replace(usual, model=dataclasses.replace(usual.model, builder=name, options={}))
 
 
-def test_a_module_of_the_user_counts_with_what_it_imports_from_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in {"nets": NETS, "layers": LAYERS, "other": "1\n"}.items():
-        (tmp_path / f"{name}.py").write_text(text)
+def test_a_module_of_the_user_counts_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its folder, from a package beside it, from another folder; in turn; not what is installed or hidden."""
+    texts = {
+        "here/nets.py": NETS,
+        "here/layers.py": "from parts.flat import flat\nimport numpy, json\n",
+        "here/other.py": "1\n",
+        "there/parts/flat.py": LAYERS,
+        "there/parts/template.py": "{{ no Python }}\n",
+        "there/parts/.saved/flat.py": "1\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "there/parts/.#flat.py").symlink_to("somebody@edits-it")
+    for name in ("nets", "layers", "parts", "parts.flat"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
+    for folder in ("here", "there"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
     monkeypatch.setitem(registry.BUILDERS, "of_user", import_module("nets").net)
     files, others = (json.loads(code.content(each))["files"] for each in (with_builder("of_user"), spec()))
-    assert files.keys() - others.keys() == {"nets.py", "layers.py"}
+    assert files.keys() - others.keys() == {"nets.py", "layers.py", "parts/flat.py", "parts/template.py"}
     assert files["nets.py"] == code.tree_sha256(NETS.encode())
+    assert code.tree_sha256(b"{{ no Python }}") != code.tree_sha256(b"{{ other }}")
 
 
 @pytest.mark.parametrize("init", [True, False])

@@ -83,11 +83,21 @@ def test_a_character_that_the_terminal_lacks_has_a_stand_in(encoding: str, print
     assert getattr(done, stream) == f"{printed}\n"
 
 
-def test_a_closed_stdout_is_no_failure() -> None:
-    closes = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
-    code = "from remeasure.system import startup; startup.run(lambda: 3)"
+def test_every_file_has_a_name_in_a_locale_without_utf_8_whose_encoding_is_still_printed_in() -> None:
+    main = "print(sys.getfilesystemencoding(), sys.stdout.encoding, '\\xb1'); return 0"
+    done = ended(main, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "utf-8 ascii +-\n"
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2)])
+def test_a_closed_stdout_or_stderr_is_no_failure(closed: tuple[int, ...]) -> None:
+    closes = "import os, sys; [os.close(each) for each in map(int, sys.argv[2:])]; "
+    closes += "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    code = "import sys; from remeasure.system import startup; "
+    code += "startup.run(lambda: 3 + sys.stderr.isatty() + sys.stdout.isatty())"
     done = subprocess.run(
-        [sys.executable, "-c", closes, code],
+        [sys.executable, "-c", closes, code, *map(str, closed)],
         capture_output=True,
         env={"PYTHONPATH": str(SOURCE)},
         check=False,

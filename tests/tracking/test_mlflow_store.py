@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,20 @@ def test_the_store_is_at_the_project_root_whatever_the_working_directory(
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     assert mlflow_store.store_uri(Path("..")) == f"sqlite:///{tmp_path}/mlflow.db"  # an absolute path: four slashes
+
+
+def test_a_project_in_a_folder_of_any_name_has_its_store_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a URI a % begins an escape and a # a fragment; behind a ?, MLflow would cut the path off."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (project := tmp_path / "50%_dönë #1 & @2").mkdir()
+    uri = mlflow_store.store_uri(project)
+    mlflow_store.Store(uri, artifact_root=mlflow_store.artifact_root(uri, project_root=project))
+    assert sorted(path.name for path in project.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    with closing(sqlite3.connect(project / "mlflow.db")) as connection:
+        ((found,),) = connection.execute("SELECT artifact_location FROM experiments WHERE name = 'remeasure'")
+    assert found == (project / "mlartifacts").as_uri()
+    with pytest.raises(InputError, match=r"why\?/mlflow.db: MLflow's database cannot lie in a folder with a \? in its"):
+        mlflow_store.store_uri(tmp_path / "why?")
 
 
 @pytest.mark.parametrize(

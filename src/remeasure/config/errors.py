@@ -1,5 +1,6 @@
 """How a command ends: its exit status, and what Hydra, OmegaConf or YAML refused, told in our words."""
 
+import errno
 import re
 import select
 import shlex
@@ -17,6 +18,7 @@ from remeasure.system.redaction import masked
 from remeasure.system.validation import did_you_mean
 
 EXIT_FAILED, EXIT_INPUT = 1, 2
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # an error of print names no file
 SHOWN_CHARACTERS = 300  # of a command line
 CONFIG_PACKAGES = ("hydra", "omegaconf", "yaml")  # whose errors mean that the command line or a config file is wrong
 
@@ -33,8 +35,8 @@ def guarded(main: Callable[[], Any]) -> int:
             return EXIT_FAILED
         if _is_config_error(error):
             return _refuse(_config_faults(error))
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        if named or isinstance(error, (TimeoutError, ChildProcessError)):
+        told = isinstance(error, OSError) and error.strerror and (error.filename or error.errno in DISK_FAULTS)
+        if told or isinstance(error, (TimeoutError, ChildProcessError)):
             print(_stopped_by(error), file=sys.stderr)
             return EXIT_FAILED
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
@@ -61,7 +63,9 @@ def _reader_has_gone() -> bool:
 
 def _stopped_by(error: Exception) -> str:
     """Why a run cannot go on: a disk that is full or read-only, a folder that has gone, a lock, a process that died."""
-    what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    what = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        what = f"{error.filename or 'what is printed, or a temporary file'}: {error.strerror}"
     return f"{what}; everything finished is kept, and the same command goes on from it"
 
 

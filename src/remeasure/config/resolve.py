@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from remeasure.data import catalog
 from remeasure.data import fingerprint as data_fingerprint
 from remeasure.data.fingerprint import Source
-from remeasure.spec.base import DataMissingError, DeviceKind, noted
+from remeasure.spec.base import DataMissingError, DeviceKind, InputError, noted
 from remeasure.spec.config import Config
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import DataSpec, RunSpec
@@ -53,8 +53,8 @@ def identify(
 
 
 def network_of(config: Config) -> "nn.Module":
-    """The config's network, its weights of no seed. Raises InputError where it cannot be built, cannot take the sizes
-    of images that the recipe begins with or, from a builder outside this package, gives no logits.
+    """The config's network, its weights of no seed. Raises InputError where it cannot be built, has nothing to train,
+    cannot take the sizes of images that the recipe begins with or, from a builder outside this package, has no logits.
     """
     from remeasure.models import registry  # torch: seconds to import
 
@@ -63,6 +63,8 @@ def network_of(config: Config) -> "nn.Module":
     if ":" in config.model.builder:
         num_classes = config.data.num_classes
         registry.refuse_logits(network, builder=config.model.builder, image_shape=shape, num_classes=num_classes)
+    if isinstance(config.recipe, Recipe) and not registry.num_trainable(network):
+        raise InputError(f"model: {config.model.name} has nothing to train: none of its parameters requires a gradient")
     if isinstance(config.recipe, Recipe) and config.recipe.resolution:
         registry.refuse_sizes(network, channels=shape[0], pixels=config.recipe.resolution.pixels)
     return network

@@ -1,14 +1,14 @@
 """The code that makes a run: hashes of the syntax trees of its files, without comments and docstrings.
 
 The files are those of this package that can move a weight, and the modules of the user's that hold the spec's builder,
-reader and callbacks, with what lies beside them. Each run's folder keeps them in code.json, so that a later start can
-name what has changed.
+reader and callbacks, with what they import that is not installed. Each run's folder keeps them in code.json, so that a
+later start can name what has changed.
 """
 
 import ast
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -35,6 +35,7 @@ BOOKS = (
         "spec/claim.py",
     ),
 )
+INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -89,7 +90,7 @@ def _named(spec: RunSpec) -> list[str]:
 def _files(*modules: str) -> Mapping[str, str]:
     """Name to SHA-256 of the tree, read once a process, because the process imports its code only once."""
     root = Path(__file__).parents[1]
-    wing = {path.relative_to(root).as_posix(): path for part in WING for path in sorted((root / part).rglob("*.py"))}
+    wing = {f"{part}/{name}": path for part in WING for name, path in _python_files(root / part).items()}
     for module in modules:
         wing |= _of_user(module)
     return {name: _remembered(path) for name, path in wing.items() if name not in BOOKS}
@@ -111,45 +112,64 @@ def _remembered(path: Path) -> str:
 
 
 def _of_user(name: str) -> dict[str, Path]:
-    """The files of this module if it is no part of this package or of an installed one, by name.
+    """The files of this module's package, or of the module where it is in none, and of all that they import, by name.
 
-    Of a module in a package: the package. Of any other: the module and what it imports from its folder.
+    Neither this package's files, nor those of Python and of installed packages, whose versions are kept.
     """
-    top = name.partition(".")[0]
-    if top not in ("", "remeasure"):
-        importlib.import_module(name)
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if top in ("", "remeasure") or file is None or "site-packages" in Path(file).parts:
-        return {}
-    if "." in name or Path(file).name == "__init__.py":
-        folders = [Path(each) for each in sys.modules[top].__path__]  # a package without __init__.py can have several
-        files = ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py")))
-        return {f"{top}/{path.relative_to(folder).as_posix()}": path for folder, path in files}
-    found, left = dict[str, Path](), [Path(file)]
+    found, left, seen = dict[str, Path](), [name.partition(".")[0]], {"", "remeasure", *sys.stdlib_module_names}
     while left:
-        path = left.pop()
-        if path.name not in found:
-            found[path.name] = path
-            left += [beside for each in _imported(path) if (beside := path.with_name(f"{each}.py")).is_file()]
+        if (top := left.pop()) not in seen:
+            seen.add(top)
+            found |= (files := _own_files(top))
+            left += [each for path in files.values() for each in _imported(path)]
     return found
+
+
+def _own_files(top: str) -> dict[str, Path]:
+    """The Python files of a top-level module or package that is not installed, by name; {} where there is none."""
+    spec = None
+    with suppress(ValueError):  # a module without a spec, such as __main__
+        spec = importlib.util.find_spec(top)
+    if spec is None:
+        return {}
+    # A package without __init__.py has no file of its own, and can have several folders.
+    folders = [Path(each) for each in spec.submodule_search_locations or ()]
+    files = {f"{top}/{name}": path for folder in folders for name, path in _python_files(folder).items()}
+    if not folders and spec.origin and spec.origin.endswith(".py"):
+        files = {f"{top}.py": Path(spec.origin)}
+    return {name: path for name, path in files.items() if not {*INSTALLED} & {*path.parts}}
+
+
+def _python_files(folder: Path) -> dict[str, Path]:
+    """The Python files below a folder, by relative path; none of an editor's hidden copies and links."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*.py"))}
+    return {name.as_posix(): path for name, path in files.items() if not any(part[0] == "." for part in name.parts)}
 
 
 def _imported(path: Path) -> Iterator[str]:
     """The top-level names that a file imports."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(_parsed(path.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module.partition(".")[0]
 
 
 def tree_sha256(source: bytes) -> str:
     """The SHA-256 of a file's syntax tree without docstrings; comments and line breaks are not in it anyway."""
-    tree = ast.parse(source)
+    tree = _parsed(source)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     return _sha256(repr(_said(tree)).encode())
+
+
+def _parsed(source: bytes) -> ast.Module:
+    """The syntax tree; of a file that is no Python, such as a template in the user's package, its bytes."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):  # ValueError: null bytes
+        return ast.Module([ast.Expr(ast.Constant(source))], [])
 
 
 def _said(node: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,9 +110,12 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Journal why the run ended without a result."""
-        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        with suppress(OSError):  # disk full: the next start closes the run (Observers.close_orphans)
-            self.report("interrupted" if stopped else "failed", reason=masked(repr(error)))
+        event = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+        reason = masked(repr(error))
+        try:
+            self.report(event, reason=reason)
+        except OSError:  # the disk is full: the next start closes the run (Observers.close_orphans)
+            self._sink(self.directory, {"event": event, "time": now(), "reason": reason})
 
     def close(self, result: Scored | DivergenceError) -> RunRecord:
         """The record, after writing the files of the result; record.json comes last and marks the run as finished."""

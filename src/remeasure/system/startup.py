@@ -12,6 +12,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 YOUNG_OBJECTS = 100_000  # Python's default of 700 starts a collection every few modules
@@ -27,6 +28,9 @@ STAND_INS = {
 def begin() -> None:
     """Make garbage collections rarer and every character printable. Call it before the imports."""
     gc.set_threshold(YOUNG_OBJECTS, 20, 100)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start; what opens a file must not get its number
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
     codecs.register_error("stand-in", _stand_in)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not a closed stream, nor what a test puts there
@@ -48,6 +52,7 @@ def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run main and end this process with its exit status: after the atexit handlers, without freeing memory."""
+    _name_every_file()
     begin()
     status = 1
     atexit.register(lambda: end(status))  # registered first, so that atexit calls it last
@@ -57,6 +62,17 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         raise
     sys.exit(status)
+
+
+def _name_every_file() -> None:
+    """Start again in Python's UTF-8 mode where the locale's encoding lacks characters that a file's name can have:
+    torch and MLflow refuse such a name. What is printed stays in the locale's encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        if sys.stdout:
+            os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def num_cores() -> int:

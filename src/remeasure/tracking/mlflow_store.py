@@ -66,8 +66,17 @@ def available() -> bool:
 
 
 def store_uri(project_root: Path) -> str:
-    """MLFLOW_TRACKING_URI, else the SQLite database at the project root, whatever the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(project_root / 'mlflow.db').resolve()}"
+    """MLFLOW_TRACKING_URI, else the SQLite database at the project root, whatever the working directory.
+
+    InputError: a ? in that path, which begins the options of a URI, so that the database would lie elsewhere.
+    """
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    database = (project_root / "mlflow.db").resolve()
+    if "?" in str(database):
+        remedy = "rename that folder, or set MLFLOW_TRACKING_URI"
+        raise InputError(f"{database}: MLflow's database cannot lie in a folder with a ? in its path; {remedy}")
+    return f"sqlite:///{database}"
 
 
 def artifact_root(uri: str, *, project_root: Path) -> Path | None:
@@ -256,6 +265,8 @@ def _experiment(client: "MlflowClient", *, artifact_root: Path | None) -> str:
 
 def _unreachable(uri: str, *, error: Exception) -> tuple[str, str]:
     what = f"MLflow's store {masked(uri)} cannot be used: {first_line(error)}"
+    if "disk is full" in what:
+        return what, "make room there, and start it again"
     return what, "start that server, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the project"
 
 

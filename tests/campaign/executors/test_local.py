@@ -1,6 +1,7 @@
 """Workers and signals: whatever ends a command, no process is left behind and everything finished is kept."""
 
 import dataclasses
+import errno
 import fcntl
 import os
 import pty
@@ -42,6 +43,16 @@ SECONDS_TO_END = 300.0  # only a process that never ends takes so long
 
 
 # ---------------------------------------------------------------- the pool
+
+
+def no_room(*_: object, **__: object) -> Any:
+    """As a pool in a container whose /dev/shm is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_dev_shm_without_room_for_the_pools_locks_is_named(place: Place) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/shm'"):
+        Workers(place, new_pool=no_room)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tests.support import trained
 
@@ -91,9 +92,30 @@ class Warms(Callback):
         trainer.optimizers[0].param_groups[0]["lr"] = 1e-9
 
 
+class DecaysMore(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.1
+
+
+class EndsWithOtherBetas(Callback):
+    """In the last block, after the check at its start."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if pl_module.num_steps == 2 * 21:
+            trainer.optimizers[0].param_groups[0]["betas"] = (0.5, 0.999)
+
+
+class AddsAGroup(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        trainer.optimizers[0].add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
+        ("DecaysMore", r"DecaysMore changes the optimiser's weight_decay; .* recipe.optimizer: write it there"),
+        ("EndsWithOtherBetas", "EndsWithOtherBetas changes the optimiser's betas"),
+        ("AddsAGroup", "AddsAGroup changes the optimiser's parameter groups"),
         ("Halves", "Halves changes the learning rate, which recipe.schedule sets anew at each step"),
         ("Warms", "Warms changes the learning rate, which recipe.schedule sets anew at each step"),
         ("Clips", "Clips has on_after_backward, which is never called in blocks of steps"),

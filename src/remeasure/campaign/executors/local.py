@@ -73,8 +73,7 @@ class Workers(Executor):
             self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
         start = (self._events, os.getpid())
         self._new_pool = partial(new_pool, self.num, mp_context=context, initializer=_begin, initargs=start)
-        with naming(SEMAPHORES):
-            self._pool = self._new_pool()
+        self._pool = self._started()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -106,13 +105,17 @@ class Workers(Executor):
         timings = [self._submit(self._time_seed, spec, self.place) for _ in range(side_by_side)]
         return max(timing.result() for timing in timings)
 
+    def _started(self) -> Pool:
+        with naming(SEMAPHORES):
+            return self._new_pool()
+
     def _submit(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> Future[R]:
         call = partial(_until_terminated, partial(function, *args, **named))
         with _interrupts_held():
             try:
                 return self._pool.submit(call)
             except BrokenProcessPool:  # a worker was killed, which failed its own task only
-                self._pool = self._new_pool()
+                self._pool = self._started()
                 return self._pool.submit(call)
 
 

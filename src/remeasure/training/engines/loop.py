@@ -68,34 +68,61 @@ class EpochReports(Callback):
             pl_module.log_dict({f"train_{name}": value for name, value in totals[0].items()}, batch_size=1)
 
 
-class Rates(Callback):
-    """Keeps the optimisers' learning rates, as they are before the user's callbacks are called."""
+Settings = list[dict[str, object]]
+
+
+class Kept(Callback):
+    """Keeps the optimisers' settings, such as rates and momenta, as they are before the user's callbacks are called."""
 
     def __init__(self) -> None:
-        self.kept: list[float] = []
+        self.settings: Settings = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self.kept = self.of(trainer)
+        self.settings = self.of(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        self.kept = self.of(trainer)
+        """Only the rates change from step to step, by the schedule."""
+        for kept, now in zip(self.settings, self.of(trainer), strict=True):
+            kept["lr"] = now["lr"]
 
     @staticmethod
-    def of(trainer: Trainer) -> list[float]:
-        return [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    def of(trainer: Trainer) -> Settings:
+        groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        return [
+            {key: float(value) if key == "lr" else value for key, value in group.items() if key != "params"}
+            for group in groups
+        ]
 
 
-class RatesStay(Callback):
-    """Called after the user's callbacks: raises InputError if one of them has changed a rate, which has no effect."""
+class SettingsStay(Callback):
+    """Called after the user's callbacks: raises InputError if one of them has changed a setting of an optimiser.
 
-    def __init__(self, rates: Rates, *, plugins: Sequence[Plugin]) -> None:
-        self._rates, self._names = rates, ", ".join(plugin.builder for plugin in plugins)
+    A rate that is changed has no effect, and the record would not say what another one was.
+    """
+
+    def __init__(self, kept: Kept, *, plugins: Sequence[Plugin]) -> None:
+        self._kept, self._names = kept, ", ".join(plugin.builder for plugin in plugins)
 
     def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
-        if Rates.of(trainer) != self._rates.kept or trainer.lr_scheduler_configs:
+        self._refuse_changed(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self._refuse_changed(trainer)
+
+    def _refuse_changed(self, trainer: Trainer) -> None:
+        before, now = self._kept.settings, Kept.of(trainer)
+        pairs = zip(before, now, strict=False)
+        changed = dict.fromkeys(key for old, new in pairs for key in old | new if old.get(key) != new.get(key))
+        if "lr" in changed or trainer.lr_scheduler_configs:
             raise InputError(
                 f"callback: {self._names} changes the learning rate, which recipe.schedule sets anew at each step; "
                 "write it as recipe.schedule"
+            )
+        if changed or len(before) != len(now):
+            what = ", ".join(changed) or "parameter groups"
+            raise InputError(
+                f"callback: {self._names} changes the optimiser's {what}; the record would state that of "
+                "recipe.optimizer: write it there"
             )
 
 
@@ -217,7 +244,7 @@ def fit(
     keeper = CheckpointCallback(checkpoint, interval_seconds=checkpoint_seconds(between))
     own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
     if own:
-        own = [rates := Rates(), *own, RatesStay(rates, plugins=spec.callbacks)]
+        own = [kept := Kept(), *own, SettingsStay(kept, plugins=spec.callbacks)]
     alone = machines.get("strategy", "auto") == "auto"  # on one device
     with warnings.catch_warnings():
         for message in (*HARMLESS_WARNINGS, *([NO_SRUN] if alone else [])):
