@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import threading
@@ -229,6 +231,37 @@ def test_lbfgs_cut_short_ends_as_an_unbroken_one_bit_for_bit(
     resumed = _cut_and_resumed(spec(*LBFGS), cut=after_an_epochs_checkpoint, folder=tmp_path / "cut")
     assert same(*final_weights)
     _assert_alike(resumed, whole)
+
+
+class Draws(nn.Module):
+    """From all global generators, without a layer that is known to draw."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return images
+        return nn.functional.dropout(images, p=0.1) * random.uniform(0.9, 1.1) * np.random.uniform(0.9, 1.1)
+
+
+def drawing(*, image_shape: Any, num_classes: int, generator: Any) -> nn.Module:  # noqa: ARG001
+    return nn.Sequential(nn.Flatten(), Draws(), nn.Linear(64, num_classes))
+
+
+def counting(*, image_shape: Any, num_classes: int, generator: Any) -> nn.Module:  # noqa: ARG001
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
+
+
+@pytest.mark.parametrize("builder", [drawing, counting])
+@pytest.mark.parametrize("recipe", [LBFGS, EVERYTHING], ids=["lbfgs", "sgd"])
+def test_a_net_from_outside_that_draws_or_keeps_statistics_ends_bit_for_bit_alike(
+    builder: Callable[..., nn.Module], recipe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.BUILDERS, "from_outside", builder)
+    usual = spec(*recipe)
+    model = dataclasses.replace(usual.model, builder="from_outside", options={})
+    whole = run(own := dataclasses.replace(usual, model=model), tmp_path / "whole")
+    if recipe is LBFGS:
+        monkeypatch.setitem(globals(), "STEPS_PER_EPOCH", 1)
+    _assert_alike(_cut_and_resumed(own, cut=after_an_epochs_checkpoint, folder=tmp_path / "cut"), whole)
 
 
 def _cut_and_resumed(spec: RunSpec, *, cut: Cut, folder: Path) -> Outcome:
@@ -484,6 +517,22 @@ def test_what_stops_a_run_is_journaled_and_raised(error: BaseException, event: s
     *_, last = read(the_only(tmp_path))
     assert (last["event"], last["reason"]) == (event, repr(error))
     assert not (the_only(tmp_path) / "record.json").exists()
+
+
+def test_a_disk_that_fills_up_is_no_interruption(tmp_path: Path) -> None:
+    """The journal cannot take it, so the sink alone gets why the run failed; the journal's last event stays."""
+    events, (soft, hard) = list[Event](), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def sink(directory: Path, event: Event) -> None:  # noqa: ARG001
+        events.append(event)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0 if event["event"] == "epoch" else soft, hard))
+
+    with pytest.raises(OSError, match=r"File too large: .*/runs/"):
+        run(spec(), tmp_path, sink=sink)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [event["event"] for event in events] == ["started", "epoch", "failed"]
+    assert "File too large" in events[-1]["reason"]
+    assert read(the_only(tmp_path))[-1]["event"] == "epoch"
 
 
 def test_the_directory_tells_the_whole_run(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def report(task: Task, place: Place, sink: Sink) -> Any:
 def wait_for_ever(task: Task, place: Place, sink: Sink) -> Any:  # noqa: ARG001
     """Until SIGTERM: the file then says that what waited was left as a run is, by an exception."""
     path = Path(place.runs) / f"{task.seed}"
-    path.write_text(str(os.getpid()))
     try:
+        path.write_text(str(os.getpid()))
         time.sleep(SECONDS_TO_WAIT)
     except SystemExit as reason:
         time.sleep(0.5 * (task.seed == 0))  # one has ended already: nothing breaks off what the other says at its end

@@ -1,7 +1,9 @@
 """Seeds that are functions of (seed, purpose, step); the order of the images and the initial weights that follow."""
 
 import hashlib
+import random
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,13 @@ from remeasure.spec.run import RunSpec
 def derive(seed: int, *, purpose: str, step: int) -> int:
     """A 63-bit seed of its own for each (seed, purpose, step)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()[:8], "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators: timm and the user's code may draw from all three."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def permutation(num: int, *, seed: int, epoch: int) -> Tensor:

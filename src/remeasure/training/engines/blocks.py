@@ -117,7 +117,7 @@ class BlockTraining(TrainingModule):
         """One block of optimiser steps; its position and its random seeds follow from `num_steps` alone."""
         first = self.num_steps
         epoch, start = divmod(first, self.steps_per_epoch)
-        torch.manual_seed(seeding.derive(self.seeds[0], purpose="dropout", step=first))
+        seeding.seed_everything(seeding.derive(self.seeds[0], purpose="dropout", step=first))
         generator = self.generator(first)
         order = self.order(epoch).to(self.device)
         steps = []

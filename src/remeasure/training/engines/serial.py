@@ -25,8 +25,7 @@ class Training(BlockTraining):
         self.average = AveragedModel(network, **_averaging(self.recipe)) if self.recipe.averaging else None
         self.mirrored_first = self.recipe.augmentation.mirrored_first(len(images), seed=seed)
         self._clip = self._clipped if self.recipe.clip_norm is not None else None
-        draws = any(isinstance(layer, nn.Dropout) for layer in network.modules())
-        repeats = self.recipe.optimizer.searches_lines and self._keeps_whole and not draws
+        repeats = self.recipe.optimizer.searches_lines and self._keeps_whole and _repeats(network, images[:2])
         self.memory = Memory(self._trained) if repeats else None
 
     def order(self, epoch: int) -> Tensor:
@@ -88,6 +87,17 @@ class Training(BlockTraining):
         sizes = torch.tensor([len(some) for some in labels])
         self.loss_total += (torch.stack(losses) * sizes.to(self.device)).sum()
         self.num_correct += (torch.cat(logits).argmax(dim=1) == torch.cat(labels)).sum()
+
+
+@torch.inference_mode()
+def _repeats(network: nn.Module, images: Tensor) -> bool:
+    """Whether its forward pass in training gives the same again: it keeps no statistics and draws no numbers."""
+    if list(network.buffers()):
+        return False
+    with torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        network(images.float())
+        return torch.equal(torch.get_rng_state(), before)
 
 
 def _averaging(recipe: Recipe) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """Order and augmentation of training photographs, as functions of a seed, with timm's transforms."""
 
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
@@ -18,7 +16,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.photographs import Streaming
 from remeasure.spec.recipe import Normalisation
 from remeasure.training.photographs.decode import decode
-from remeasure.training.seeding import derive
+from remeasure.training.seeding import derive, seed_everything
 
 
 class Photographs(Dataset[tuple[Tensor, int]]):
@@ -91,10 +89,3 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Imag
 
 def _per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
     return values * 3 if len(values) == 1 else values
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators: timm draws from all three."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -34,9 +34,9 @@ from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import CrossEntropy, training_loss
 from remeasure.training.optimizers import build_optimizer
-from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order, seed_everything
+from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order
 from remeasure.training.photographs.loading import Loaded, Loader
-from remeasure.training.seeding import derive
+from remeasure.training.seeding import derive, seed_everything
 
 SCHEDULERS = ("SLURM_NNODES", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # what `num_nodes` reads
 Batch = list[Tensor]  # images (B, 3, H, W) float32, normalised, and labels (B,) int64, on one device
