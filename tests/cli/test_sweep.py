@@ -1,6 +1,8 @@
 """A sweep tells what each job has swept, and ends with a table; tuning fits its split to the data."""
 
+import sqlite3
 import statistics
+from contextlib import closing
 from pathlib import Path
 
 from tests.support.project import Project
@@ -40,3 +42,12 @@ def test_a_sweep_on_the_digits_tells_the_rates_and_ends_with_the_table(project: 
     assert len([line for line in lines if line.startswith("validation_accuracy_percent=")]) == 4
     assert lines[-3].split() == ["recipe.optimizer.lr_peak", "seeds", "mean", "%", "sd"]
     assert [line.split()[:2] for line in lines[-2:]] == [["0.0001", "2"], ["0.001", "2"]]
+    with closing(sqlite3.connect(project.root / "mlflow.db")) as store:
+        ((parent, status, name),) = store.execute(
+            "SELECT runs.run_uuid, status, name FROM runs JOIN tags USING (run_uuid) WHERE key = 'remeasure.sweep'"
+        )
+        assert (status, name[:8]) == ("FINISHED", "sweep 20")
+        jobs = store.execute("SELECT count(*) FROM tags WHERE key = 'mlflow.parentRunId' AND value = ?", [parent])
+        assert jobs.fetchone() == (4,)
+        note = store.execute("SELECT value FROM tags WHERE key = 'mlflow.note.content' AND run_uuid = ?", [parent])
+        assert note.fetchone()[0].splitlines()[1:-1] == [line.rstrip() for line in lines[-3:]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import remeasure
 from remeasure.cli import options, sweep
-from remeasure.cli.sweep import Job
+from remeasure.cli.sweep import Job, Sweeping
 from remeasure.config.compose import checked, compose, register_resolvers
 from remeasure.config.errors import EXIT_FAILED, guarded
 from remeasure.spec.base import InputError
@@ -21,6 +21,7 @@ from remeasure.system.validation import did_you_mean
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from remeasure.spec.config import Config
 
 COMMANDS = {
     "new": "a folder for your own table: ledger, an example of each config, model, data set, tests",
@@ -29,6 +30,7 @@ COMMANDS = {
     "train": "one run: model=… data=… recipe=… key=value …",
     **options.COMMANDS,
     "report": "the same as table",
+    "sweep": "a study: Optuna chooses what to try on held-back training images; a recipe with its table comes out",
     "judge": "the verdict on accuracies that somebody else measured; no training",
     "merge": "finished runs of other machines, taken over into runs/",
     "compare": "two results folders, of other machines or commits, row by row",
@@ -85,6 +87,11 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from remeasure.cli.workspace import add_row
 
         return add_row.main(more)
+    if name == "sweep":
+        signals.handle()
+        from remeasure.cli import study
+
+        return study.main(more)
     sys.argv = ["remeasure", *more]
     if name == "train":
         return train_main()
@@ -104,23 +111,31 @@ def train_main() -> int:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    statuses, jobs = list[int](), list[Job]()
+    statuses, sweeping, configs = list[int](), Sweeping(), list["Config"]()
 
-    def job(composed: "DictConfig") -> None:
+    def job(composed: "DictConfig") -> float | None:
         given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         assert isinstance(given, list)
         accuracies, overrides = list[float](), tuple(map(str, given))
-        sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
-        title = f"job {len(jobs)}: {' '.join(overrides)}" if sweeps else ""
-        statuses.append(guarded(lambda: _train_one(composed, overrides=overrides, title=title, accuracies=accuracies)))
+        sweeps = sweeping if HydraConfig.get().mode == RunMode.MULTIRUN else None
+
+        def train() -> int:
+            configs.append(checked(composed))
+            return _train_one(configs[-1], overrides=overrides, sweeping=sweeps, accuracies=accuracies)
+
+        statuses.append(guarded(train))
+        accuracy = accuracies[0] if accuracies else None
         if sweeps:
-            jobs.append(Job(overrides=overrides, accuracy_percent=accuracies[0] if accuracies else None))
+            sweeps.jobs.append(Job(overrides=overrides, accuracy_percent=accuracy))
+        return accuracy  # for a sweeper that searches
 
     main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
     status = guarded(main)
-    if any(each.accuracy_percent is not None for each in jobs):
-        print(*sweep.table(jobs), sep="\n")
-    return status or max(statuses, default=0)
+    status = status or max(statuses, default=0)
+    if any(each.accuracy_percent is not None for each in sweeping.jobs):
+        print(*sweep.table(sweeping.jobs), sep="\n")
+        sweeping.end(configs[-1], state="finished")
+    return status
 
 
 def reproduce_main(arguments: Sequence[str]) -> int:
@@ -131,11 +146,12 @@ def reproduce_main(arguments: Sequence[str]) -> int:
     return guarded(lambda: reproduce.main(arguments, compose=compose))
 
 
-def _train_one(composed: "DictConfig", *, overrides: Sequence[str], title: str, accuracies: list[float]) -> int:
-    """The exit status; prints the title, if any, and appends the run's accuracy in percent, if it has one."""
-    config = checked(composed)
-    if title:
-        print(title)
+def _train_one(
+    config: "Config", *, overrides: Sequence[str], sweeping: Sweeping | None, accuracies: list[float]
+) -> int:
+    """The exit status; prints the title of a sweep's job, and appends the run's accuracy in percent, if it has one."""
+    if sweeping:
+        print(f"job {len(sweeping.jobs)}: {' '.join(overrides)}")
     if config.evaluate is not None:
         from remeasure.cli.models import use
 
@@ -148,7 +164,8 @@ def _train_one(composed: "DictConfig", *, overrides: Sequence[str], title: str, 
         print("importing torch and Lightning, reading the data …", file=sys.stderr, flush=True)
     from remeasure.cli.train import run_single  # torch and Lightning: seconds, so only once the config is right
 
-    accuracy = run_single(config, compose=compose).record.accuracy_percent
+    standing = sweeping.standing("running") if sweeping else None
+    accuracy = run_single(config, compose=compose, sweep=standing).record.accuracy_percent
     if accuracy is None:
         return EXIT_FAILED
     accuracies.append(accuracy)

@@ -1,19 +1,57 @@
-"""What a multirun has swept, and a table of what it has measured."""
+"""What a multirun or a study has swept: its table, and how it stands."""
 
+import os
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from remeasure.runs.journal import now
+
+if TYPE_CHECKING:
+    from remeasure.spec.config import Config
+    from remeasure.tracking.observer import State, Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run of a multirun. `overrides`: its command line; `accuracy_percent`: None if it failed."""
+    """One run of a sweep. `overrides`: its command line; `accuracy_percent`: None if it failed."""
 
     overrides: tuple[str, ...]
     accuracy_percent: float | None
 
     def value(self, key: str) -> str:
         return dict(override.partition("=")[::2] for override in self.overrides).get(key, "")
+
+
+@dataclass(kw_only=True)
+class Sweeping:
+    """A sweep under way. `name`: one that no other sweep of the project has."""
+
+    name: str = field(default_factory=lambda: f"{now()} {os.getpid()}")
+    started: str = field(default_factory=now)
+    jobs: list[Job] = field(default_factory=list)
+
+    def standing(self, state: "State") -> "Sweep":
+        from remeasure.tracking.observer import Sweep
+
+        percents = [job.accuracy_percent for job in self.jobs if job.accuracy_percent is not None]
+        return Sweep(
+            name=self.name,
+            state=state,
+            started=self.started,
+            at=now(),
+            table=tuple(table(self.jobs)) if self.jobs else (),
+            percents=tuple(percents),
+        )
+
+    def end(self, config: "Config", *, state: "State") -> None:
+        """Tell the observers of this config that the sweep has ended."""
+        from remeasure.system import paths
+        from remeasure.tracking.observer import build
+
+        with build(config.observer, project=paths.project_root()) as observers:
+            observers.sweep(self.standing(state))
 
 
 def table(jobs: Sequence[Job]) -> Iterator[str]:

@@ -11,29 +11,37 @@ from remeasure.judging.comparison import flat
 from remeasure.judging.metrics import percent, unit
 from remeasure.models import pretrained
 from remeasure.runs import provenance
-from remeasure.runs.folder import Outcome, Place, finished, other_code
+from remeasure.runs.folder import Outcome, Place, finished, other_code, tuned
 from remeasure.spec.base import DeviceKind, InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths, startup
-from remeasure.tracking.observer import build
+from remeasure.tracking.observer import Sweep, build
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of, refuse_callbacks
 
 Compose = Callable[[Sequence[str]], Config]
 
 
-def run_single(config: Config, *, compose: Compose) -> Outcome:
-    """Train, or report a finished run, and print the contract's last line."""
+def run_single(config: Config, *, compose: Compose, sweep: Sweep | None = None, tuned_once: bool = False) -> Outcome:
+    """Train, or report a finished run, and print the contract's last line.
+
+    `sweep`: the one that the run is a job of. `tuned_once`: a finished run on the validation split is reported, too.
+    """
     place, spec = _prepared(config)
     row, departures = _row_of(config, spec=spec, compose=compose, device_kind=place.device_kind)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
-    if outcome is None or not outcome.record.mlflow_run_id:  # killed before MLflow was told, or MLflow was not there
+    if outcome is None and tuned_once:
+        outcome = tuned(spec, seed=config.seed, place=place)
+    tracked = outcome and (outcome.record.mlflow_run_id or config.data.split != "test")
+    if outcome is None or not tracked:  # killed before MLflow was told, or MLflow was not there
         name = row.name if row and not departures else ""
         provenance.warn_of_unknown(place.project)
         with build(config.observer, project=place.project) as observers:
             observers.close_orphans(place.runs)
+            if sweep:
+                observers.sweep(sweep)
             if not config.fresh and (differs := other_code(spec, seed=config.seed, place=place)):
                 observers.say(f"the run that is here was made by other code ({differs}): it begins anew")
             from remeasure.runs.execute import execute_together  # Lightning: seconds to import

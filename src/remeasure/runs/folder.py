@@ -60,6 +60,14 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
     return None
 
 
+def tuned(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
+    """The newest finished run of this spec, seed, device kind and code that leaves no record, if any."""
+    for directory in reversed(attempts(spec, seed=seed, place=place)):
+        if spec.data.split != "test" and _ended(directory):
+            return Outcome(record=ended_record(directory), directory=directory, reused=True)
+    return None
+
+
 def open_directory(spec: RunSpec, *, seed: int, place: Place, fresh: bool) -> Path:
     """The newest attempt's directory; a new one if this code has none, if `fresh`, or after a finished tuning run."""
     content = code.content(spec)

@@ -10,7 +10,7 @@ from remeasure.spec.record import Event
 from remeasure.system import locks
 from remeasure.tracking import mlflow_models, mlflow_runs, mlflow_store
 from remeasure.tracking.best_effort import BestEffort
-from remeasure.tracking.observer import Observer, Standing
+from remeasure.tracking.observer import Observer, Standing, Sweep
 
 
 class MlflowObserver(Observer):
@@ -24,6 +24,7 @@ class MlflowObserver(Observer):
         self.tracker = _tracker(project)
         self.best_effort, self.for_models = BestEffort(), BestEffort()  # a model takes seconds; points need not wait
         self.parents: dict[str, str] = {}  # row to the MLflow run of its campaign
+        self.sweep_id = ""
         self.samplers: dict[Path, ExitStack] = {}
         if self.tracker is not None:
             self.best_effort.at_once(self.tracker.describe)
@@ -63,6 +64,10 @@ class MlflowObserver(Observer):
             if standing.state != "running":
                 self.for_models.at_once(mlflow_models.register, self.tracker.store, standing)
 
+    def sweep(self, sweep: Sweep) -> None:
+        if self.tracker is not None:
+            self.sweep_id = self.best_effort.at_once(self.tracker.project_sweep, sweep) or self.sweep_id
+
     def abandoned(self, campaign: str) -> None:
         if self.tracker is not None:
             self.best_effort.at_once(self.tracker.close_campaign, campaign)
@@ -74,7 +79,7 @@ class MlflowObserver(Observer):
     def _project(self, run: Path, *, row: str) -> str:
         if self.tracker is None:
             return ""
-        return self.best_effort.at_once(self.tracker.project, run, parent_id=self.parents.get(row, ""))
+        return self.best_effort.at_once(self.tracker.project, run, parent_id=self.parents.get(row, "") or self.sweep_id)
 
     def _stop_sampling(self, run: Path) -> None:
         if sampler := self.samplers.pop(run, None):

@@ -20,8 +20,9 @@ from remeasure.system.redaction import masked
 from remeasure.tracking.content.base import Content, DataInput
 from remeasure.tracking.content.rows import row_content
 from remeasure.tracking.content.runs import RECORD_TAG, record_content, run_content
+from remeasure.tracking.content.sweeps import sweep_content
 from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri, try_twice
-from remeasure.tracking.observer import Standing
+from remeasure.tracking.observer import Standing, Sweep
 from remeasure.tracking.views import CAMPAIGN_TAG, experiment_tags
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class Tracker:
     def project_row(self, standing: Standing) -> str:
         """Bring the parent run of a row's campaign up to date and return its id."""
         return self._bring_up_to_date(row_content(standing))
+
+    def project_sweep(self, sweep: Sweep) -> str:
+        """Bring the parent run of a sweep up to date and return its id."""
+        return self._bring_up_to_date(sweep_content(sweep))
 
     def describe(self, table: str = "") -> str:
         """Bring the experiment's views up to date, and its note with this Markdown table, if there is one.

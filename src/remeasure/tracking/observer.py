@@ -51,6 +51,21 @@ class Standing:
     report: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A multirun or a study: the lines of its table so far, and the accuracy of each finished job in percent.
+
+    `started`, `at`: ISO 8601, UTC; `at` is now.
+    """
+
+    name: str
+    state: State
+    started: str
+    at: str
+    table: tuple[str, ...] = ()
+    percents: tuple[float, ...] = ()
+
+
 class Observer:
     """Watches runs; override what is of interest. `run`: the run's directory; runs/journal.py lists the keys of events.
 
@@ -81,6 +96,9 @@ class Observer:
 
     def row(self, standing: Standing) -> None:
         """A row has begun, has another seed, or has ended."""
+
+    def sweep(self, sweep: Sweep) -> None:
+        """A sweep is about to start a job, or has ended; the runs that start from now on are its own."""
 
     def abandoned(self, campaign: str) -> None:
         """The processes of a row's campaign (content.rows.campaign_name) were killed."""
@@ -116,6 +134,9 @@ class Observers(Observer):
 
     def row(self, standing: Standing) -> None:
         self._tell("row", standing)
+
+    def sweep(self, sweep: Sweep) -> None:
+        self._tell("sweep", sweep)
 
     def abandoned(self, campaign: str) -> None:
         self._tell("abandoned", campaign)
