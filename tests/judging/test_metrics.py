@@ -157,6 +157,25 @@ def test_classes_that_do_not_occur_are_left_out_of_the_means() -> None:
     assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)  # the recalls of the classes 0, 1 and 3
 
 
+def test_each_metric_and_each_class_is_told_from_the_stored_predictions(
+    outcomes: list[Outcome], tmp_path: Path
+) -> None:
+    (row,) = ledger.read(write_ledger(tmp_path / "benchmark.yaml", top5_percent=99.0)).values()
+    split, measured = TestSplit(labels(), classes=tuple("abcdefghij")), group(outcomes, metric="top5_percent")
+    lines = [line.strip() for line in metrics.told(row, group=measured, split=split)]
+    assert lines[0] == "mlp2-digits-top5, 2 seeds:"
+    assert "are not here" in next(iter(metrics.told(row, group=measured, split=None)))
+    values = [by_scikit_learn(outcome) for outcome in outcomes]
+    for metric in METRICS:
+        mean = statistics.fmean(each[metric] for each in values)
+        sd = statistics.stdev(each[metric] for each in values)
+        assert f"{metrics.METRICS[metric].title}: {mean:.3f} ± {sd:.3f} %" in lines
+    recalls = [float(line.split()[2]) for line in lines if line.startswith("class ")]
+    assert statistics.fmean(recalls) == pytest.approx(
+        statistics.fmean(each["balanced_accuracy_percent"] for each in values), abs=1e-3
+    )
+
+
 def test_an_error_rate_below_one_percent_is_taken_as_percent() -> None:
     verdict = judge([0.21, 0.23, 0.24], published=1.2, margin=0.2, metric="error_percent")
     assert verdict.verdict == "falls short"

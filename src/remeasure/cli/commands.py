@@ -27,6 +27,7 @@ COMMANDS = {
     "new": "a folder for your own table: ledger, an example of each config, model, data set, tests",
     "add-data": "a data set in a folder: its config, with sizes, statistics and fingerprint worked out",
     "add-row": "one more claim in the ledger, with its margin worked out",
+    "import": "timm-results NAME…: published rows of timm's results as claims, with their models",
     "train": "one run: model=… data=… recipe=… key=value …",
     **options.COMMANDS,
     "report": "the same as table",
@@ -83,6 +84,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from remeasure.cli.workspace import add_data
 
         return add_data.main(more)
+    if name == "import":
+        from remeasure.cli.workspace import import_timm
+
+        return import_timm.main(more)
     if name == "add-row":
         from remeasure.cli.workspace import add_row
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "measure": "measure the named rows, or all; a table that is there is kept up to date",
     "table": "rebuild table, report and README block from results/ alone",
     "verify": "recompute every accuracy and every digit of the table; no training",
+    "metrics": "error rate, macro F1, balanced accuracy, calibration, each class's accuracy: from predictions",
     "track": "replay into MLflow what its store lacks",
     "export": "a folder in exports/ for each named row's trained network, for others to load without this package",
     "ui": "serve MLflow's UI over the store on this machine, and print its link",

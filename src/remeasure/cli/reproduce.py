@@ -13,9 +13,9 @@ from rich.console import RenderableType
 from remeasure.cli.options import parser
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
 from remeasure.data import catalog
-from remeasure.judging import ledger, publish, table, terminal, verify
+from remeasure.judging import ledger, metrics, publish, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
-from remeasure.judging.reader import read_runs
+from remeasure.judging.reader import read_row, read_runs
 from remeasure.judging.report.page import TestSplit
 from remeasure.spec.base import DataMissingError, InputError, gathered
 from remeasure.spec.claim import Row
@@ -90,6 +90,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         status = max(status, _controls(rows, records=records))
     if options.command == "export":
         _export(chosen, files=files)
+    if options.command == "metrics":
+        _metrics(chosen, results=files.results)
     if options.command == "track":
         from remeasure.tracking.replay import replay
 
@@ -219,6 +221,11 @@ def _export(rows: Mapping[str, Row], *, files: Files) -> None:
             print(f"{row.name}: {folder}")
     if faults:
         raise InputError(*faults)
+
+
+def _metrics(rows: Mapping[str, Row], *, results: Path) -> None:
+    for row in rows.values():
+        print(*metrics.told(row, group=read_row(results, row=row.name), split=_split(row.data)), sep="\n")
 
 
 def _controls(rows: Mapping[str, Row], *, records: Mapping[str, Sequence[RunRecord]]) -> int:

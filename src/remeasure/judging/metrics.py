@@ -1,10 +1,14 @@
 """The metric that a row's claim is about: its value of a seed, in percent, and the evidence that `judge` takes."""
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from remeasure.judging.records import RowResults, from_results
+from remeasure.judging.report.analysis import calibration, fits
 from remeasure.spec.claim import Evidence, Metric, Row
 from remeasure.spec.record import RunRecord
 from remeasure.system.formats import Array
@@ -63,6 +67,50 @@ def _images(record: RunRecord, *, metric: Metric) -> float | None:
     if value is None or METRICS[metric].is_share:
         return record.num_test - value if value is not None and metric == "error_percent" else value
     return value * record.num_test
+
+
+class Split(Protocol):
+    """A test split: `labels` (N,), and the names of the classes, () where they have none."""
+
+    @property
+    def labels(self) -> Array: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+def told(row: Row, *, group: RowResults | None, split: Split | None) -> Iterator[str]:
+    """A line for each metric of a row's predictions, mean and sample sd over its seeds, and for each class its recall;
+    or why there is none.
+    """
+    if group is None or not len(group.seeds):
+        yield f"{row.name}: no predictions yet"
+    elif split is None or not fits(group, split.labels):
+        yield f"{row.name}: the test labels of {row.data} are not here, or do not give the recorded accuracies"
+    else:
+        yield f"{row.name}, {len(group.seeds)} seeds:"
+        yield from (f"  {line}" for line in _told(group, labels=split.labels, classes=split.classes))
+
+
+def _told(group: RowResults, *, labels: Array, classes: Sequence[str]) -> Iterator[str]:
+    scored = [part for part in from_results(group) if part.predicted is not None]
+    seeds = [of_predictions(np.asarray(part.predicted), labels=labels, top5=part.top5) for part in scored]
+    for metric, meaning in METRICS.items():
+        if all(meaning.column in seed for seed in seeds):
+            whole = len(labels) if meaning.is_share else 1
+            percents = [100 * seed[meaning.column] / whole for seed in seeds]
+            told = [100 - each for each in percents] if metric == "error_percent" else percents
+            yield f"{meaning.title}: {_spread(told)}"
+    calibrated = calibration(group.predicted, confidence=group.confidence, labels=labels)
+    yield f"expected calibration error: {calibrated.ece_percent:.3f} %"
+    for number in np.unique(labels).tolist():
+        recalls = 100 * np.mean(group.predicted[:, labels == number] == number, axis=1)
+        yield f"class {classes[number] if classes else number}: {_spread(recalls.tolist())}"
+
+
+def _spread(percents: Sequence[float]) -> str:
+    sd = f" ± {statistics.stdev(percents):.3f}" if len(percents) > 1 else ""
+    return f"{statistics.fmean(percents):.3f}{sd} %"
 
 
 def of_predictions(predicted: Array, *, labels: Array, top5: Array | None) -> dict[str, float]:

@@ -25,10 +25,16 @@ SD_PP = 0.10  # of a share of the test images between seeds, where nothing is kn
 def main(arguments: Sequence[str]) -> int:
     """Append the entry; returns the exit status. InputError: a fault in it or in the ledger, which stays then."""
     given = _parser().parse_args(arguments)
-    name = "-".join(filter(None, (given.model, given.data, given.variant)))
+    row = append("-".join(filter(None, (given.model, given.data, given.variant))), entry=_entry(given))
+    path, margin = paths.conf_dir() / paths.LEDGER, row.rule.margin_pp
+    print(f"{path}: {row.name} added, margin {margin} percentage points; `remeasure reproduce {row.name}` measures it")
+    return 0
+
+
+def append(name: str, *, entry: dict[str, Any]) -> Row:
+    """Append the row's entry to the ledger. InputError: a fault in it or in the ledger, which stays then."""
     path = paths.conf_dir() / paths.LEDGER
     text = read_bytes(path).decode(errors="surrogateescape")
-    entry = _entry(given)
     row = convert(Row, {**entry, "name": name}, where=f"rows.{name}")
     ledger.check_configs({name: row}, conf_dirs=paths.conf_dirs())
     before = {} if _is_empty(text) else ledger.read(path)
@@ -45,10 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         if after != {**before, name: row}:
             raise InputError(f"{path}: the entry cannot be appended, as `rows` is not written a key a line")
     write_atomic(path, changed)
-    print(
-        f"{path}: {name} added, margin {row.rule.margin_pp} percentage points; `remeasure reproduce {name}` measures it"
-    )
-    return 0
+    return row
 
 
 def _parser() -> argparse.ArgumentParser:
