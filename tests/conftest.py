@@ -18,6 +18,8 @@ from remeasure.cli import commands
 from remeasure.system import paths
 from remeasure.tracking import mlflow_store
 
+# Tests run side by side, one a core, and the threads of a step would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that trains twice in one folder trains anew: on a slow machine, the first training would leave a checkpoint.
 os.environ.setdefault("REMEASURE_CHECKPOINT_SECONDS", "1e9")
 SPAWN = multiprocessing.util.spawnv_passfds

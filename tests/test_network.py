@@ -110,11 +110,12 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run on the digits in a project of its own, watched, with secrets in its environment."""
+    """A run on the digits in a project of its own, watched from its imports on, with secrets in its environment."""
     folder = tmp_path_factory.mktemp("run")
     project = copy_project(folder / "project")
     with watch(folder) as watched:
-        done = project.run("train.py", *RUN, cwd=folder, **watching(project, watched), **SECRETS)
+        script = str(project.root / "src/train.py")
+        done = project.python(script, *RUN, cwd=folder, **watching(project, watched), **SECRETS)
     assert done.returncode == 0, done.stderr
     return Run(folder, watched, done)
 

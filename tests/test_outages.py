@@ -276,7 +276,7 @@ def remounted(folder: Path, how: str) -> bool:
 
 
 def said(process: "subprocess.Popen[bytes]") -> str:
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     return stderr.decode()
 
 

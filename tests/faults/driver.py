@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from remeasure.campaign.executors import local
+from remeasure.campaign.executors import base
 from remeasure.runs import timing
 from remeasure.runs.folder import Outcome, Place
 from remeasure.runs.journal import JOURNAL_FILE
@@ -35,7 +35,7 @@ from remeasure.system import paths, startup
 FOLDER = Path(os.environ["FAULTS_FOLDER"])
 KIND, NUMBER, WHEN = os.environ.get("FAULTS_CUT", "any 0 before").split()
 STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-execute = local.execute_task
+execute = base.execute_task
 timing.TIMED_SECONDS = 0.1  # what a seed costs is of no interest here
 
 
@@ -81,7 +81,7 @@ def watch_weights() -> None:
     recorder._keep_arrays = keep_noted
 
 
-def watched_execute(task: local.Task, place: Place, sink: Sink) -> list[Outcome]:
+def watched_execute(task: base.Task, place: Place, sink: Sink) -> list[Outcome]:
     watch_weights()
     return execute(task, place, sink)
 
@@ -167,4 +167,4 @@ if __name__ == "__main__":
     startup.run(main)
 else:
     watch_disk()
-    local.execute_task = watched_execute  # what the parent asks a worker for by its name
+    base.execute_task = watched_execute  # what the parent asks a worker for by its name

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 from tests.faults.campaign import (
+    EPOCHS,
     NUM_KILLS,
     REPRODUCE,
     TIMEOUT_SECONDS,
@@ -64,7 +65,7 @@ def killed_until_it_ends(campaign: Campaign, *, chance: random.Random, most: int
         if moment in ("training", "record") and status not in STATUS[way]:
             found.append(f"differing: status {status}, expected {STATUS[way]} ({way} killed)")
         num_kills += 1
-    ends = time.monotonic() + 30.0
+    ends = time.monotonic() + TIMEOUT_SECONDS
     while (left := list(leftover_processes(pids))) and time.monotonic() < ends:
         time.sleep(0.05)
     assert left == []
@@ -75,7 +76,7 @@ def wait_for_moment(process: Process, *, campaign: Campaign, chance: random.Rand
     """Most often some way into training; sometimes while it starts, or when a seed has just been finished."""
     before, num_records = campaign.journal_bytes(), len(campaign.records())
     store_is_there = (campaign.root / "mlflow.db").exists()
-    more = chance.randint(1, 12_000)  # an epoch is about 200 bytes
+    more = chance.randint(1, 300 * EPOCHS)  # an epoch is about 200 bytes
     moments: dict[str, Callable[[], bool]] = {
         "training": lambda: campaign.journal_bytes() >= before + more,
         "record": lambda: len(campaign.records()) > num_records,

@@ -6,11 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.campaign import NEVER, NUM_CUTS, REPRODUCE, TRAIN, Unbroken, faults, folder, kept, setbacks, summary
+from tests.faults.campaign import (
+    EPOCHS,
+    NEVER,
+    NUM_CUTS,
+    REPRODUCE,
+    TRAIN,
+    Unbroken,
+    faults,
+    folder,
+    kept,
+    setbacks,
+    summary,
+)
 from tests.faults.test_kills import RecordProperty
 
-# At which fsync or rename of a start it may be: of all files, of all but checkpoints.
-MOST = {REPRODUCE: {"any": 900, "other": 150}, TRAIN: {"any": 250, "other": 60}}
+# At which fsync or rename of a start it may be: of all files, of all but checkpoints, which each epoch has three of.
+MOST = {
+    REPRODUCE: {"any": 60 + 21 * EPOCHS, "other": 150},
+    TRAIN: {"any": 10 + 6 * EPOCHS, "other": 60},
+}
 # First of all: a seed is finished by its journal and has no record; then it has one, and its checkpoint is still there.
 FIRST = {REPRODUCE: (), TRAIN: ("record.json 1 before", "record.json 2 after")}
 

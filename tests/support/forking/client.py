@@ -26,7 +26,7 @@ from tests.support.forking.server import fork, forked
 TESTED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # what a command of the tests has in its environment
 # What no imported package has read as it was imported. Where anything else differs, the process is a new one.
 FREE = re.compile(
-    r"REMEASURE_\w+|FAULTS_\w+|PYTEST_\w+|PYTHONPATH|TMPDIR|TERM|COLUMNS|XDG_CACHE_HOME|no_proxy"
+    r"REMEASURE_\w+|FAULTS_\w+|WATCHED|CUBLAS_WORKSPACE_CONFIG|PYTEST_\w+|PYTHONPATH|TMPDIR|TERM|COLUMNS|XDG_CACHE_HOME|no_proxy"
     r"|HF_\w+|KMP_\w+|_?MLFLOW_\w+|DO_NOT_TRACK|HYDRA_FULL_ERROR|TORCHINDUCTOR_\w+|PYTORCH_NVML_BASED_CUDA_CHECK"
 )
 OPTIONS = {"cwd", "stdin", "stdout", "stderr", "text", "bufsize", "start_new_session"}

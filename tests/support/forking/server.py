@@ -198,6 +198,9 @@ def run(arguments: Sequence[str]) -> None:
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[0:1] = [folder, *own]
     importlib.invalidate_caches()
+    if any((Path(path) / "sitecustomize.py").exists() for path in own):
+        sys.modules.pop("sitecustomize", None)
+        importlib.import_module("sitecustomize")
     exec(compile(content, name, "exec"), main.__dict__)
 
 

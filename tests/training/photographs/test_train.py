@@ -639,7 +639,7 @@ def test_two_devices_train_as_one_does(files: list[Path], tmp_path: Path) -> Non
         subprocess.Popen(command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
         for rank in ("0", "1")
     ]
-    errors = [process.communicate(timeout=120)[1].decode() for process in both]
+    errors = [process.communicate(timeout=300)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert same(first, second)
