@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.support.forking import client as forking
 from tests.support.suite import wait_until
 
 SETPRIV = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")  # PostgreSQL refuses to run as root
@@ -41,11 +41,11 @@ class TrackingServer:
         options = {"--host": "127.0.0.1", "--port": str(self.port), "--workers": "1"}
         options |= {"--backend-store-uri": self.backend, "--artifacts-destination": str(self.folder / "artifacts")}
         arguments = [part for option in options.items() for part in option]
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        environment = forking.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *arguments],
+            self._process = forking.popen(
+                ["-c", "from mlflow.cli import cli; cli()", "server", *arguments],
                 cwd=self.folder,
                 env=environment,
                 stdout=log,
