@@ -47,7 +47,7 @@ def suite(tmp_path: Path) -> Project:
 def start(project: Project, script: str, *arguments: str, core: int = 0, store: str = "") -> "subprocess.Popen[bytes]":
     """A command on one core alone, so that it has one worker."""
     cores = os.sched_getaffinity(0)
-    changes = {"MLFLOW_TRACKING_URI": store} if store else {}
+    changes = {"MLFLOW_TRACKING_URI": store, "MLFLOW_HTTP_REQUEST_TIMEOUT": "300"} if store else {}  # it may be busy
     os.sched_setaffinity(0, {sorted(cores)[core % len(cores)]})  # which a child inherits
     try:
         return project.start(
