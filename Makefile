@@ -1,4 +1,4 @@
-# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 KEEP=all NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PORT=5000 PYTHON=python3.12
+# One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 KEEP=all ON=slurm NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PORT=5000 PYTHON=python3.12
 PYTHON ?= python3
 WORKERS ?= 2
 python := .venv/bin/python
@@ -14,7 +14,7 @@ setup-dev:
 	@$(PYTHON) src/set_up.py dev
 
 reproduce: setup
-	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue) $(if $(KEEP),--keep $(KEEP)) $(ARGS)
+	$(python) src/reproduce.py reproduce $(ROWS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOGETHER),--together $(TOGETHER)) $(if $(FRESH),--fresh) $(if $(CONTINUE),--continue) $(if $(ON),--on $(ON)) $(if $(KEEP),--keep $(KEEP)) $(ARGS)
 
 train: setup
 	$(python) src/train.py $(ARGS)

@@ -235,7 +235,11 @@ class Campaign:
                 self._keep(campaign, outcomes=[shared])
             elif any(key in task.keys for task in workers.active):
                 continue
-            elif num_cores <= workers.idle and seconds * width <= seconds_left and self._is_ours(campaign, seed=key[1]):
+            elif (
+                num_cores <= workers.idle
+                and seconds * width <= seconds_left
+                and (workers.attaches(campaign.spec, seed=key[1]) or self._is_ours(campaign, seed=key[1]))
+            ):
                 owner = _first(key, seeds_of=RowCampaign.wanted, campaigns=campaigns)
                 name = _first(key, seeds_of=RowCampaign.lacking, campaigns=campaigns).row.name
                 sharing = [entry for entry in campaigns if entry.spec.spec_sha256 == key[0]]

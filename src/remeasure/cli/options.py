@@ -25,6 +25,10 @@ COMMANDS = {
 }
 
 
+LOCAL = "local"
+ON_HELP = f"where runs are trained: {LOCAL}, this machine (default), or a file of conf/cluster, such as slurm or ray"
+
+
 class Parser(argparse.ArgumentParser):
     """One whose errors are one line."""
 
@@ -43,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--together", type=_count, default=1, help="train so many seeds of a row as one: for small nets on a GPU"
     )
+    made.add_argument("--on", default=LOCAL, metavar="NAME", help=ON_HELP)
     made.add_argument("--fresh", action="store_true", help="train again what runs/ has")
     made.add_argument("--continue", dest="adopt", action="store_true", help="go on from the committed seeds")
     keep_help = "which seeds keep their trained network: the first of a row (default), all, none"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
-from remeasure.cli.options import parser
+from remeasure.cli.options import LOCAL, parser
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
 from remeasure.data import catalog
 from remeasure.judging import ledger, metrics, publish, table, terminal, verify
@@ -129,6 +129,7 @@ def _measure(
     if sys.stderr.isatty() and not options.quiet:
         _say("importing torch, Lightning and MLflow, reading the data …")
     from remeasure.campaign.campaign import Campaign
+    from remeasure.campaign.executors import choose
     from remeasure.campaign.row import NotHere, Options, RowCampaign
     from remeasure.runs import provenance
     from remeasure.runs.folder import Place
@@ -153,9 +154,16 @@ def _measure(
     overrides = [f"verbosity={verbosity}", *([f"+observer=[{options.observers}]"] if options.observers else [])]
     with build(compose(overrides).observer, project=files.store) as observers:
         say = _print if options.command == "plan" else observers.say
-        observers.close_orphans(files.runs)
+        executor = choose.build(options.on, place=place, conf_dirs=paths.conf_dirs()) if options.on != LOCAL else None
+        observers.close_orphans(files.runs, **({"is_alive": executor.is_alive} if executor else {}))
         campaign = Campaign(
-            place=place, results=files.results, options=chosen, observers=observers, say=say, retable=files.retable
+            place=place,
+            results=files.results,
+            options=chosen,
+            observers=observers,
+            say=say,
+            retable=files.retable,
+            **({"new_workers": lambda _: executor} if executor else {}),
         )
         prepared, refused = list[RowCampaign | NotHere](), dict[str, list[str]]()
         for row in rows.values():

@@ -33,7 +33,8 @@ class MlflowObserver(Observer):
         if self.tracker is not None:
             mlflow_run_id = self._project(run, row=event["row"])
             sampler = ExitStack()
-            sampler.enter_context(self.tracker.system_metrics(mlflow_run_id))
+            if not event.get("elsewhere"):  # this machine's load would say nothing of the run
+                sampler.enter_context(self.tracker.system_metrics(mlflow_run_id))
             self.samplers[run] = sampler
 
     def epoch(self, run: Path, event: Event) -> None:  # noqa: ARG002 - the journal has the event

@@ -1,7 +1,7 @@
 """Observers: who watches runs. Each is a small class and a YAML in conf/observer; none can stop a run."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -171,10 +171,14 @@ class Observers(Observer):
             self._failed.add(fault)
             print(f"observer {fault}: {first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
 
-    def close_orphans(self, runs: Path) -> None:
-        """Close the runs and campaigns of this checkout that killed processes left unfinished."""
+    def close_orphans(self, runs: Path, *, is_alive: Callable[[Path], bool] = lambda _: False) -> None:
+        """Close the runs and campaigns of this checkout that killed processes left unfinished.
+
+        `is_alive`: says of a run's folder whether another machine trains it, whose lock may not be seen here.
+        """
         for path in sorted(runs.glob(f"*/{JOURNAL_FILE}")):
-            self._close_run(path.parent)
+            if not is_alive(path.parent):
+                self._close_run(path.parent)
         for path in sorted(runs.glob(f"{CAMPAIGNS}/*")):
             for campaign in locks.orphaned(path):
                 self.abandoned(campaign)

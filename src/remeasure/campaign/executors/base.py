@@ -78,6 +78,10 @@ class Executor(ABC):
         """Whether a task that an earlier process started trains this seed or waits for its turn: `start` takes it."""
         return False
 
+    def is_alive(self, directory: Path) -> bool:  # noqa: ARG002
+        """Whether a task that an earlier process started trains in this run's folder, as far as is known here."""
+        return False
+
     def together(self) -> AbstractContextManager[None]:
         """In this context several tasks are started, which a scheduler may take as one array."""
         return nullcontext()

@@ -1,0 +1,132 @@
+"""Seeds as Ray tasks: on this machine's cores, or on a cluster that runs already."""
+
+import io
+import logging
+import tarfile
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from remeasure.campaign.executors.base import Task
+from remeasure.campaign.executors.remote import Execute, Remote, environment, time_seed
+from remeasure.runs.folder import Outcome, Place, finished
+from remeasure.runs.merge import merge
+from remeasure.spec.base import InputError
+from remeasure.spec.run import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """conf/cluster/ray.yaml.
+
+    `address`: of a cluster that runs; None: one on this machine for this command. `at_once`: the most tasks at a time;
+    None: one a core of the cluster. `gpus_per_run`: may be a fraction, for small nets. `retries`: how often a task is
+    started again whose worker died. `shared_disk`: whether all machines see this folder of runs; else each run is made
+    in a folder of its machine and sent back when it is finished, and one whose worker dies begins anew.
+    """
+
+    address: str | None
+    at_once: int | None
+    gpus_per_run: float
+    retries: int
+    shared_disk: bool
+
+
+class Ray(Remote):
+    """Tasks of a Ray cluster. On exit they are cancelled: each run journals it and keeps its checkpoint."""
+
+    end_seconds = 30.0  # how long a cancelled run may take to end
+
+    def __init__(self, place: Place, settings: Settings, *, execute: Execute | None = None) -> None:
+        self.settings = settings
+        try:
+            ray.init(
+                address=settings.address,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": environment()},
+            )
+        except ConnectionError as error:
+            raise InputError(f"ray: {str(error).strip().splitlines()[0]}") from None
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        super().__init__(place, num=settings.at_once or int(resources["CPU"]), execute=execute)
+        self._refs: dict[Future[Any], ray.ObjectRef[Any]] = {}
+        self._tasks: dict[Future[Any], Task] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        running = [ref for future, ref in self._refs.items() if not future.done()]
+        for ref in running:
+            ray.cancel(ref)
+        ray.wait(running, num_returns=len(running), timeout=self.end_seconds) if running else None
+        ray.shutdown()
+
+    def start(self, task: Task) -> Future[list[Outcome]]:
+        self.follow(task)
+        future: Future[list[Outcome]] = Future()
+        call: tuple[Any, ...] = (self.execute,) if self.settings.shared_disk else (apart, self.execute)
+        self._refs[future] = self._call(*call, task, self.place, cores=task.spec.cpu_threads)
+        self._tasks[future] = task
+        return future
+
+    def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
+        """Timed side by side, as far as the cluster runs them at once."""
+        num = min(self.num, num_seeds)
+        refs = [self._call(time_seed, spec, self.place, cores=spec.cpu_threads) for _ in range(num)]
+        found: list[float | Exception] = ray.get(refs)
+        for each in found:
+            if isinstance(each, Exception):
+                raise each
+        return max(each for each in found if isinstance(each, float))
+
+    def _call(self, function: Callable[..., Any], *arguments: object, cores: int) -> Any:
+        settings = self.settings
+        made: Any = ray.remote(num_cpus=cores, num_gpus=settings.gpus_per_run, max_retries=settings.retries)(function)
+        return made.remote(*arguments)
+
+    def look(self) -> None:
+        refs = list(self._refs.values())
+        done = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
+        for future in [future for future, ref in self._refs.items() if ref in done]:
+            task = self._tasks.pop(future)
+            try:
+                found = ray.get(self._refs.pop(future))
+                future.set_result(self._brought(found, task=task))
+            except Exception as error:
+                future.set_exception(error)
+
+    def _brought(self, found: Any, *, task: Task) -> list[Outcome]:
+        """The outcomes, whose folders are unpacked here if they were made on another disk."""
+        if isinstance(found, Exception):
+            raise found
+        if self.settings.shared_disk:
+            return list(found)
+        with tempfile.TemporaryDirectory(dir=self.place.runs, prefix=".brought-") as folder:
+            with tarfile.open(fileobj=io.BytesIO(found)) as packed:
+                packed.extractall(folder, filter="data")
+            for merged in merge(Path(folder), runs=self.place.runs):
+                if isinstance(merged, InputError):
+                    raise merged
+        outcomes = [finished(task.spec, seed=seed, place=self.place) for seed in task.spec.together(task.seed)]
+        return [replace(outcome, reused=False) for outcome in outcomes if outcome]
+
+
+def apart(execute: Execute, task: Task, place: Place) -> bytes | Exception:
+    """Execute in a folder of this machine; the finished runs, sealed, as a tar archive."""
+    with tempfile.TemporaryDirectory(prefix="remeasure-") as folder:
+        found = execute(task, replace(place, runs=Path(folder)))
+        if isinstance(found, Exception):
+            return found
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            for outcome in found:
+                archive.add(outcome.directory, arcname=outcome.directory.name)
+        return packed.getvalue()
