@@ -58,7 +58,7 @@ class Files:
 
 def main(arguments: Sequence[str], *, compose: Compose) -> int:
     """Run one command; returns the exit status. Raises InputError."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     files = _files(suite=options.suite, results=options.results)
     if options.command == "ui":
         from remeasure.tracking import mlflow_store

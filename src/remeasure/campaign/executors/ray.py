@@ -1,8 +1,6 @@
 """Seeds as Ray tasks: on this machine's cores, or on a cluster that runs already."""
 
-import io
 import logging
-import tarfile
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -104,14 +102,16 @@ class Ray(Remote):
                 future.set_exception(error)
 
     def _brought(self, found: Any, *, task: Task) -> list[Outcome]:
-        """The outcomes, whose folders are unpacked here if they were made on another disk."""
+        """The outcomes, whose folders are written here if they were made on another disk."""
         if isinstance(found, Exception):
             raise found
         if self.settings.shared_disk:
             return list(found)
         with tempfile.TemporaryDirectory(dir=self.place.runs, prefix=".brought-") as folder:
-            with tarfile.open(fileobj=io.BytesIO(found)) as packed:
-                packed.extractall(folder, filter="data")
+            for name, files in found.items():
+                (Path(folder) / name).mkdir()
+                for file, content in files.items():
+                    (Path(folder) / name / file).write_bytes(content)
             for merged in merge(Path(folder), runs=self.place.runs):
                 if isinstance(merged, InputError):
                     raise merged
@@ -119,14 +119,11 @@ class Ray(Remote):
         return [replace(outcome, reused=False) for outcome in outcomes if outcome]
 
 
-def apart(execute: Execute, task: Task, place: Place) -> bytes | Exception:
-    """Execute in a folder of this machine; the finished runs, sealed, as a tar archive."""
+def apart(execute: Execute, task: Task, place: Place) -> dict[str, dict[str, bytes]] | Exception:
+    """Execute in a folder of this machine; the files of each finished run, by its folder's name."""
     with tempfile.TemporaryDirectory(prefix="remeasure-") as folder:
         found = execute(task, replace(place, runs=Path(folder)))
         if isinstance(found, Exception):
             return found
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-            for outcome in found:
-                archive.add(outcome.directory, arcname=outcome.directory.name)
-        return packed.getvalue()
+        directories = [outcome.directory for outcome in found]
+        return {each.name: {path.name: path.read_bytes() for path in each.iterdir()} for each in directories}
