@@ -5,7 +5,7 @@ python := .venv/bin/python
 
 unexport PYTHONDONTWRITEBYTECODE # containers set it, and each process would compile torch and all else again, for 20 s
 
-.PHONY: setup setup-dev reproduce train test demo controls claims determinism faults report verify track export ui bench gpu lint lock
+.PHONY: setup setup-dev reproduce train test demo controls claims determinism faults report verify track export ui bench gpu docs lint lock
 
 setup:
 	@$(PYTHON) src/set_up.py run
@@ -59,7 +59,10 @@ bench: setup
 gpu: setup
 	$(python) -m remeasure.bench.gpu --out $(or $(OUT),runs/gpu) $(ARGS)
 
-lint: setup-dev
+docs: setup-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+
+lint: setup-dev docs
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
