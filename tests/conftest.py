@@ -5,9 +5,11 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
@@ -124,3 +126,10 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    own = [name for name, module in sys.modules.items() if _is_below(module, folder=tempfile.gettempdir())]
+    for name in own:  # another test's project may have a module of that name
+        del sys.modules[name]
+
+
+def _is_below(module: ModuleType, *, folder: str) -> bool:
+    return str(getattr(module, "__file__", None) or "").startswith(f"{folder}/")

@@ -132,7 +132,7 @@ def test_the_logged_model_is_linked_to_run_data_set_and_step(tracked: tuple[Mlfl
     run = tracker(observer).store.client.get_run(outcome.record.mlflow_run_id)
     assert [(each.model_id, each.step) for each in run.outputs.model_outputs] == [(model.model_id, 1)]
     scores = {metric.key: (metric.value, metric.dataset_name) for metric in model.metrics}
-    accuracy = {value for key, value in scores.items() if "accuracy" in key and "test" in key}
+    accuracy = {value for key, value in scores.items() if key == "test/accuracy_percent"}
     assert accuracy == {(outcome.record.accuracy_percent, "digits-test")}
     assert run.data.tags["trained_model"] == "kept"
 

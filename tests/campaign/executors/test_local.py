@@ -418,7 +418,7 @@ def test_after_a_signal_no_run_is_left_running_in_mlflow(campaign: Project) -> N
 
 
 def test_ctrl_c_ends_a_campaign_with_130_and_leaves_the_terminal_clean(campaign: Project) -> None:
-    terminal, inside = pty.openpty()  # the campaign's own, whose ^C it gets
+    terminal, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))  # 30 lines of 100 columns
     process = campaign.start(
         "reproduce.py",
@@ -426,6 +426,7 @@ def test_ctrl_c_ends_a_campaign_with_130_and_leaves_the_terminal_clean(campaign:
         stdin=inside,
         stdout=inside,
         stderr=inside,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # its own terminal, whose ^C it gets; a new process
         env=campaign.environment(TERM="xterm"),
     )
     os.close(inside)

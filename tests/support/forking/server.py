@@ -19,7 +19,6 @@ import signal
 import socket
 import sys
 import tempfile
-import termios
 import threading
 import time
 import types
@@ -147,8 +146,6 @@ def become(request: Mapping[str, Any], *, descriptors: Sequence[int]) -> None:
     for descriptor, number in zip(held, request["files"], strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    if request["new_session"] and os.isatty(0):
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is its own
     os.sched_setaffinity(0, request["cores"])
     os.chdir(request["cwd"])
     os.environ.clear()
