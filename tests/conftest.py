@@ -5,11 +5,9 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
 import pytest
@@ -98,7 +96,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Command]:
     """Call a script of a project in this process, which has imported torch already: `here(project, "train.py", …)`.
 
     `here(project, "remeasure", …)` is the command of that name.
@@ -126,10 +126,9 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    own = [name for name, module in sys.modules.items() if _is_below(module, folder=tempfile.gettempdir())]
-    for name in own:  # another test's project may have a module of that name
+    folder = f"{tmp_path_factory.getbasetemp()}{os.sep}"
+    of_projects = [
+        name for name, module in sys.modules.items() if str(module.__dict__.get("__file__")).startswith(folder)
+    ]
+    for name in of_projects:  # another test's project may have a module of that name
         del sys.modules[name]
-
-
-def _is_below(module: ModuleType, *, folder: str) -> bool:
-    return str(getattr(module, "__file__", None) or "").startswith(f"{folder}/")
