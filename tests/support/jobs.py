@@ -19,7 +19,8 @@ def report(task: Task, place: Place, sink: Sink) -> Any:
     """Two events, then the process's own state."""
     for number in (1, 2):
         sink(place.runs, {"event": "epoch", "epoch": number, "seed": task.seed})
-    return {"seed": task.seed, "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"seed": task.seed, "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid(), "gpus": seen}
 
 
 def wait_for_ever(task: Task, place: Place, sink: Sink) -> Any:  # noqa: ARG001

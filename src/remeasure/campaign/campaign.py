@@ -229,14 +229,14 @@ class Campaign:
         seconds_left: float,
     ) -> None:
         """Start this row's wanted seeds on idle cores; reuse the runs of another row with the same spec."""
-        num_cores, width = workers.cores(campaign.spec), campaign.spec.engine_width
+        width = campaign.spec.engine_width
         for key, seconds in campaign.seconds(device=self._device).items():
             if shared := self._trained.get(key):
                 self._keep(campaign, outcomes=[shared])
             elif any(key in task.keys for task in workers.active):
                 continue
             elif (
-                num_cores <= workers.idle
+                workers.fits(campaign.spec)
                 and seconds * width <= seconds_left
                 and (workers.attaches(campaign.spec, seed=key[1]) or self._is_ours(campaign, seed=key[1]))
             ):

@@ -1,6 +1,5 @@
 """Workers and signals: whatever ends a command, no process is left behind and everything finished is kept."""
 
-import dataclasses
 import errno
 import fcntl
 import os
@@ -31,7 +30,6 @@ from tests.support.project import Command, Project, copy_project
 from tests.support.suite import wait_until
 from tests.support.terminal import screen
 
-from remeasure.campaign.executors import local
 from remeasure.campaign.executors.base import Task
 from remeasure.campaign.executors.local import Workers
 from remeasure.cli import reproduce
@@ -458,14 +456,3 @@ def read_all(descriptor: int, output: bytearray) -> None:
         if not found:
             return
         output.extend(found)
-
-
-def test_on_an_accelerator_a_run_is_alone_but_runs_of_lbfgs_are_side_by_side(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    pool = Workers(dataclasses.replace(place, device_kind="cuda"))
-    assert pool.num == local.MOST_ON_DEVICE == 10
-    assert pool.cores(trained.spec()) == 10
-    assert pool.cores(trained.spec("model=logreg", "recipe=lbfgs")) == 1
-    assert Workers(place).num == 16

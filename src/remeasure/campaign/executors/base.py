@@ -101,7 +101,7 @@ class Executor(ABC):
 
         def start() -> bool:
             for task in list(waiting):
-                if self.cores(task.spec) <= self.idle:
+                if self.fits(task.spec):
                     waiting.remove(task)
                     self.submit(task)
             return bool(waiting)
@@ -150,6 +150,10 @@ class Executor(ABC):
         """Number of cores without a task."""
         return self.num - sum(self.cores(task.spec) for task in self._active.values())
 
+    def fits(self, spec: RunSpec) -> bool:
+        """Whether enough cores are idle for a run of `spec`."""
+        return self.cores(spec) <= self.idle
+
     @abstractmethod
     def cores(self, spec: RunSpec) -> int:
         """Number of cores, out of `num`, that a run of `spec` takes."""
@@ -160,7 +164,7 @@ class Executor(ABC):
 
     def submit(self, task: Task) -> None:
         """Start a task. Enough cores must be idle, or its threads would compete with others."""
-        assert self.cores(task.spec) <= self.idle
+        assert self.fits(task.spec)
         self._active[self.start(task)] = task
 
 

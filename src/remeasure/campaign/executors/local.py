@@ -1,14 +1,17 @@
-"""Worker processes, one a core, kept for the whole campaign. A run of two threads takes two cores; on an accelerator a
-run takes all of them, except L-BFGS: in its line search the device waits for Python, so it takes one.
+"""Worker processes, one a core, kept for the whole campaign. A run of two threads takes two cores.
+
+On a machine with several GPUs each worker sees one of them, and as many seeds as there are GPUs train side by side. A
+run takes all workers of its GPU, except L-BFGS: in its line search the device waits for Python, so it takes one.
 """
 
 import atexit
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor as Pool
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,14 +36,27 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Devices = tuple[str, ...]  # as CUDA_VISIBLE_DEVICES names them
+AS_HERE = ""  # in place of a device's name: a worker sees what this process sees
 MOST_ON_DEVICE = 10  # each process takes some of an accelerator's memory
 SEMAPHORES = Path("/dev/shm")  # where Linux keeps the locks of a process pool, 32 bytes each
 
 
-def num_workers(place: Place) -> int:
-    """How many runs train side by side: one a core that this process may use, on an accelerator at most ten."""
-    num = startup.num_cores()
+def num_workers(place: Place, *, num_devices: int = 1) -> int:
+    """How many workers each device has: one a core that this process may use, on an accelerator at most ten."""
+    num = max(startup.num_cores() // num_devices, 1)
     return num if place.device_kind == "cpu" else min(num, MOST_ON_DEVICE)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: those of the variable where it is set."""
+    import torch  # seconds to import
+
+    num, listed = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return tuple(str(number) for number in range(num))
+    names = tuple(name.strip() for name in listed.split(","))
+    return names if names[0].startswith("MIG-") else names[:num]  # of several MIG instances, a process sees one
 
 
 def _searches_lines(spec: RunSpec) -> bool:
@@ -48,11 +64,11 @@ def _searches_lines(spec: RunSpec) -> bool:
 
 
 class Workers(Executor):
-    """A process pool that starts with the first task and ends all its processes on exit, exceptions included.
+    """Process pools, one a GPU, that start with the first task; all processes end on exit, exceptions included.
 
-    `num`: how many processes. In a worker, `execute` trains a task and `time_seed` times a few steps of a spec.
-    A worker that runs for `end_seconds` after SIGTERM is killed. `new_pool` makes the pool, from the arguments of
-    ProcessPoolExecutor.
+    `num`: how many processes each has. In a worker, `execute` trains a task and `time_seed` times a few steps of a
+    spec. A worker that runs for `end_seconds` after SIGTERM is killed. `new_pool` makes a pool, from the arguments of
+    ProcessPoolExecutor. `gpus`: which are there, as CUDA_VISIBLE_DEVICES names them.
     """
 
     def __init__(
@@ -64,16 +80,20 @@ class Workers(Executor):
         time_seed: Callable[[RunSpec, Place], float] | None = None,
         end_seconds: float = 60.0,
         new_pool: Callable[..., Pool] = ProcessPoolExecutor,
+        gpus: Callable[[], Sequence[str]] = visible_gpus,
     ) -> None:
-        super().__init__(place, num=num or num_workers(place))
+        found = tuple(gpus()) if place.device_kind == "cuda" else ()
+        self.devices = found if len(found) > 1 else (AS_HERE,)
+        self.per_device = num or num_workers(place, num_devices=len(self.devices))
+        super().__init__(place, num=self.per_device * len(self.devices))
         self.end_seconds = end_seconds
         self._execute, self._time_seed = execute or execute_task, time_seed or seconds_of_seed
         context = multiprocessing.get_context("spawn")  # a forked torch can hang
         with naming(SEMAPHORES):
             self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
-        start = (self._events, os.getpid())
-        self._new_pool = partial(new_pool, self.num, mp_context=context, initializer=_begin, initargs=start)
-        self._pool = self._started()
+        self._new_pool = partial(new_pool, mp_context=context, initializer=_begin)
+        self._pools: dict[Devices, Pool] = {(device,): self._started((device,)) for device in self.devices}
+        self._seen: dict[Future[list[Outcome]], Devices] = {}  # by the tasks that run
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,7 +103,8 @@ class Workers(Executor):
             for process in multiprocessing.active_children():
                 process.terminate()
             killing.start()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
         killing.cancel()
 
     def events(self) -> Iterator[tuple[Path, Event]]:
@@ -91,32 +112,58 @@ class Workers(Executor):
             yield self._events.get()
 
     def start(self, task: Task) -> Future[list[Outcome]]:
-        return self._submit(_with_sink, self._execute, task, self.place)
+        devices = self._idle_devices(task.spec)
+        assert devices
+        future = self._submit(devices, _with_sink, self._execute, task, self.place)
+        self._seen = {each: seen for each, seen in self._seen.items() if each in self._active} | {future: devices}
+        return future
+
+    def fits(self, spec: RunSpec) -> bool:
+        return self._idle_devices(spec) is not None
+
+    def _idle_devices(self, spec: RunSpec) -> Devices | None:
+        """The devices for a run of `spec`, those with the most idle workers first; None: too few are idle."""
+        num, idle = self._num_devices(spec), dict.fromkeys(self.devices, self.per_device)
+        for future, task in self._active.items():
+            for device in self._seen[future]:
+                idle[device] -= self.cores(task.spec) // len(self._seen[future])
+        free = [device for device in self.devices if idle[device] * num >= self.cores(spec)]
+        chosen = sorted(free, key=lambda device: -idle[device])[:num]
+        return tuple(chosen) if len(chosen) == num else None
+
+    def _num_devices(self, spec: RunSpec) -> int:
+        """How many of `devices` a run of `spec` takes."""
+        return len(self.devices) if engine_of(spec).on_many_devices else 1
 
     def cores(self, spec: RunSpec) -> int:
-        """Number of cores that a run of `spec` takes; an evaluation decodes its photographs on all of them."""
+        """Number of workers that a run of `spec` takes; an evaluation decodes its photographs on all cores."""
         if engine_of(spec).takes_all_cores or not (self.place.device_kind == "cpu" or _searches_lines(spec)):
-            return self.num
-        return min(spec.cpu_threads, self.num)
+            return self.per_device * self._num_devices(spec)
+        return min(spec.cpu_threads, self.per_device)
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
         """Seconds of each of `num_seeds` seeds, timed side by side as they will run; raises what a worker raises."""
         side_by_side = min(self.num // self.cores(spec), num_seeds)
-        timings = [self._submit(self._time_seed, spec, self.place) for _ in range(side_by_side)]
+        devices = itertools.islice(itertools.cycle(self.devices), side_by_side)
+        timings = [self._submit((device,), self._time_seed, spec, self.place) for device in devices]
         return max(timing.result() for timing in timings)
 
-    def _started(self) -> Pool:
+    def _started(self, devices: Devices) -> Pool:
+        """A pool whose workers see these devices; of several devices it has one worker."""
         with naming(SEMAPHORES):
-            return self._new_pool()
+            num = self.per_device if len(devices) == 1 else 1
+            return self._new_pool(num, initargs=(self._events, os.getpid(), devices))
 
-    def _submit(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> Future[R]:
+    def _submit(self, devices: Devices, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> Future[R]:
         call = partial(_until_terminated, partial(function, *args, **named))
         with _interrupts_held():
+            if devices not in self._pools:
+                self._pools[devices] = self._started(devices)
             try:
-                return self._pool.submit(call)
+                return self._pools[devices].submit(call)
             except BrokenProcessPool:  # a worker was killed, which failed its own task only
-                self._pool = self._started()
-                return self._pool.submit(call)
+                self._pools[devices] = self._started(devices)
+                return self._pools[devices].submit(call)
 
 
 def _kill_children() -> None:
@@ -137,9 +184,13 @@ def _interrupts_held() -> Iterator[None]:
 _SINK: Any = None  # this worker's end of the event queue
 
 
-def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int) -> None:
-    """Initialise a worker: ignore Ctrl-C, end the run on SIGTERM, and end the worker with its parent."""
+def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int, devices: Devices) -> None:
+    """Initialise a worker: see these devices alone, ignore Ctrl-C, end the run on SIGTERM, and end the worker with its
+    parent.
+    """
     global _SINK
+    if devices != (AS_HERE,):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)  # CUDA reads it when it starts, which is later
     _SINK = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # a pending one ends the worker here, silently
