@@ -144,7 +144,7 @@ def test_a_missing_key_is_named() -> None:
         ("lr_peak", "0.1", "lr_peak: expected a valid number, got '0.1'"),  # text is never read as a number
         ("lr_peak", True, "lr_peak: expected a valid number, got True"),
         ("lr_peak", None, "lr_peak: expected a valid number, got None"),
-        ("name", "adm", "name: expected 'adam', 'adamw', 'sgd', 'rmsprop', 'lbfgs' or 'muon', got 'adm'"),
+        ("name", "adm", "name: expected 'adam', 'adamw', 'sgd', 'rmsprop', 'lbfgs', 'muon' or module:Class, got 'adm'"),
         ("betas", 0.9, "betas: expected a valid array, got 0.9"),
         ("betas", [0.9], "betas.1: missing"),
         ("betas", [0.9, "x"], "betas.1: expected a valid number, got 'x'"),

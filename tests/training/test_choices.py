@@ -199,7 +199,7 @@ def test_the_arguments_of_a_new_one_are_keys_with_the_faults_of_any_other(sign_s
     has = "no such argument (did you mean 'shrink'?); it has lr_peak, shrink"
     assert fault(chosen, "recipe.optimizer.shrnk=0.1") == f"recipe.optimizer.shrnk: optimizer 'sign_sgd' has {has}"
     assert fault(f"{key}=0.5").startswith(f"{key}: optimizer 'adam' has no such argument; it has lr_peak, weight_decay")
-    assert fault("recipe.optimizer.name=sgn").endswith("'lbfgs', 'muon' or 'sign_sgd', got 'sgn'")
+    assert fault("recipe.optimizer.name=sgn").endswith("'lbfgs', 'muon', 'sign_sgd' or module:Class, got 'sgn'")
 
 
 def test_another_optimiser_may_leave_the_nulls_of_the_one_before(sign_sgd: None) -> None:  # noqa: ARG001

@@ -1,8 +1,8 @@
 """The code that makes a run: hashes of the syntax trees of its files, without comments and docstrings.
 
 The files are those of this package that can move a weight, and the modules of the user's that hold the spec's builder,
-reader and callbacks, with what they import that is not installed. Each run's folder keeps them in code.json, so that a
-later start can name what has changed.
+reader, parts of the recipe and callbacks, with what they import that is not installed. Each run's folder keeps them in
+code.json, so that a later start can name what has changed.
 """
 
 import ast
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from remeasure.spec.base import canonical_json
+from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 
 CODE_FILE = "code.json"
@@ -79,10 +80,12 @@ def _named(spec: RunSpec) -> list[str]:
     function: Any = registry.builder_of(spec.model.builder)
     while isinstance(function, functools.partial):
         function = function.func
-    readers = [spec.data.source] if ":" in spec.data.source else []
+    recipe = spec.recipe
+    parts = (recipe.optimizer.name, recipe.loss.name, recipe.augmentation.name) if isinstance(recipe, Recipe) else ()
+    names = (spec.data.source, *parts, *(plugin.builder for plugin in spec.callbacks))
     return [
         getattr(function, "__module__", "") or "",
-        *(name.partition(":")[0] for name in (*readers, *(plugin.builder for plugin in spec.callbacks))),
+        *(module for module, colon, _ in (name.partition(":") for name in names) if colon),
     ]
 
 

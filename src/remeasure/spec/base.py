@@ -69,8 +69,9 @@ class Choice(Strict, ABC):
     """One of several by `name`, such as one optimiser of all: a class with its arguments as fields, and its builder.
 
     Defining a class with a `name` registers it in the `choices` of its base (Optimizer, Augmentation, Loss), where
-    configs find it. A null argument is one that is not set. `key`: where a config has the choice. `engines`: those that
-    implement it, photographs included; the others refuse it by name.
+    configs find it; of code from outside, a config says "module:Class", which spec.plugin registers. A null argument is
+    one that is not set. `key`: where a config has the choice. `engines`: those that implement it, photographs included;
+    the others refuse it by name.
     """
 
     name: str

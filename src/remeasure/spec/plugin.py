@@ -1,15 +1,15 @@
-"""What a config names of the user's own code: a model's builder, a reader of data, an observer, a callback."""
+"""What a config names of the user's own code: a builder, a reader, a part of a recipe, an observer, a callback."""
 
 import inspect
 import pkgutil
 import re
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from remeasure.spec.base import InputError, Strict
+from remeasure.spec.base import Choice, InputError, Strict
 
 T = TypeVar("T")
 
@@ -36,6 +36,24 @@ def raised(error: Exception) -> str:
     own = [frame for frame in frames if not any(part in frame.filename for part in ("site-packages", _PACKAGE))]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {error}{place}"
+
+
+def register(base: type[Choice], name: str) -> None:
+    """Make the class that "module:Class" names one of the choices of `base`, by this name.
+
+    Raises InputError: it cannot be imported, or is no choice.
+    """
+    found = imported(name, where=f"{base.key}.name")
+    expected = f"expected a subclass of {base.__module__}.{base.__name__}, @dataclass(frozen=True, kw_only=True)"
+    if not (isinstance(found, type) and issubclass(found, base) and is_dataclass(found)):
+        raise InputError(f"{base.key}.name: {name} is none; {expected}")
+    if missing := sorted(found.__abstractmethods__):
+        raise InputError(f"{base.key}.name: {name} has no {', '.join(missing)}; {expected} with this method")
+    if "__dataclass_params__" not in vars(found):
+        raise InputError(f"{base.key}.name: {name} is no dataclass, so that its arguments are not known; {expected}")
+    if "name" in vars(found):
+        raise InputError(f"{base.key}.name: {name} has a field `name`; leave it out, the config has the name")
+    base.choices[name] = found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from remeasure.spec.base import LARGEST, Choice, InputError
+from remeasure.spec.base import LARGEST, Choice, InputError, gathered
+from remeasure.spec.plugin import register
 
 T = TypeVar("T")
 
@@ -23,6 +24,9 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
     Raises InputError with one line for each fault; each begins with `where` and the dotted key.
     """
     faults = list(_not_plain(value, key=where))
+    for base, name in _choices_from_outside(value):
+        with gathered(faults):
+            register(base, name)
     value = _without_foreign_nulls(cls, value)
     try:
         converted: T = _read(cls, value)
@@ -32,6 +36,16 @@ def convert(cls: type[T], value: object, *, where: str) -> T:
     if faults:
         raise InputError(*dict.fromkeys(faults))
     return converted
+
+
+def _choices_from_outside(value: object) -> Iterator[tuple[type[Choice], str]]:
+    """Each choice of a config, with its base, that is named module:Class."""
+    for base in Choice.__subclasses__():
+        named = value
+        for key in (*base.key.split("."), "name"):
+            named = named.get(key) if isinstance(named, Mapping) else None
+        if isinstance(named, str) and ":" in named:
+            yield base, named
 
 
 def _read(cls: Any, value: object) -> Any:
@@ -128,16 +142,18 @@ def _explain(fault: Mapping[str, Any], *, cls: type, where: str) -> list[str]:
     match fault["type"]:
         case "unexpected_keyword_argument" if _is_choice(around):
             valid = around.argument_names()
-            what = f"{around.key.rpartition('.')[2]} {around.name!r} has no such argument{did_you_mean(last, valid)}"
+            what = f"{around.key.rpartition('.')[2]} {_name(around)!r} has no such argument{did_you_mean(last, valid)}"
             return [f"{key}: {what}; it has {', '.join(valid) or 'none'}"]
         case "unexpected_keyword_argument":
             valid = [entry.name for entry in fields(around)]
             return [f"{key}: no such key{did_you_mean(last, valid)}; valid: {', '.join(valid)}"]
+        case "union_tag_invalid" if ":" in fault["input"]["name"]:  # `register` has told why
+            return []
         case "union_tag_invalid":
-            expected = " or ".join(fault["ctx"]["expected_tags"].rsplit(", ", 1))
-            return [f"{_dotted(key, 'name')}: expected {expected}, got {fault['input']['name']!r}"]
+            expected = ", ".join(tag for tag in fault["ctx"]["expected_tags"].split(", ") if ":" not in tag)
+            return [f"{_dotted(key, 'name')}: expected {expected} or module:Class, got {fault['input']['name']!r}"]
         case "missing" if _is_choice(around) and last in around.argument_names():
-            return [f"{key}: missing; {around.name} needs it"]
+            return [f"{key}: missing; {_name(around)} needs it"]
         case "missing":
             return [f"{key}: missing"]
         case "union_tag_not_found":
@@ -146,6 +162,11 @@ def _explain(fault: Mapping[str, Any], *, cls: type, where: str) -> list[str]:
             return [_dotted(key, line) for line in str(fault["ctx"]["error"]).splitlines()]
         case _:
             return [f"{key}: {fault['msg'].replace('Input should be', 'expected')}, got {fault['input']!r}"]
+
+
+def _name(choice: type[Choice]) -> str:
+    """As a config says it."""
+    return next(name for name, each in choice.choices.items() if each is choice)
 
 
 def _place(cls: Any, location: Iterable[str | int]) -> tuple[list[str], Any]:

@@ -1,5 +1,7 @@
 """Code of the user's that is wrong: a few lines, exit 2, and the other rows go on."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,84 @@ def test_a_claim_without_a_source_is_named_and_the_other_rows_go_on(tmp_path: Pa
         assert (refused.status, refused.stdout) == (2, "")
         (line,) = refused.stderr.splitlines()
         assert line.startswith(fault)
+
+
+PAGE = (CHECKOUT / "docs/extend.md").read_text()
+FILES = dict(re.findall(r"^```(?:python|yaml)\n# ((?:conf/|my_)\S+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of the user's with what docs/extend.md brings from outside."""
+    root = tmp_path_factory.mktemp("brought") / "mine"
+    new.main([str(root)])
+    for name in ("my_parts.py", "conf/recipe/my_article.yaml", "my_ema.py", "conf/callback/my_ema.yaml"):
+        (root / name).write_text(FILES[name])
+    return root
+
+
+def _trained(here: Command, root: Path, *overrides: str) -> dict[str, str]:
+    ended = here(Project(root=CHECKOUT), "remeasure", "--conf", str(root), "train", *overrides, "observer=[terminal]")
+    assert ended.status == 0, ended.stderr
+    return dict(part.split("=", 1) for part in ended.stdout.splitlines()[-1].split())
+
+
+def test_a_recipe_s_parts_from_outside_train_and_their_source_is_the_run_s(brought: Path, here: Command) -> None:
+    chosen = ("model=my_net", "recipe=my_article", "recipe.epochs_total=4")
+    told = _trained(here, brought, *chosen)
+    assert float(told["test_accuracy_percent"]) > 80
+    files = json.loads(Path(told["record"]).with_name("code.json").read_text())["files"]
+    assert {"my_net.py", "my_data.py", "my_parts.py"} <= set(files)
+    changes = ("recipe.optimizer.momentum_decay=0.5", "recipe.loss.gamma=0", "recipe.augmentation.degrees=0")
+    short = (*chosen, "recipe.epochs_total=1", "recipe.averaging=null")
+    losses = {_loss(_trained(here, brought, *short, *change)) for change in ((), *([each] for each in changes))}
+    assert len(losses) == 4, "each argument changes what is trained"
+
+
+def _loss(told: dict[str, str]) -> float:
+    return float(json.loads(Path(told["record"]).read_text())["loss"])
+
+
+def test_the_average_of_the_docs_is_the_recipe_s(brought: Path, here: Command) -> None:
+    chosen = ("model=my_net", "recipe.epochs_total=2")
+    own = _trained(here, brought, *chosen, "+callback=my_ema")
+    recipe_s = _trained(here, brought, *chosen, "recipe.averaging={from_epoch: 1, decay: 0.99}")
+    assert _loss(own) == pytest.approx(_loss(recipe_s), rel=1e-5)
+    assert _loss(own) != pytest.approx(_loss(_trained(here, brought, *chosen)), rel=1e-5)
+
+
+WRONG = {
+    "my_parts:Adam": "cannot be imported: module 'my_parts' has no attribute 'Adam'",
+    "my_parts:math": "my_parts:math is none; expected a subclass of remeasure.spec.recipe.Optimizer, @dataclass(",
+    "my_parts:Focal": "my_parts:Focal is none; expected a subclass of remeasure.spec.recipe.Optimizer",
+    "my_wrong:Abstract": "my_wrong:Abstract has no build; expected a subclass of ",
+    "my_wrong:Bare": "my_wrong:Bare is no dataclass, so that its arguments are not known; expected a subclass of ",
+    "my_wrong:Named": "my_wrong:Named has a field `name`; leave it out, the config has the name",
+}
+
+
+def test_a_part_from_outside_that_is_none_is_named(brought: Path, here: Command) -> None:
+    (brought / "my_wrong.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import Literal\nfrom my_parts import NAdam\n"
+        "from remeasure.spec.recipe import Optimizer\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Abstract(Optimizer):\n    pass\n"
+        "class Bare(NAdam):\n    rate: float\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Named(NAdam):\n    name: Literal['named'] = 'named'\n"
+    )
+
+    def faults(*overrides: str) -> list[str]:
+        ended = here(Project(root=CHECKOUT), "remeasure", "--conf", str(brought), "train", "model=my_net", *overrides)
+        assert (ended.status, ended.stdout) == (2, "")
+        return ended.stderr.splitlines()
+
+    for name, said in WRONG.items():
+        (line,) = faults(f"recipe.optimizer.name={name}")
+        assert line.startswith("recipe.optimizer.name: ")
+        assert said in line
+    (line,) = faults("recipe=my_article", "recipe.loss.gama=1")
+    assert line.startswith("recipe.loss.gama: loss 'my_parts:Focal' has no such argument (did you mean 'gamma'?)")
+    (line,) = faults("recipe.loss.name=my_parts:Focal")
+    assert line == "recipe.loss.gamma: missing; my_parts:Focal needs it"
+    lines = faults("recipe=my_article", "callback=[]", "engine=numpy")
+    for part in ("optimizer.name=my_parts:NAdam", "loss.name=my_parts:Focal", "augmentation.name=my_parts:Rotation"):
+        assert [line for line in lines if f"not recipe.{part}" in line], lines

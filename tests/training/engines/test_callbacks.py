@@ -10,6 +10,7 @@ from tests.support import trained
 
 from remeasure.runs.journal import read
 from remeasure.spec.base import InputError
+from remeasure.training.engines.base import refuse_callbacks
 
 # Epoch 2 does not lower the loss by as much as 1: stopped after 2 of 6 epochs.
 STOPPED = (
@@ -125,3 +126,12 @@ class AddsAGroup(Callback):
 def test_a_callback_that_would_not_do_what_it_says_is_refused(name: str, fault: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=fault):
         trained.run(trained.spec(own(name), "steps_per_block=5"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_an_average_that_would_never_move_is_refused(name: str) -> None:
+    """Lightning's count of steps stands still in blocks, so that such a run would end with its initial weights."""
+    callback = f"+callback.own={{builder: 'pytorch_lightning.callbacks:{name}', options: {{swa_lrs: 0.1}}}}"
+    options = "callback.own.options={}" if name == "EMAWeightAveraging" else "callback.own.options.swa_lrs=0.1"
+    with pytest.raises(InputError, match=rf"callback: {name} .*averages by Lightning's count .* recipe.averaging="):
+        refuse_callbacks(trained.spec(callback, options))

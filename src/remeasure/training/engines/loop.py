@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
 from remeasure.spec.base import InputError
@@ -21,7 +21,7 @@ from remeasure.spec.run import RunSpec
 from remeasure.system.paths import checkpoint_seconds, naming
 from remeasure.training.checkpoints import keep_checkpoint, unusable
 from remeasure.training.engines.base import Report
-from remeasure.training.engines.steps import TrainingModule
+from remeasure.training.engines.steps import StepCallback, TrainingModule
 
 HARMLESS_WARNINGS = (
     r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
@@ -293,6 +293,18 @@ def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:
         for callback in made
         for hook in NOT_IN_BLOCKS
         if in_blocks and getattr(type(callback), hook) is not getattr(Callback, hook)
+    ]
+    unused += [
+        f"callback: {type(callback).__name__} averages by Lightning's count of steps, which blocks of steps do not "
+        "move; write recipe.averaging={from_epoch: 1, decay: 0.99}, or a StepCallback (docs/extend.md)"
+        for callback in made
+        if in_blocks and isinstance(callback, (WeightAveraging, StochasticWeightAveraging))
+    ]
+    unused += [
+        f"callback: {type(callback).__name__} acts at optimiser steps within blocks, and photographs are trained on "
+        "without blocks; give it on_train_batch_end in place of after_step"
+        for callback in made
+        if not in_blocks and isinstance(callback, StepCallback)
     ]
     if unused:
         raise InputError(*unused)
