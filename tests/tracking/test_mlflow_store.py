@@ -689,7 +689,7 @@ def test_a_process_that_was_stopped_with_the_stores_lock_does_not_stop_the_other
 ) -> None:
     tracker.store.lock_seconds = 0.1
     with held_by_another(root):
-        with pytest.raises(mlflow_store.BusyError, match=r"mlflow\.db\.lock"):
+        with pytest.raises(mlflow_store.NotNowError, match=r"mlflow\.db\.lock"):
             mlflow_store.Store(tracker.store.uri, artifact_root=None, lock_seconds=0.1)
         assert BestEffort().at_once(tracker.project, make_run(root / "runs")) == ""
     assert "tracking is behind: another process has held" in capsys.readouterr().err

@@ -16,12 +16,12 @@ from remeasure.tracking.observer import Observer, Standing, Sweep
 class MlflowObserver(Observer):
     """Projects each run's journal into the MLflow store, and each row's standing into the parent run of its seeds.
 
-    Raises InputError when made if the store cannot be reached; one that is locked, or fails later, falls behind.
-    Without mlflow it does nothing.
+    Raises InputError when made if the store cannot be reached; one that is locked, refuses the password, or fails
+    later, falls behind. Without mlflow it does nothing. `tracker`: one that is open already.
     """
 
-    def __init__(self, *, project: Path) -> None:
-        self.tracker = _tracker(project)
+    def __init__(self, *, project: Path, tracker: mlflow_runs.Tracker | None = None) -> None:
+        self.tracker = tracker or _tracker(project)
         self.best_effort, self.for_models = BestEffort(), BestEffort()  # a model takes seconds; points need not wait
         self.parents: dict[str, str] = {}  # row to the MLflow run of its campaign
         self.sweep_id = ""
@@ -88,9 +88,9 @@ class MlflowObserver(Observer):
 
 
 def _tracker(project: Path) -> mlflow_runs.Tracker | None:
-    """None where mlflow is not installed, or its database is locked."""
+    """None where mlflow is not installed, its database is locked, or its server refuses the password."""
     try:
         return mlflow_runs.open_tracker(project) if mlflow_store.available() else None
-    except mlflow_store.BusyError as error:
+    except mlflow_store.NotNowError as error:
         print(f"tracking is behind: {error.faults[0]}; `make track` completes it", file=sys.stderr)
         return None

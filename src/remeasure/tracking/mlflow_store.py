@@ -93,8 +93,8 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(match[1]) if match and match[1] != ":memory:" else None
 
 
-class BusyError(InputError):
-    """Another process has locked the store; a later try may succeed."""
+class NotNowError(InputError):
+    """The store is locked, or its server refuses the password: runs go on, and `make track` sends them later."""
 
 
 class Store:
@@ -103,7 +103,7 @@ class Store:
     `artifact_root`: where a new experiment keeps its files; None leaves it to the server. A SQLite database that was
     moved or copied with its project gets the addresses of its files corrected. `lock_seconds`: how long a call waits
     for another process that works on the store.
-    Raises InputError if the store cannot be reached or used; BusyError if it is locked.
+    Raises InputError if the store cannot be reached or used; NotNowError if it is locked or refuses the password.
     """
 
     def __init__(self, uri: str, *, artifact_root: Path | None, lock_seconds: float = locks.LOCK_SECONDS) -> None:
@@ -122,9 +122,7 @@ class Store:
         except locks.NoLocksError:
             raise
         except Exception as error:
-            busy = isinstance(error, TimeoutError) or "database is locked" in str(error)
-            kind = BusyError if busy else InputError
-            raise kind(*_unreachable(uri, error=error)) from error
+            raise _unusable(uri, error=error) from error
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the store's lock file: no store prevents two processes from creating the same run at once."""
@@ -263,11 +261,18 @@ def _experiment(client: "MlflowClient", *, artifact_root: Path | None) -> str:
     return str(experiment.experiment_id)
 
 
-def _unreachable(uri: str, *, error: Exception) -> tuple[str, str]:
+def _unusable(uri: str, *, error: Exception) -> InputError:
+    """What to raise where the store cannot be opened, with what to do about it."""
+    if getattr(error, "error_code", "") == "UNAUTHENTICATED":
+        what = f"MLflow's server {masked(uri)} does not accept this user name and password"
+        return NotNowError(f"{what}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     what = f"MLflow's store {masked(uri)} cannot be used: {first_line(error)}"
+    if isinstance(error, TimeoutError) or "database is locked" in what:
+        return NotNowError(what, "try again when the process that has locked it has ended")
     if "disk is full" in what:
-        return what, "make room there, and start it again"
-    return what, "start that server, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the project"
+        return InputError(what, "make room there, and start it again")
+    remedy = "start that server, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the project"
+    return InputError(what, remedy)
 
 
 def _lock_path(uri: str) -> Path:

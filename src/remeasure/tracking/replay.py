@@ -36,10 +36,8 @@ def replay(
 def _replay(
     rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, table: str, say: Callable[[str], None]
 ) -> None:
-    observer = MlflowObserver(project=project)
-    if (tracker := observer.tracker) is None:
-        raise InputError("MLflow's store is locked by another process; try again when that has ended")
-    Observers([observer]).close_orphans(runs)
+    tracker = mlflow_runs.open_tracker(project)
+    Observers([MlflowObserver(project=project, tracker=tracker)]).close_orphans(runs)
     directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
     for directory in directories:  # before the records, so that none is replayed beside its own run
         with locks.held(directory / "lock"):

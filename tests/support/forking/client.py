@@ -27,7 +27,7 @@ TESTED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # what a command 
 # What no imported package has read as it was imported. Where anything else differs, the process is a new one.
 FREE = re.compile(
     r"REMEASURE_\w+|FAULTS_\w+|WATCHED|CUBLAS_WORKSPACE_CONFIG|PYTEST_\w+|PYTHONPATH|TMPDIR|TERM|COLUMNS|XDG_CACHE_HOME|no_proxy"
-    r"|HF_\w+|KMP_\w+|_?MLFLOW_\w+|DO_NOT_TRACK|HYDRA_FULL_ERROR|TORCHINDUCTOR_\w+|PYTORCH_NVML_BASED_CUDA_CHECK"
+    r"|AWS_\w+|PG[A-Z]+|HF_\w+|KMP_\w+|_?MLFLOW_\w+|DO_NOT_TRACK|HYDRA_FULL_ERROR|TORCHINDUCTOR_\w+|PYTORCH_NVML_BASED_CUDA_CHECK"
 )
 OPTIONS = {"cwd", "stdin", "stdout", "stderr", "text", "bufsize", "start_new_session"}
 ROOM = 4096  # characters of a command line that /proc shows
