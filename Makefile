@@ -1,6 +1,6 @@
 # One command each, no logic. Variables: ROWS="mlp2-mnist …" SEEDS=n BUDGET=4h TOGETHER=10 WORKERS=0 FRESH=1 CONTINUE=1 KEEP=all ON=slurm NAMES="dead-units …" PARTS="article rows" ROUNDS=3 PORT=5000 PYTHON=python3.12
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 python := .venv/bin/python
 
 unexport PYTHONDONTWRITEBYTECODE # containers set it, and each process would compile torch and all else again, for 20 s
@@ -20,7 +20,7 @@ train: setup
 	$(python) src/train.py $(ARGS)
 
 test: setup-dev
-	$(python) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(python) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 demo: setup
 	$(python) src/reproduce.py --demo --fresh

@@ -6,6 +6,7 @@ Percent appears only in names that end in `_percent` (or `_pp`, percentage point
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from remeasure.spec.base import Control, Engine, Mode, Precision, Strict, canonical_json, count_faults
@@ -128,7 +129,7 @@ class RunSpec(Strict):
     def mode(self) -> Mode:
         return "train" if isinstance(self.recipe, Recipe) else "evaluate"
 
-    @property
+    @cached_property
     def spec_sha256(self) -> str:
         return spec_sha256(asdict(self))
 

@@ -10,7 +10,9 @@ import json
 import math
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -195,11 +197,17 @@ def encode_yaml(value: Mapping[str, Any]) -> bytes:
 def decode_yaml(data: bytes, *, name: str) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        value = yaml.safe_load(data.decode())
+        value = deepcopy(_parsed(data.decode()))
     except Exception as error:  # PyYAML raises a dozen types, from KeyError to RecursionError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: not valid YAML ({reason})") from None
     return _mapping(value, name=name)
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """Cached, as a campaign reads the specs in results/ after each row, and parsing takes longer than all the rest."""
+    return yaml.safe_load(text)
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:

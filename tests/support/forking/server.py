@@ -29,6 +29,7 @@ from typing import Any
 PACKAGES = (
     *("hydra", "torch", "torch._dynamo", "torchvision", "pytorch_lightning", "sklearn.datasets", "scipy.stats"),
     *("mlflow", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store", "alembic.command", "rich.progress"),
+    *("mlflow.pytorch", "torch.export", "networkx", "jinja2"),
 )
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LARGEST_REQUEST = 2**20  # bytes
@@ -224,6 +225,8 @@ def end(error: BaseException | None) -> None:
 if __name__ == "__main__":
     for package in PACKAGES:
         importlib.import_module(package)
+    # MLflow looks at each file of each package, once a process, when it stores a model.
+    importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork has none of the other threads"
     gc.collect()
     gc.freeze()

@@ -117,7 +117,7 @@ class Executor(ABC):
     ) -> None:
         """Keep the cores busy: `start` submits tasks, and says whether more may follow; `take` gets each that ended.
 
-        `start` is called again after each end, until no task runs and none may follow. A signal is deferred to the end
+        `start` is called while a core is idle, until no task runs and none may follow. A signal is deferred to the end
         of such a turn.
         """
         while self._turn(start, take=take, watch=watch):
@@ -127,8 +127,10 @@ class Executor(ABC):
     def _turn(
         self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
     ) -> bool:
-        with self.together():
-            more = start()
+        more = True
+        if self.idle:
+            with self.together():
+                more = start()
         if not self._active:
             if more:
                 time.sleep(WAIT_SECONDS)
