@@ -453,7 +453,7 @@ def test_a_decoding_process_that_is_killed_ends_the_evaluation_and_the_journal_s
         run = made(*given, **named)
 
         def one(images: Tensor) -> Tensor:
-            time.sleep(0.5)
+            time.sleep(5.0)  # so long that the kill comes first on a loaded machine, too
             return run(images)
 
         return one
