@@ -53,8 +53,8 @@ def member(here: Command, monkeypatch: pytest.MonkeyPatch, team: Team) -> Comman
     settings = {
         "MLFLOW_TRACKING_URI": team.server.uri,
         **ACCOUNT,
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "300",
-    }  # it may be busy
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "300",  # it may be busy
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     return here

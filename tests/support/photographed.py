@@ -97,11 +97,13 @@ def imagenet(root: Path) -> DataSpec:
 def killed_loader() -> Iterator[None]:
     """During the block, one of the loader processes is killed soon after it has started."""
 
+    others = set(multiprocessing.active_children())  # left by an earlier test of this process
+
     def kill() -> None:
         deadline = time.monotonic() + 60
-        while not (processes := multiprocessing.active_children()) and time.monotonic() < deadline:
+        while not (loaders := set(multiprocessing.active_children()) - others) and time.monotonic() < deadline:
             time.sleep(0.02)
-        processes[-1].kill()
+        loaders.pop().kill()
 
     killing = threading.Thread(target=kill)
     killing.start()

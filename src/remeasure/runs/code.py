@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remeasure.spec.base import canonical_json
-from remeasure.spec.recipe import Recipe
+from remeasure.spec.base import Choice, canonical_json
 from remeasure.spec.run import RunSpec
 
 CODE_FILE = "code.json"
@@ -80,8 +79,7 @@ def _named(spec: RunSpec) -> list[str]:
     function: Any = registry.builder_of(spec.model.builder)
     while isinstance(function, functools.partial):
         function = function.func
-    recipe = spec.recipe
-    parts = (recipe.optimizer.name, recipe.loss.name, recipe.augmentation.name) if isinstance(recipe, Recipe) else ()
+    parts = [part.name for part in vars(spec.recipe).values() if isinstance(part, Choice)]
     names = (spec.data.source, *parts, *(plugin.builder for plugin in spec.callbacks))
     return [
         getattr(function, "__module__", "") or "",
