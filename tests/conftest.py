@@ -15,6 +15,7 @@ from tests.support.forking import client as forking
 from tests.support.project import Command, Ended, Project, copy_project
 
 from remeasure.cli import commands
+from remeasure.spec.base import Choice
 from remeasure.system import paths
 from remeasure.tracking import mlflow_store
 
@@ -113,6 +114,8 @@ def here(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("REMEASURE_CONF", "")  # what a command sets is undone
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for base in Choice.__subclasses__():
+        monkeypatch.setattr(base, "choices", dict(base.choices))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
 

@@ -215,7 +215,7 @@ def test_a_worker_that_is_killed_when_idle_leaves_nobody_waiting(workers: Callab
         pool.submit(task(1))
         pool.submit(task(0))
         wait_until(lambda: waiting.exists() and waiting.read_text())
-        busy = psutil.Process(int(waiting.read_text()))
+        busy = int(waiting.read_text())
         ended: dict[int, Any] = {}
 
         def take(entry: Task, future: Future[Any]) -> None:
@@ -226,7 +226,7 @@ def test_a_worker_that_is_killed_when_idle_leaves_nobody_waiting(workers: Callab
         pool.work(lambda: False, take=take, watch=None)
         assert ended[0] is None
         assert "terminated abruptly" in str(ended[1])
-        assert psutil.wait_procs([busy], timeout=SECONDS_TO_END)[1] == []
+        wait_until(lambda: not psutil.pid_exists(busy))
     assert waiting.read_text() == "SystemExit(143)"
 
 

@@ -82,7 +82,7 @@ def test_a_claim_without_a_source_is_named_and_the_other_rows_go_on(tmp_path: Pa
     assert measured.stderr.startswith(fault)
     assert "the other rows go on; the table waits until the ledger is right" in measured.stderr
     runs = root / "results/runs"
-    assert len((runs / "my_net-my_data.csv").read_text().splitlines()) == 3, "a header and two seeds"
+    assert len((runs / "my_net-my_data.csv").read_text().splitlines()) == 3, measured
     for arguments in (("table",), ("measure", "my_net-my_data-bare")):
         refused = here(mine, "remeasure", "--conf", str(root), *arguments)
         assert (refused.status, refused.stdout) == (2, "")
