@@ -28,6 +28,8 @@ def main(layer: str) -> int:
     """Exit status: 0 where .venv has the layer, 1 where the installer failed, 2 where this machine cannot have it."""
     if is_current(layer):
         return 0
+    if VENV.is_symlink():
+        VENV.unlink()  # what it points to belongs to another checkout
     fault = "" if has_versions(layer) else refusal()
     if fault:
         print(fault, file=sys.stderr)

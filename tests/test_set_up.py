@@ -116,6 +116,17 @@ def test_in_a_folder_that_was_moved_only_the_package_itself_is_installed(folder:
     assert moved.installed() == [OWN]
 
 
+def test_another_checkout_s_environment_behind_a_link_stays_as_it_is(folder: Folder, tmp_path: Path) -> None:
+    folder.set_up("run")
+    other = (folder.root / ".venv").rename(tmp_path / "of-another-checkout")
+    (folder.root / ".venv").symlink_to(other)
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    (folder.root / "requirements.lock").write_text("newer==2\n")
+    assert folder.set_up("run").returncode == 0
+    assert not (folder.root / ".venv").is_symlink()
+    assert before == {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+
+
 def test_uv_installs_where_it_is_there(folder: Folder) -> None:
     folder.write("bin/uv")
     folder.set_up("run")
