@@ -1,6 +1,7 @@
 """`source: folder/PATH`: each layout gives the same arrays, and whatever is wrong in it is named."""
 
 import dataclasses
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,21 +9,28 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.support.folders import (
+    CLASSES,
     GREY,
     IMAGES,
     LABELS,
     SHAPE,
     picture,
+    png,
+    write_class_shards,
     write_classes,
     write_idx,
     write_keras,
     write_lists,
     write_npz,
     write_packed_idx,
+    write_saved,
+    write_shards,
+    write_tar,
 )
 
-from remeasure.data import catalog, folder
+from remeasure.data import catalog
 from remeasure.data.files import Split
+from remeasure.data.folder import layouts as folder
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.system import paths
 
@@ -35,7 +43,11 @@ def read_both(place: Path) -> list[Split]:
     return [read(place, split) for split in catalog.SPLITS]
 
 
-@pytest.mark.parametrize("write", [write_npz, write_keras, write_classes, write_lists])
+PICTURES = (write_classes, write_lists, write_shards, write_class_shards, write_saved)
+NAMED = (write_classes, write_class_shards, write_saved)
+
+
+@pytest.mark.parametrize("write", [write_npz, write_keras, *PICTURES])
 def test_each_layout_gives_the_images_in_their_order(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path)
     for split in catalog.SPLITS:
@@ -52,6 +64,12 @@ def test_idx_files_are_grey_images(write: Callable[[Path], None], tmp_path: Path
         found = read(tmp_path, split)
         assert np.array_equal(found.images, GREY[split][:, None])
         assert np.array_equal(found.labels, LABELS[split])
+
+
+@pytest.mark.parametrize("write", [write_npz, *PICTURES])
+def test_classes_keep_the_names_that_the_layout_gives_them(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    assert folder.class_names(tmp_path) == (CLASSES if write in NAMED else ())
 
 
 def test_pictures_of_several_sizes_are_scaled_and_cut_out_of_the_centre(tmp_path: Path) -> None:
@@ -153,7 +171,44 @@ def leave_empty(place: Path) -> None:
     (place / "train").mkdir()
 
 
+def mix_labels(place: Path) -> None:
+    write_class_shards(place)
+    write_tar(place / "train-2.tar", {"a.png": png(IMAGES["train"][0]), "a.cls": b"1"})
+
+
+def label_by_name(place: Path) -> None:
+    write_shards(place)
+    write_tar(place / "train-3.tar", {"a.png": png(IMAGES["train"][0]), "a.cls": b"ant"})
+
+
+def label_nothing(place: Path) -> None:
+    write_shards(place)
+    write_tar(place / "train-3.tar", {"a.png": png(IMAGES["train"][0])})
+
+
+def compress_a_shard(place: Path) -> None:
+    write_shards(place)
+    (place / "train-000000.tar").write_bytes(gzip.compress((place / "train-000000.tar").read_bytes()))
+
+
+def cut_a_saved_file(place: Path) -> None:
+    write_saved(place)
+    (place / "train/data-00000-of-00002.arrow").write_bytes(b"ARROW1")
+
+
+def save_no_names(place: Path) -> None:
+    write_saved(place)
+    info = place / "train/dataset_info.json"
+    info.write_text(info.read_text().replace("ClassLabel", "Value"))
+
+
 FAULTS = {
+    mix_labels: "some pictures have a label of their own (.cls), and others only the folder's name",
+    label_by_name: "train-3.tar, a.png: expected a label in a.cls, or a folder as its class; got 'ant'",
+    label_nothing: "train-3.tar, a.png: expected a label in a.cls, or a folder as its class; there is none",
+    compress_a_shard: "train-000000.tar: no tar archive that can be read, without compression",
+    cut_a_saved_file: "train: no data set that `datasets` has saved (",
+    save_no_names: "train: expected one feature ClassLabel, got none",
     lose_labels: "train-labels-idx1-ubyte is missing, or train-labels-idx1-ubyte.gz",
     name_no_label: "train.csv, line 2: expected a label such as 3, got 'ant'",
     name_no_column: "train.csv: expected the columns path and label, got file, class",

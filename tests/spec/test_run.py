@@ -85,6 +85,7 @@ NO_IDENTITY = {  # names, and what the fingerprint already says
     "data.num_test",
     "data.pixel_mean",
     "data.pixel_std",
+    "data.class_names",
     "data.files_md5",
     "data.official_sha256",
     "data.known_copies",

@@ -1,9 +1,13 @@
 """A small data set in each layout that `source: folder/PATH` reads."""
 
 import gzip
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 RNG = np.random.default_rng(0)
@@ -65,3 +69,53 @@ def write_lists(place: Path) -> None:
             picture(image).save(place / f"all/{split}{number}.png")
             lines.append(f"all/{split}{number}.png,{label}")
         (place / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    picture(array).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def write_shards(place: Path) -> None:
+    """Two shards a split, a label beside each picture, as webdataset has them."""
+    for split in IMAGES:
+        for shard, part in enumerate((slice(0, 3), slice(3, None))):
+            members = dict[str, bytes]()
+            for number, (image, label) in enumerate(zip(IMAGES[split][part], LABELS[split][part], strict=True)):
+                members |= {f"{number:04}.cls": str(label).encode(), f"{number:04}.png": png(image)}
+            write_tar(place / f"{split}-{shard:06}.tar", members)
+
+
+def write_class_shards(place: Path) -> None:
+    """A shard a split, with a folder a class, as timm reads them."""
+    for split in IMAGES:
+        pairs = zip(IMAGES[split], LABELS[split], strict=True)
+        members = {f"{CLASSES[label]}/{number}.png": png(image) for number, (image, label) in enumerate(pairs)}
+        write_tar(place / f"{split}.tar", members)
+
+
+def write_saved(place: Path, *, test: str = "validation") -> None:
+    """As save_to_disk of `datasets` 5 writes a DatasetDict; two files a split."""
+    features = {"image": {"_type": "Image"}, "label": {"names": [*CLASSES], "_type": "ClassLabel"}}
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for split, name in (("train", "train"), ("test", test)):
+        folder, files = place / name, list[dict[str, str]]()
+        folder.mkdir()
+        for number, part in enumerate((slice(0, 3), slice(3, None))):
+            images = [{"bytes": png(image), "path": None} for image in IMAGES[split][part]]
+            table = pa.table({"image": pa.array(images, kind), "label": pa.array(LABELS[split][part], pa.int64())})
+            files.append({"filename": f"data-{number:05}-of-00002.arrow"})
+            with pa.ipc.new_stream(str(folder / files[-1]["filename"]), table.schema) as stream:
+                stream.write_table(table)
+        (folder / "state.json").write_text(json.dumps({"_data_files": files, "_split": name}))
+        (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    (place / "dataset_dict.json").write_text(json.dumps({"splits": ["train", test]}))

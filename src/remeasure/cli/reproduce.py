@@ -273,9 +273,7 @@ def _split(name: str) -> TestSplit | None:
     """The test split of the data set, or None where it is not here. InputError: its files are damaged."""
     spec = catalog.read_config(name, conf_dirs=paths.conf_dirs())
     try:
-        return TestSplit(
-            *catalog.test_split(spec, root=paths.data_root()), classes=catalog.CLASS_NAMES.get(spec.source, ())
-        )
+        return TestSplit(*catalog.test_split(spec, root=paths.data_root()), classes=catalog.own_class_names(spec))
     except DataMissingError:
         return None
 

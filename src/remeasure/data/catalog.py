@@ -4,7 +4,7 @@ Two kinds: small images are loaded whole, as uint8 arrays (`load_split`); photog
 files on demand (`load_listing`). The data root has torchvision's layout. Official test splits are never mixed with
 training data.
 
-`source` in conf/data is one of READERS or FINDERS, "folder/PATH" (folder.py), or "package.module:function", a reader of
+`source` in conf/data is one of READERS or FINDERS, "folder/PATH" (folder/), or "package.module:function", a reader of
 arrays (`Reader`) from outside.
 """
 
@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from remeasure.data import cifar10, digits, folder, imagenet, mnist
+from remeasure.data import cifar10, digits, imagenet, mnist
 from remeasure.data.files import Split
+from remeasure.data.folder import layouts
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
 from remeasure.spec.plugin import imported, raised
@@ -49,12 +50,20 @@ FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imag
 
 def class_names(spec: DataSpec) -> tuple[str, ...]:
     """A name for each class: its number, where the data set has no names."""
+    if names := own_class_names(spec):
+        return names
     if spec.source in FINDERS:
         from timm.data import ImageNetInfo  # torch: seconds to import
 
-        names: list[str] = ImageNetInfo().label_descriptions()
-        return tuple(names) if len(names) == spec.num_classes else tuple(map(str, range(spec.num_classes)))
-    return CLASS_NAMES.get(spec.source) or tuple(map(str, range(spec.num_classes)))
+        described: list[str] = ImageNetInfo().label_descriptions()
+        if len(described) == spec.num_classes:
+            return tuple(described)
+    return tuple(map(str, range(spec.num_classes)))
+
+
+def own_class_names(spec: DataSpec) -> tuple[str, ...]:
+    """The names that the data set itself has, a class each; () where it has none."""
+    return spec.class_names or CLASS_NAMES.get(spec.source, ())
 
 
 def read_config(name: str, *, conf_dirs: Sequence[Path]) -> DataSpec:
@@ -83,7 +92,7 @@ def streamed(spec: DataSpec) -> bool:
 
 def check_source(source: str) -> None:
     """Raise InputError if no reader has this name."""
-    if source not in FINDERS and not source.startswith(folder.PREFIX):
+    if source not in FINDERS and not source.startswith(layouts.PREFIX):
         _reader(source)
 
 
@@ -137,8 +146,8 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
 
 def _read(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool) -> Split:
     """What the reader returns. InputError: it is no Split of arrays, or a reader from outside raises."""
-    if spec.source.startswith(folder.PREFIX):
-        return folder.read(folder.place(spec.source, root=root), split, image_shape=spec.image_shape)
+    if spec.source.startswith(layouts.PREFIX):
+        return layouts.read(layouts.place(spec.source, root=root), split, image_shape=spec.image_shape)
     reader = _reader(spec.source)
     try:
         loaded: object = reader(split, root, spec.files_md5, fetch)

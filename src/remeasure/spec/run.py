@@ -39,6 +39,7 @@ class DataSpec(Strict):
 
     `pixel_mean`, `pixel_std`: statistics of the official training pixels in [0, 1], one value a channel.
     `files_md5`: file name to the MD5 that torchvision checks. `known_copies`: fingerprint to description.
+    `class_names`: a name for each class, where they have names.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DataSpec(Strict):
     files_md5: dict[str, str]
     official_sha256: str | None
     known_copies: dict[str, str]
+    class_names: tuple[str, ...] = ()
 
     def _faults(self) -> Iterable[str]:
         for key, least in (("num_classes", 1), ("num_train", 0), ("num_test", 1)):
@@ -65,6 +67,8 @@ class DataSpec(Strict):
         for key in ("pixel_mean", "pixel_std"):
             if (num := len(getattr(self, key))) not in (1, self.image_shape[0]):
                 yield f"{key}: expected 1 value, or one for each of {self.image_shape[0]} channels, got {num}"
+        if self.class_names and len(self.class_names) != self.num_classes:
+            yield f"class_names: expected {self.num_classes}, one a class, got {len(self.class_names)}"
         most = max(self.num_train - 1, 0)  # a set that is only evaluated on has no training images
         if not 0 <= self.num_validation <= most:
             yield f"num_validation: expected 0 to {most}, got {self.num_validation}"

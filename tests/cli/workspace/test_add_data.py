@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.support.folders import GREY, IMAGES, SHAPE, idx, write_classes, write_idx
+from tests.support.folders import CLASSES, GREY, IMAGES, SHAPE, idx, write_classes, write_idx
 from tests.support.project import Command, Ended, Project, copy_project
 
 from remeasure.data import catalog, fingerprint
@@ -35,6 +35,7 @@ def test_sizes_statistics_and_fingerprint_are_those_of_the_files(here: Command, 
         3,
         SHAPE,
     )
+    assert catalog.class_names(spec) == CLASSES
     pixels = IMAGES["train"] / 255
     assert spec.pixel_mean == pytest.approx(pixels.mean(axis=(0, 2, 3)))
     assert spec.pixel_std == pytest.approx(pixels.std(axis=(0, 2, 3)))
@@ -55,12 +56,16 @@ def test_a_run_trains_on_it(here: Command, project: Project) -> None:
     assert "finished before" not in again.stdout
 
 
-def test_a_config_that_is_there_is_not_written_over(here: Command, project: Project) -> None:
+def test_a_config_is_written_over_none_and_only_into_conf_data(here: Command, project: Project) -> None:
     write_idx(project.root / "data/mine")
     before = (project.root / "conf/data/digits.yaml").read_bytes()
     ended = add_data(here, project, "digits", "mine")
     assert (ended.status, ended.stderr.count("\n")) == (2, 1)
     assert "digits.yaml: is there already" in ended.stderr
+    outside = add_data(here, project, "../x", "mine")
+    assert (outside.status, outside.stderr.count("\n")) == (2, 1)
+    assert outside.stderr.startswith("NAME: expected up to 100 letters, digits, '_', '.' and '-', got '../x'")
+    assert not (project.root / "conf/x.yaml").exists()
     assert (project.root / "conf/data/digits.yaml").read_bytes() == before
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import yaml
 
 from remeasure.cli.options import Parser
-from remeasure.data import fingerprint, folder
+from remeasure.data import fingerprint
 from remeasure.data.catalog import SPLITS
 from remeasure.data.files import Split
-from remeasure.spec.base import InputError
+from remeasure.data.folder import layouts
+from remeasure.spec.base import CONFIG_NAME, InputError
 from remeasure.spec.run import DataSpec
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
@@ -27,13 +28,15 @@ _HEAD = """\
 def main(arguments: Sequence[str]) -> int:
     """Write the file; returns the exit status. InputError: the data are faulty, or the file is there already."""
     given = _parser().parse_args(arguments)
+    if not CONFIG_NAME.fullmatch(given.name):
+        raise InputError(f"NAME: expected up to 100 letters, digits, '_', '.' and '-', got {given.name!r}")
     path = paths.conf_dir() / "data" / f"{given.name}.yaml"
     if path.exists():
         raise InputError(f"{path}: is there already; remove it, or choose another name")
-    source = f"{folder.PREFIX}{given.path or given.name}"
-    place = folder.place(source, root=paths.data_root())
-    shape = folder.shape(place, pixels=given.pixels)
-    train, test = (folder.read(place, split, image_shape=shape) for split in SPLITS)
+    source = f"{layouts.PREFIX}{given.path or given.name}"
+    place = layouts.place(source, root=paths.data_root())
+    shape = layouts.shape(place, pixels=given.pixels)
+    train, test = (layouts.read(place, split, image_shape=shape) for split in SPLITS)
     num_classes = _num_classes(train, test=test, where=place)
     if not given.accept_duplicates:
         _refuse_duplicates(train, test=test, where=place)
@@ -51,8 +54,11 @@ def main(arguments: Sequence[str]) -> int:
         files_md5={},
         official_sha256=_fingerprint(train, test),
         known_copies={},
+        class_names=layouts.class_names(place),
     )
     content = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(spec).items()}
+    if not spec.class_names:
+        del content["class_names"]
     path.parent.mkdir(exist_ok=True)
     text = _HEAD.format(title=spec.title, num_train=spec.num_train, num_test=spec.num_test)
     write_atomic(path, (text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
@@ -62,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="remeasure add-data", description=__doc__, epilog=f"A folder holds {folder.LAYOUTS}.")
+    parser = Parser(prog="remeasure add-data", description=__doc__, epilog=f"A folder holds {layouts.LAYOUTS}.")
     parser.add_argument("name", help="what it is called: data=NAME")
     path_help = "its folder below the data root, which is REMEASURE_DATA or data/ (default: NAME)"
     parser.add_argument("path", nargs="?", help=path_help)

@@ -1,0 +1,1 @@
+"""Data sets without code: `source: folder/PATH`, in one of several layouts."""

@@ -1,0 +1,69 @@
+"""Layouts of arrays: IDX files and npz files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from remeasure.data import mnist
+from remeasure.spec.base import InputError
+from remeasure.system.formats import Array
+from remeasure.system.paths import read_file
+
+_STEMS = {"train": ("train",), "test": ("t10k", "test")}
+
+
+def read(folder: Path, split: str) -> tuple[Array, Array] | None:
+    """Images (N, C, H, W) uint8 and labels (N,) int64; None if the folder has no arrays. Raises InputError."""
+    found = _stored(folder, split)
+    return found and (_channels_first(found[0], where=folder), _numbers(found[1], where=folder))
+
+
+def _stored(folder: Path, split: str) -> tuple[Array, Array] | None:
+    """As the files have them."""
+    for stem in _STEMS[split]:
+        names = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
+        if any((folder / f"{name}{end}").is_file() for name in names for end in ("", ".gz")):
+            images, labels = (_idx(folder, name) for name in names)
+            return images, labels
+    for name, keys in ((f"{split}.npz", ("images", "labels")), ("data.npz", (f"x_{split}", f"y_{split}"))):
+        if (folder / name).is_file():
+            return _npz(folder / name, keys=keys)
+    return None
+
+
+def _idx(folder: Path, name: str) -> Array:
+    packed = folder / f"{name}.gz"
+    if packed.is_file():
+        return mnist.parse_idx(mnist.unpack(read_file(packed)), name=str(packed))
+    if not (folder / name).is_file():
+        raise InputError(f"{folder}: {name} is missing, or {name}.gz")
+    return mnist.parse_idx(bytearray(read_file(folder / name)), name=str(folder / name))
+
+
+def _npz(path: Path, *, keys: Sequence[str]) -> tuple[Array, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images, labels = (content[key] for key in keys)
+            return images, labels
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: expected arrays {' and '.join(keys)} without objects ({error})") from None
+
+
+def _channels_first(images: Array, *, where: Path) -> Array:
+    """(N, C, H, W) uint8 of (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3."""
+    if images.dtype == np.uint8 and images.ndim == 3:
+        return images[:, None]
+    if images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
+        return images
+    if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3):
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    got = f"{images.shape} {images.dtype}"
+    raise InputError(f"{where}: expected images (N, H, W) uint8, or with 1 or 3 channels besides; got {got}")
+
+
+def _numbers(labels: Array, *, where: Path) -> Array:
+    flat = labels.reshape(len(labels), -1)
+    if flat.shape[1:] != (1,) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{where}: expected labels (N,) of whole numbers, got {labels.shape} {labels.dtype}")
+    return flat[:, 0].astype(np.int64)

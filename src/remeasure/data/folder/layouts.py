@@ -1,0 +1,118 @@
+"""A data set without code: `source: folder/PATH`, where PATH below the data root holds its official splits.
+
+In one of these layouts, of which the first that is there counts:
+
+- IDX files as of MNIST and its successors: train-images-idx3-ubyte, train-labels-idx1-ubyte, and the same with t10k or
+  test in place of train; gzipped or not
+- arrays: train.npz and test.npz with `images` and `labels`, or data.npz with x_train, y_train, x_test and y_test
+- lists: train.csv and test.csv with the columns `path`, below the folder, and `label`, a number
+- tar shards: train*.tar and test*.tar, not compressed, where each picture has a file of its name that ends in .cls and
+  holds its label (webdataset), or lies in a folder named by its class; shards in the order of their names
+- a data set of Hugging Face's `datasets`, as its save_to_disk writes it; a test split, or else a validation split
+- class folders: train/CLASS/IMAGE and test/CLASS/IMAGE; a class is the number of its folder in the order of their names
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from remeasure.data.files import Split
+from remeasure.data.folder import arrays
+from remeasure.data.folder.pictures import Picture, pictures
+from remeasure.spec.base import DataMissingError, InputError
+from remeasure.system.formats import Array
+
+SplitName = Literal["train", "test"]
+PREFIX = "folder/"
+LAYOUTS = (
+    "train-images-idx3-ubyte and its three companions (or .gz), train.npz and test.npz, data.npz, train.csv and "
+    "test.csv, train*.tar and test*.tar, what save_to_disk of `datasets` writes, or train/CLASS/IMAGE and "
+    "test/CLASS/IMAGE"
+)
+
+
+def place(source: str, *, root: Path) -> Path:
+    """The folder of a source. DataMissingError: it is not there; InputError: it is not below the data root."""
+    folder = (root / source.removeprefix(PREFIX)).resolve()
+    if not folder.is_relative_to(root.resolve()) or folder == root.resolve():
+        raise InputError(f"data.source: expected {PREFIX}PATH with a path below the data root {root}, got {source!r}")
+    if not folder.is_dir():
+        raise DataMissingError(
+            f"data: {folder} is missing; put the data set there:",
+            f"  {LAYOUTS}",
+            f"  (the data root is {root}; the environment variable REMEASURE_DATA can name another one)",
+        )
+    return folder
+
+
+def read(folder: Path, split: SplitName, *, image_shape: tuple[int, int, int]) -> Split:
+    """The official split: images (N, *image_shape) uint8, labels (N,) int64.
+
+    Pictures are read as grey (1 channel) or RGB (3). Where one has another size, its shorter side is scaled to the one
+    of `image_shape` (bicubic) and its centre is cut out; arrays keep theirs. InputError: a file that is wrong.
+    """
+    if found := arrays.read(folder, split):
+        return Split(images=found[0], labels=found[1], verified=False)
+    listed = _pictures(folder, split)
+    images = np.empty((len(listed), *image_shape), np.uint8)
+    for index, (picture, _) in enumerate(listed):
+        images[index] = _decoded(picture, image_shape=image_shape)
+    return Split(images=images, labels=np.array([label for _, label in listed], np.int64), verified=False)
+
+
+def shape(folder: Path, *, pixels: int | None) -> tuple[int, int, int]:
+    """Channels, height and width of the training images; `pixels`: height and width that pictures are to have.
+
+    InputError: pictures of several sizes, and no `pixels`.
+    """
+    if found := arrays.read(folder, "train"):
+        return tuple(found[0].shape[1:])
+    heads = [_head(picture) for picture, _ in _pictures(folder, "train")]
+    channels = 1 if {mode for mode, _ in heads} <= {"1", "L"} else 3
+    sizes = sorted({size for _, size in heads})
+    if pixels is None and len(sizes) > 1:
+        (least, most) = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
+        raise InputError(f"{folder}: its pictures have {len(sizes)} sizes, from {least} to {most}; say --pixels 64")
+    width, height = (pixels, pixels) if pixels else sizes[0]
+    return channels, height, width
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """A name for each label, where the layout has names; else ()."""
+    return () if arrays.read(folder, "train") else pictures(folder, "train").classes
+
+
+def _pictures(folder: Path, split: SplitName) -> list[tuple[Picture, int]]:
+    """The split's pictures and their labels, in a fixed order. InputError: there are none."""
+    listed = pictures(folder, split).listed
+    if not listed:
+        raise InputError(f"{folder}: no {split} images; expected {LAYOUTS}")
+    return listed
+
+
+def _head(picture: Picture) -> tuple[str, tuple[int, int]]:
+    """Mode and (width, height)."""
+    try:
+        with Image.open(picture.open()) as image:
+            return image.mode, image.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"{picture.place}: no picture that can be read ({error})") from None
+
+
+def _decoded(picture: Picture, *, image_shape: tuple[int, int, int]) -> Array:
+    """(C, H, W) uint8."""
+    channels, height, width = image_shape
+    try:
+        with Image.open(picture.open()) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{picture.place}: no picture that can be read ({error})") from None
+    if image.size != (width, height):
+        scale = max(width / image.width, height / image.height)
+        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+    pixels = np.asarray(image, np.uint8).reshape(height, width, channels)
+    return pixels.transpose(2, 0, 1)
