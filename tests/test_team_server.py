@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -16,12 +17,13 @@ import yaml
 from mlflow import MlflowClient
 from tests.support.project import CHECKOUT, Command, Project
 from tests.support.servers import ACCOUNT, KEYS, Store, TrackingServer, no_postgresql, s3_store, team_server
-from tests.support.suite import SEEDS, full_name, in_mlflow, small_suite
+from tests.support.suite import full_name, in_mlflow, small_suite
 
 from remeasure.runs import journal
 
 ROW = "logreg-digits"
 RUN = ("train.py", "model=mlp2", "data=digits", "recipe=article", "recipe.epochs_total=1", "seed=7")
+SEEDS = range(2)
 BUCKET = "remeasure"
 DEPLOY = CHECKOUT / "deploy"
 needs_postgresql = pytest.mark.skipif(bool(no_postgresql()), reason=no_postgresql())
@@ -39,10 +41,11 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 @pytest.fixture(scope="module")
-def measured_offline(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose campaign of one row was tracked in its own SQLite database."""
+def measured_offline(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
+    """A project whose campaign, two seeds of one row, was tracked in its own SQLite database."""
     project = small_suite(tmp_path_factory.mktemp("offline") / "project", rows=[ROW])
-    done = project.run("reproduce.py", "reproduce", ROW, cwd=project.root)
+    shutil.copy(empty_store, project.root)
+    done = project.run("reproduce.py", "measure", ROW, "--seeds", str(len(SEEDS)), cwd=project.root)
     assert done.returncode == 0, done.stderr
     return project
 

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--quiet", action="store_true", help="no plan and no progress: verdicts, faults and the table")
     told.add_argument("--verbose", action="store_true", help="a line for each seed, and all that is missing")
     made.add_argument("--results", type=Path, help="a folder to write in place of results/; README stays")
+    made.add_argument("--json", type=Path, metavar="FILE", help="with table: its numbers as JSON, too, for DVC")
     suites = made.add_mutually_exclusive_group()
     for suite, help_text in SUITES.items():
         suites.add_argument(f"--{suite}", dest="suite", action="store_const", const=suite, default="", help=help_text)

@@ -22,6 +22,7 @@ from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.system import paths, startup
+from remeasure.system.atomic import write_atomic
 from remeasure.system.console import console, rendered
 from remeasure.system.locks import held_folder
 
@@ -82,8 +83,10 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
             files.table()
             records = {name: read_runs(files.results, row=name) for name in rows}
             origins = {name: "committed record" for name in rows if records[name]} | origins
-            shown = terminal.shown(table.build(rows, records=records), rows=rows, origins=origins)
-            _print(shown)
+            lines = table.build(rows, records=records)
+            if options.json:
+                write_atomic(options.json, table.to_json(lines))
+            _print(terminal.shown(lines, rows=rows, origins=origins))
         if options.command in ("reproduce", "verify"):
             status = max(status, _verify(files))
     if options.command in ("reproduce", "table") and options.suite == "controls":

@@ -19,7 +19,7 @@ from remeasure.spec.claim import Metric, Published, Row, Verdict, VerdictName
 from remeasure.spec.findings import Finding
 from remeasure.spec.record import FoundPoint, RunRecord
 from remeasure.spec.run import TRAINING_VERSION
-from remeasure.system.formats import encode_csv
+from remeasure.system.formats import encode_csv, encode_json
 
 Records = Mapping[str, Sequence[RunRecord]]
 Findings = Mapping[str, Sequence[FoundPoint]]
@@ -159,6 +159,13 @@ def _wilson(row: Row, *, verdict: Verdict, num_test: int) -> tuple[float | None,
 
 def to_csv(table: Sequence[TableRow]) -> bytes:
     return encode_csv(table, cls=TableRow)
+
+
+def to_json(table: Sequence[TableRow]) -> bytes:
+    """What `dvc metrics show` lists: each measured row's numbers, by its name."""
+    names = ("published_percent", "mean_percent", "sd_percent", "num_seeds", "verdict")
+    measured = {line.row: {name: getattr(line, name) for name in names} for line in table if line.num_seeds}
+    return encode_json(measured)
 
 
 # ---------------------------------------------------------------- for a reader
