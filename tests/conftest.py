@@ -114,8 +114,6 @@ def here(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("REMEASURE_CONF", "")  # what a command sets is undone
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for base in Choice.__subclasses__():
-        monkeypatch.setattr(base, "choices", dict(base.choices))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
 
@@ -142,3 +140,6 @@ def here(
     ]
     for name in of_projects:  # another test's project may have a module of that name
         del sys.modules[name]
+    for base in Choice.__subclasses__():
+        for name in [name for name, choice in base.choices.items() if choice.__module__ in of_projects]:
+            del base.choices[name]

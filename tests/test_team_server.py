@@ -45,7 +45,7 @@ def measured_offline(tmp_path_factory: pytest.TempPathFactory, empty_store: Path
     """A project whose campaign, two seeds of one row, was tracked in its own SQLite database."""
     project = small_suite(tmp_path_factory.mktemp("offline") / "project", rows=[ROW])
     shutil.copy(empty_store, project.root)
-    done = project.run("reproduce.py", "measure", ROW, "--seeds", str(len(SEEDS)), cwd=project.root)
+    done = project.run("reproduce.py", "reproduce", ROW, "--seeds", str(len(SEEDS)), cwd=project.root)
     assert done.returncode == 0, done.stderr
     return project
 
