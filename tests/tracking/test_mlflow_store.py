@@ -374,6 +374,22 @@ def test_a_tuning_run_shows_no_test_accuracy(root: Path, tracker: Tracker) -> No
     assert points(root, "test/accuracy_percent") == []
 
 
+def test_a_validation_curve_has_a_point_an_epoch_beside_the_training(root: Path, tracker: Tracker) -> None:
+    held_back = {"image_shape": [1, 2, 2], "num_classes": 4, "num_train": 50, "num_validation": 10, "num_test": 40}
+    validated = [epoch(n, loss=0.5 / n, accuracy=90.0 + n, lr=None, split="validation") for n in (1, 2)]
+    events = (validated[0], EPOCHS[0], validated[1], EPOCHS[1], TESTED, finished(make_record()))
+    tracker.project(make_run(root / "runs", *events, config={**CONFIG, "data": {**CONFIG["data"], **held_back}}))
+    assert points(root, "validation/loss") == [(1, 0.5, 1000), (2, 0.25, 2000)]
+    assert points(root, "validation/accuracy_percent") == [(1, 91.0, 1000), (2, 92.0, 2000)]
+    assert [step for step, *_ in points(root, "train/loss")] == [1, 2]
+    assert [step for step, *_ in points(root, "test/loss")] == [2]
+    assert rows(root, "SELECT name, dataset_profile ->> 'num_images' FROM datasets ORDER BY name") == [
+        ("mnist-test", 40),
+        ("mnist-train", 40),
+        ("mnist-validation", 10),
+    ]
+
+
 def test_projecting_again_changes_nothing(root: Path, tracker: Tracker) -> None:
     directory = make_run(root / "runs", *EPOCHS, TESTED, finished(make_record()))
     run_id = tracker.project(directory)

@@ -84,6 +84,27 @@ def test_on_request_each_epoch_has_a_line_as_a_loop_by_hand_prints_it(clock: Clo
     ]
 
 
+@pytest.mark.parametrize("prints_epochs", [True, False])
+def test_a_validation_score_stands_beside_its_own_epochs_training(prints_epochs: bool, clock: Clock) -> None:
+    stream = StringIO()
+    progress = Progress(stream, clock=clock, prints_epochs=prints_epochs)
+    progress(FIRST, started(seed=3))
+    for number in (1, 2):
+        clock.seconds += 11
+        progress(FIRST, {**epoch(number), "split": "validation", "step": 9 * number, "accuracy_percent": 90.0 + number})
+        progress(FIRST, epoch(number))
+    progress(FIRST, {**epoch(2), "split": "validation", "step": None})  # the final score
+    said = stream.getvalue().splitlines()[1:]
+    lines = [
+        ("Epoch 1/10, train loss 0.2500, train accuracy 93.38 %, validation loss 0.2500, validation accuracy 91.00 %"),
+        ("mlp2-mnist seed 3: epoch 1/10, 99 s left, loss 0.2500, train 93.38 %, validation 91.00 %"),
+        ("Epoch 2/10, train loss 0.2500, train accuracy 93.38 %, validation loss 0.2500, validation accuracy 92.00 %"),
+        ("mlp2-mnist seed 3: epoch 2/10, 88 s left, loss 0.2500, train 93.38 %, validation 92.00 %"),
+        "Epoch 2/10, validation loss 0.2500, validation accuracy 93.38 %",
+    ]
+    assert said == (lines if prints_epochs else lines[1::2])
+
+
 def test_a_resumed_run_counts_its_time_from_where_it_goes_on(clock: Clock) -> None:
     stream = StringIO()
     progress = Progress(stream, clock=clock)

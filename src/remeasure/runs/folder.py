@@ -33,7 +33,8 @@ CAMPAIGNS = ".campaigns"  # folder of lock files, one a campaign, in the folder 
 class Place:
     """Where runs happen: the folder that holds them, the project, the data root, and the device's kind.
 
-    `doctor`: trainings are checked for faults, which are reported as findings (spec/findings.py).
+    `doctor`: trainings are checked for faults, which are reported as findings (spec/findings.py). `curve`: images that
+    are held back for validation are scored after each epoch.
     """
 
     runs: Path
@@ -41,6 +42,7 @@ class Place:
     data_root: Path
     device_kind: DeviceKind
     doctor: bool = True
+    curve: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,9 @@ Events, each with `event` and `time` (ISO 8601, UTC):
     started    run_id, row, seed, model, data, recipe, spec_sha256, code_sha256, device, device_kind, commit, dirty,
                epochs_total
     resumed    row, seed, model, data, epochs_total, checkpoint ("used"; "none" or "corrupt": from the first step again)
-    epoch      epoch, step, split ("train", "test" or "validation"), loss, accuracy_percent, lr, seconds
+    epoch      epoch, step, split ("train", "test" or "validation"), loss, accuracy_percent, lr, seconds. Where images
+               are held back, an epoch's "validation" (lr null) comes before its "train"; the final score comes last
+               (step, lr and seconds null)
     finding    name, evidence, causes, next_steps: what the doctor found (spec/findings.py); most runs have none
     diverged   epoch, step, reason
     failed     reason                           interrupted   reason

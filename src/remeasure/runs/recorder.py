@@ -69,10 +69,11 @@ class Attempt:
             self._sink(self.directory, self._journal.write(event, **values))
 
     def epoch(self, values: dict[str, Any]) -> None:
-        """Journal an epoch of training, and what its curve shows by now."""
-        self._epochs = values["epoch"]
+        """Journal an epoch's training or its validation score; and what the training's curve shows by now."""
         self.report("epoch", **values)
-        self.chart.see(values)
+        if values["split"] == "train":
+            self._epochs = values["epoch"]
+            self.chart.see(values)
 
     def _found(self, finding: Finding) -> None:
         if self.place.doctor:

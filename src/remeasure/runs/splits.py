@@ -28,6 +28,9 @@ class Splits:
     def to_train(self, *, seed: int) -> tuple[Tensor, Tensor]:
         return trained_on(self.spec, seed=seed, place=self.place)
 
+    def to_validate(self) -> tuple[Tensor, Tensor] | None:
+        return held_back(self.spec, place=self.place) if self.place.curve and self.spec.data.num_validation else None
+
     def to_score(self) -> tuple[Tensor, Tensor]:
         images, labels = scored_on(self.spec, place=self.place)
         refuse_changed_files(self.spec, place=self.place)
@@ -108,5 +111,10 @@ def scored_on(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
     if spec.data.split == "test":
         loaded = _load(spec, "test", place=place)
         return loaded.images, loaded.labels
+    return held_back(spec, place=place)
+
+
+def held_back(spec: RunSpec, *, place: Place) -> tuple[Tensor, Tensor]:
+    """The validation images and labels: the last ones of the official training split."""
     loaded = _load(spec, "train", place=place)
     return loaded.images[-spec.data.num_validation :], loaded.labels[-spec.data.num_validation :]

@@ -77,7 +77,9 @@ class Observer:
         """A run has started, or was resumed."""
 
     def epoch(self, run: Path, event: Event) -> None:
-        """An epoch was trained, or the final weights were scored (`split` is then not "train")."""
+        """An epoch was trained; or scored on held-back images, which comes before it (`split` is "validation"); or the
+        final weights were scored (`step` is None).
+        """
 
     def images(self, run: Path, event: Event) -> None:
         """Photographs were scored: `done` of `total`, at `images_per_second`."""

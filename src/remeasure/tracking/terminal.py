@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TextIO
@@ -65,11 +65,16 @@ class Progress(Observer):
             self._advance(self.runs[run], event=event)
 
     def epoch(self, run: Path, event: Event) -> None:
-        if run in self.runs:
-            if self.prints_epochs:
-                self.say(_as_a_loop_prints(event, epochs_total=self.runs[run].total))
-            if event["split"] == "train":
-                self._advance(self.runs[run], event=event)
+        if run not in self.runs:
+            return
+        shown = self.runs[run]
+        if event["split"] == "validation" and event["step"] is not None:
+            shown.validated = event  # shown beside its epoch's training, which comes next
+            return
+        if self.prints_epochs:
+            self.say(_as_a_loop_prints([event, *shown.beside(event)], epochs_total=shown.total))
+        if event["split"] == "train":
+            self._advance(shown, event=event)
 
     def finding(self, run: Path, event: Event) -> None:
         if run in self.runs:
@@ -174,11 +179,17 @@ class _Run:
         self.done = self.done_before = 0
         self.seconds_each: float | None = None
         self.numbers = ""
+        self.validated: Event | None = None
 
     @property
     def share(self) -> float:
         """How much of it is done, from 0 to 1."""
         return self.done / self.total if self.total else 0.0
+
+    def beside(self, event: Event) -> list[Event]:
+        """The validation score of an epoch that was trained, if there is one."""
+        score = self.validated
+        return [score] if score and event["split"] == "train" and score["epoch"] == event["epoch"] else []
 
     def take(self, event: Event, *, now: float) -> None:
         self.taken = now
@@ -191,7 +202,8 @@ class _Run:
             self.done_before = event["epoch"] - 1  # a resumed run does not start at 1
         self.done = event["epoch"]
         self.seconds_each = (now - self.started) / (self.done - self.done_before)
-        self.numbers = f", loss {event['loss']:.4f}, train {event['accuracy_percent']:.2f} %"
+        accuracies = [f"{point['split']} {point['accuracy_percent']:.2f} %" for point in (event, *self.beside(event))]
+        self.numbers = f", loss {event['loss']:.4f}, {', '.join(accuracies)}"
 
     def state(self, now: float) -> str:
         """Such as "epoch 3/20, 78 s left, loss 0.0750, train 97.73 %", "image 512/50000, 83 s left, 594.2 images/s"."""
@@ -223,11 +235,13 @@ class _Row:
         return ", ".join(parts)
 
 
-def _as_a_loop_prints(event: Event, *, epochs_total: int) -> str:
-    """Such as "Epoch 3/10, train loss 0.1507, train accuracy 95.38 %"."""
-    split = event["split"]
-    numbers = f"{split} loss {event['loss']:.4f}, {split} accuracy {event['accuracy_percent']:.2f} %"
-    return f"Epoch {event['epoch']}/{epochs_total}, {numbers}"
+def _as_a_loop_prints(points: Sequence[Event], *, epochs_total: int) -> str:
+    """Such as "Epoch 3/10, train loss 0.1507, train accuracy 95.38 %", with the other splits' points behind it."""
+    numbers = [
+        f"{point['split']} loss {point['loss']:.4f}, {point['split']} accuracy {point['accuracy_percent']:.2f} %"
+        for point in points
+    ]
+    return ", ".join([f"Epoch {points[0]['epoch']}/{epochs_total}", *numbers])
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Where things lie in the figures, by hand; and that a figure's bytes follow from its arguments."""
 
+import dataclasses
 import re
 
 import pytest
@@ -59,6 +60,15 @@ def test_a_figure_is_the_same_bytes_whenever_it_is_drawn_and_takes_its_colours_f
 def test_the_curve_has_a_dot_for_each_seeds_test_accuracy() -> None:
     svg = figures.curve(group().curves, published_percent=94.0, margin_pp=3.0, row=ROW)
     assert len(marks(svg, "ink")) == 5
+
+
+def test_a_validation_score_is_no_test_dot_of_the_curve() -> None:
+    points = group().curves
+    validated = tuple(dataclasses.replace(point, split="validation") for point in points if point.epoch == 1)
+    drawn = [
+        figures.curve(each, published_percent=94.0, margin_pp=3.0, row=ROW) for each in (points, points + validated)
+    ]
+    assert drawn[0] == drawn[1]
 
 
 def test_an_accuracy_of_100_percent_can_be_drawn() -> None:

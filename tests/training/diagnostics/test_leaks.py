@@ -56,7 +56,8 @@ def test_a_run_on_images_that_it_is_scored_on_fails_and_leaves_no_record(
 
 def test_a_split_that_is_scored_on_before_the_last_epoch_is_a_leak() -> None:
     epochs = [{"event": "epoch", "epoch": number, "split": "train"} for number in range(1, 6)]
-    refuse_early_scores([{"event": "started"}, *epochs], epochs=5)
+    validated = [{**epoch, "split": "validation"} for epoch in epochs]
+    refuse_early_scores([{"event": "started"}, *epochs, *validated], epochs=5)
     with pytest.raises(LeakError, match="leak: the test split was read after epoch 3 of 5"):
         refuse_early_scores([*epochs, {"event": "epoch", "epoch": 3, "split": "test"}], epochs=5)
 

@@ -108,7 +108,7 @@ def curve(points: tuple[CurvePoint, ...], *, published_percent: float | None, ma
     """
     trained, tested = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
     for point in points:
-        if point.accuracy_percent is not None:
+        if point.accuracy_percent is not None and point.split != "validation":
             (trained if point.split == "train" else tested)[point.epoch].append(point.accuracy_percent)
     figure = _figure(400, 260)
     axes = figure.add_axes((0.14, 0.17, 0.83, 0.8))

@@ -25,6 +25,8 @@ def inputs(config: Mapping[str, Any], *, sha256: str | None) -> tuple[DataInput,
         return ()
     num_validation, num_train = data.get("num_validation", 0), data.get("num_train", 0)
     sizes = {"train": num_train - num_validation} if config.get("recipe", {}).get("epochs_total") else {}
+    if sizes and num_validation:
+        sizes["validation"] = num_validation
     sizes[data["split"]] = num_validation if data["split"] == "validation" else data.get("num_test", 0)
     return tuple(_input(data, split=split, size=size, sha256=sha256) for split, size in sizes.items())
 

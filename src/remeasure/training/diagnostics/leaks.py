@@ -34,13 +34,13 @@ def refuse_shared_images(trained: Tensor, scored: Tensor, *, spec: RunSpec) -> N
 
 
 def refuse_early_scores(events: Sequence[Event], *, epochs: int) -> None:
-    """LeakError if the journal shows that the scored split was read before the last of `epochs` was trained.
+    """LeakError if the journal shows that the test split was read before the last of `epochs` was trained.
 
     An epoch could have been selected by it. `events`: those up to the score, which is taken once, after the last epoch.
     """
     for event in events:
-        if event["event"] == "epoch" and event["split"] != "train" and event["epoch"] < epochs:
+        if event["event"] == "epoch" and event["split"] == "test" and event["epoch"] < epochs:
             raise LeakError(
-                f"leak: the {event['split']} split was read after epoch {event['epoch']} of {epochs}; it is for one "
+                f"leak: the test split was read after epoch {event['epoch']} of {epochs}; it is for one "
                 "look, after the last"
             )

@@ -30,10 +30,13 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Data(Protocol):
-    """The images of one spec. Each method reads them when it is called: the scored split only after training."""
+    """The images of one spec. Each method reads them when it is called: the test split only after training."""
 
     def to_train(self, *, seed: int) -> "tuple[Tensor, Tensor]":
         """Images (N, C, H, W) uint8 and labels (N,) int64."""
+
+    def to_validate(self) -> "tuple[Tensor, Tensor] | None":
+        """The held-back images, as `to_train`, for a score after each epoch; None: there is to be none."""
 
     def to_score(self) -> "tuple[Tensor, Tensor]":
         """As `to_train`. Raises InputError if the files have changed or images are in both splits."""

@@ -27,6 +27,7 @@ from remeasure.training.diagnostics.nonfinite import Found, Tracer
 from remeasure.training.engines import capture, loop
 from remeasure.training.engines.base import Data, Report, Scored
 from remeasure.training.engines.steps import TrainingModule
+from remeasure.training.engines.validation import Validation
 from remeasure.training.inference import memory_format, predict, refuse_not_finite
 from remeasure.training.optimizers import build_optimizer
 
@@ -248,22 +249,15 @@ class BlockJob:
             self._wall_seconds = self._fit(self.training, checkpoint=checkpoint, reports=reports, callbacks=callbacks)
         return self.training.diverged
 
-    def _fit(
-        self,
-        training: BlockTraining,
-        *,
-        checkpoint: Path | None,
-        reports: Sequence[Report],
-        callbacks: Sequence[Callback],
-    ) -> float:
-        return loop.train(
-            training,
-            spec=self.spec,
-            device_kind=self.device_kind,
-            checkpoint=checkpoint,
-            reports=reports,
-            callbacks=callbacks,
-        )
+    def _fit(self, training: BlockTraining, **more: Any) -> float:
+        return loop.train(training, spec=self.spec, device_kind=self.device_kind, validate=self._validation, **more)
+
+    @functools.cached_property
+    def _validation(self) -> Validation | None:
+        if (held_back := self.data.to_validate()) is None:
+            return None
+        device = torch.device(self.device_kind)
+        return Validation(self.spec, images=held_back[0], labels=held_back[1], device=device, forward=self.forward)
 
     def score(self, index: int, *, checkpoint: Path, progress: Report) -> Scored:  # noqa: ARG002
         network = self.trained(index)

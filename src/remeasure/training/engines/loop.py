@@ -4,7 +4,7 @@ import math
 import pickle
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,20 @@ NOT_IN_BLOCKS = ("on_before_backward", "on_after_backward", "on_before_optimizer
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
-class EpochReports(Callback):
-    """Reports each epoch of each seed, before any other callback acts on it.
+Validate = Callable[[TrainingModule, int], Mapping[str, float]]  # gets a seed's position; validation.Validation
 
-    It logs the `train_loss` and `train_accuracy_percent` of a seed that trains alone, for callbacks that monitor them.
-    `ended`: the last epoch and step that were reported.
+
+class EpochReports(Callback):
+    """Reports each epoch of each seed, before any other callback acts on it: the validation score, if `validate` gives
+    one, then the training.
+
+    It logs `train_loss`, `train_accuracy_percent`, `validation_loss` and `validation_accuracy_percent` of a seed that
+    trains alone, for callbacks that monitor them. `ended`: the last epoch and step that were reported.
     """
 
-    def __init__(self, reports: Sequence[Report]) -> None:
-        self._reports, self.ended, self._started = reports, (0, 0), time.monotonic()
+    def __init__(self, reports: Sequence[Report], *, validate: Validate | None = None) -> None:
+        self._reports, self._validate = reports, validate
+        self.ended, self._started = (0, 0), time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._started = time.monotonic()
@@ -55,17 +60,25 @@ class EpochReports(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self.ended = trainer.current_epoch + 1, pl_module.num_steps  # on every device; the first one reports
-        point = {"epoch": trainer.current_epoch + 1, "step": pl_module.num_steps, "split": "train"}
+        point = {"epoch": trainer.current_epoch + 1, "step": pl_module.num_steps}
         more = {
             "lr": pl_module.learning_rate(pl_module.num_steps - 1),
             "seconds": round(time.monotonic() - self._started, 3),
         }
-        totals = pl_module.totals()
+        totals, scores = pl_module.totals(), dict[str, float]()
         for index, report in enumerate(self._reports) if trainer.is_global_zero else ():
-            if index not in pl_module.diverged:
-                report(point | totals[index] | more)
+            if index in pl_module.diverged:
+                continue
+            if self._validate:
+                began = time.monotonic()
+                scores = dict(self._validate(pl_module, index))
+                seconds = round(time.monotonic() - began, 3)
+                report(point | {"split": "validation", **scores, "lr": None, "seconds": seconds})
+            report(point | {"split": "train", **totals[index], **more})
         if len(totals) == 1:
-            pl_module.log_dict({f"train_{name}": value for name, value in totals[0].items()}, batch_size=1)
+            logged = {f"train_{name}": value for name, value in totals[0].items()}
+            logged |= {f"validation_{name}": value for name, value in scores.items()}
+            pl_module.log_dict(logged, batch_size=1)
 
 
 Settings = list[dict[str, object]]
@@ -205,10 +218,12 @@ def train(
     checkpoint: Path | None,
     reports: Sequence[Report],
     callbacks: Sequence[Callback] = (),
+    validate: Validate | None = None,
 ) -> float:
     """Train on blocks to the last epoch, from the checkpoint if there is one; returns wall seconds.
 
-    `reports`: for each seed, a function that gets its epochs. Raises DivergenceError once all seeds have diverged.
+    `reports`: for each seed, a function that gets its epochs. `validate`: scores a seed after each epoch. Raises
+    DivergenceError once all seeds have diverged.
     """
     return fit(
         training,
@@ -217,6 +232,7 @@ def train(
         checkpoint=checkpoint,
         reports=reports,
         callbacks=callbacks,
+        validate=validate,
         batches=range(math.ceil(training.steps_per_epoch / training.steps_per_block)),
         devices=1,
     )
@@ -231,6 +247,7 @@ def fit(
     reports: Sequence[Report],
     batches: range | None,
     callbacks: Sequence[Callback] = (),
+    validate: Validate | None = None,
     between: float = 30.0,
     **machines: Any,
 ) -> float:
@@ -240,7 +257,7 @@ def fit(
     `batches`: what it iterates over; None: the module's own loader. `between`: seconds between checkpoints, unless
     REMEASURE_CHECKPOINT_SECONDS says otherwise. `machines`: the Trainer's arguments for devices.
     """
-    reporter = EpochReports(reports)
+    reporter = EpochReports(reports, validate=validate)
     keeper = CheckpointCallback(checkpoint, interval_seconds=checkpoint_seconds(between))
     own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
     if own:

@@ -1,6 +1,6 @@
 """One seed in torch (engine=serial)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,8 +79,14 @@ class Training(BlockTraining):
 
     @property
     def scored(self) -> nn.Module:
-        """The network that is scored: the trained one, or the average of its weights."""
-        return self.network if self.average is None else self.average.module
+        """The network that is scored: the trained one, or the average of its weights once that has begun."""
+        if self.average is None or not self.average.n_averaged:
+            return self.network
+        return self.average.module
+
+    def scored_state(self, index: int) -> Mapping[str, Tensor]:
+        assert index == 0
+        return self.scored.state_dict()
 
     def count(self, steps: Sequence[tuple[Tensor, ...]]) -> None:
         losses, logits, labels = zip(*steps, strict=True)

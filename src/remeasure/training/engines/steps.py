@@ -151,6 +151,10 @@ class TrainingModule(LightningModule):
         assert index == 0
         return {key: value.detach().clone() for key, value in self.network.state_dict().items()}
 
+    def scored_state(self, index: int) -> Mapping[str, Tensor]:
+        """The state_dict of the network that one seed would be scored with now."""
+        return self.state_of(index)
+
     def batch_of(self, step: int) -> list[list[int]]:
         """For each seed the indices, in the training split, of the images of a step, in their order."""
         raise NotImplementedError
