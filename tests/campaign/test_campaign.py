@@ -369,7 +369,7 @@ def test_a_checkpoint_makes_its_seed_cheaper(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(timing, "share_left", lambda _, seed, **__: 0.25 if seed == 1 else 1.0)
     InProcess.seconds = {"article": 40.0}
     (entry,) = measure(tmp_path, row(looks=(3,)), plan_only=True)
-    assert list(entry.seconds(device="any").values()) == [40.0, 10.0, 40.0]
+    assert list(entry.seconds().values()) == [40.0, 10.0, 40.0]
 
 
 def test_rows_of_one_spec_share_their_seeds(tmp_path: Path, workers: type[InProcess]) -> None:
@@ -645,16 +645,16 @@ def test_costs_come_from_this_campaign_then_from_records_of_this_device_then_fro
     here, spec = "Some CPU, two cores", trained.spec()
     same = [dataclasses.replace(entry, spec_sha256=spec.spec_sha256) for entry in measured.group().records]
     old = measured.group()
-    entry = RowCampaign(row=row(), spec=spec, committed=old, options=OPTIONS, timed_seconds=7.0)
-    assert entry.seconds_per_seed(device=here) == 7.0, "another spec tells nothing"
+    entry = RowCampaign(row=row(), spec=spec, committed=old, options=OPTIONS, device=here, timed_seconds=7.0)
+    assert entry.seconds_per_seed() == 7.0, "another spec tells nothing"
     object.__setattr__(old, "records", tuple(same))
-    assert entry.cost(device=here) == (3.25, "the committed record of this device")
-    assert entry.cost(device="Another CPU") == (7.0, "a few steps timed here now")
+    assert entry.cost() == (3.25, "the committed record of this device")
+    assert dataclasses.replace(entry, device="Another CPU").cost() == (7.0, "a few steps timed here now")
     entry.done[0] = seed_results(dataclasses.replace(same[0], wall_seconds=4.0))
-    assert entry.seconds_per_seed(device=here) == 4.0
+    assert entry.seconds_per_seed() == 4.0
     diverged = {"accuracy_percent": None, "num_correct": None, "loss": None, "predicted_sha256": None}
     entry.done[1] = seed_results(dataclasses.replace(same[1], wall_seconds=0.0, **diverged))
-    assert entry.seconds_per_seed(device=here) == 4.0, "a seed that diverged tells nothing"
+    assert entry.seconds_per_seed() == 4.0, "a seed that diverged tells nothing"
 
 
 def seed_results(record: RunRecord) -> SeedResults:

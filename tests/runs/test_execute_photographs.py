@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def place(root: Path) -> Place:
     return Place(runs=root / "runs", project=root, data_root=root, device_kind="cpu")
 
 
+@pytest.mark.parametrize("devices", [None, 2])
 def test_it_trains_scores_the_test_photographs_and_leaves_a_record_and_a_network(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    devices: int | None, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = execute(spec(root), seed=0, row="", place=place(root), sink=trained.quiet, keeps=[0])
+    here = replace(place(root), devices=devices)
+    outcome = execute(spec(root), seed=0, row="", place=here, sink=trained.quiet, keeps=[0])
     record = outcome.record
     assert (record.epochs, record.num_test, record.data_official) == (2, 7, "unknown")
     with np.load(outcome.directory / "predictions.npz") as kept:

@@ -193,3 +193,4 @@ def test_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_name("cpu") == cpu_name() != ""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     assert device_name("cuda") == "Some GPU"
+    assert device_name("cuda", num=8) == "8 x Some GPU"

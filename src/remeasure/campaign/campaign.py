@@ -35,6 +35,7 @@ from remeasure.tracking.content.rows import campaign_name
 from remeasure.tracking.observer import Observers, Standing, State
 from remeasure.tracking.terminal import duration
 from remeasure.training.engines.base import can_be_batched, engine_of, refuse_callbacks
+from remeasure.training.photographs import world as worlds
 
 ON_THE_CPU = "CUDA_VISIBLE_DEVICES= measures it here, on the CPU"
 
@@ -63,7 +64,6 @@ class Campaign:
         self._elsewhere: set[tuple[str, int]] = set()  # (row, seed) that another process trains now
         self._told: set[str] = set()  # rows already reported as shared with another process
         self._fingerprint = remembered()
-        self._device = device_name(place.device_kind)
 
     def prepare(self, row: Row, *, compose: Compose) -> RowCampaign | NotHere:
         """The row with the seeds it has: finished runs of this checkout and, with CONTINUE=1, committed seeds.
@@ -77,6 +77,7 @@ class Campaign:
         if faults := list(engine_of(asked).device_faults(self.place.device_kind)):
             return NotHere(row=row, missing=((*faults, ON_THE_CPU),))
         place = self.place
+        num_devices = worlds.of(asked, devices=place.devices, num_nodes=None, device_kind=place.device_kind).size
         spec = identify(config, data_root=place.data_root, device_kind=place.device_kind, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
@@ -89,7 +90,8 @@ class Campaign:
             raise InputError(*faults)
         with held_folder(self.results):  # another campaign may be replacing it
             committed = read_row(self.results, row=row.name)
-        campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options)
+        device = device_name(place.device_kind, num=num_devices)
+        campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options, device=device)
         if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
             campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
             campaign.adopted, campaign.offered, campaign.published = frozenset(campaign.done), len(campaign.done), True
@@ -131,7 +133,7 @@ class Campaign:
     def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Executor) -> None:
         """Time the rows whose cost is unknown, and say what fits the budget."""
         for campaign in campaigns:
-            if campaign.wanted() and campaign.seconds_per_seed(device=self._device) is None:
+            if campaign.wanted() and campaign.seconds_per_seed() is None:
                 self._time(campaign, sharing=campaigns, workers=workers)
         for campaign in campaigns:
             if not campaign.wanted():
@@ -140,7 +142,7 @@ class Campaign:
         if planned and not self.options.quiet:
             now, seconds = datetime.now().astimezone(), self.options.budget_seconds
             self.say(schedule.shown(planned, num_cores=workers.num, budget_seconds=seconds, now=now))
-            sources = {entry.row.name: entry.cost(device=self._device)[1] for entry in campaigns}
+            sources = {entry.row.name: entry.cost()[1] for entry in campaigns}
             for line in schedule.sources({entry.forecast.row: sources[entry.forecast.row] for entry in planned}):
                 self.say(line)
 
@@ -172,7 +174,7 @@ class Campaign:
                 seconds=seconds,
             )
             for campaign in campaigns
-            if (seconds := campaign.seconds(device=self._device))
+            if (seconds := campaign.seconds())
         ]
         return schedule.plan(forecasts, num_cores=workers.num, budget_seconds=self.options.budget_seconds)
 
@@ -202,7 +204,7 @@ class Campaign:
                     if campaign.running and not self.options.fresh:  # else runs of an earlier start would be taken
                         ending.callback(self._find_finished, campaign)
         for campaign in campaigns:
-            if seconds := campaign.seconds(device=self._device):
+            if seconds := campaign.seconds():
                 self.say(self._left_out(campaign, seconds=list(seconds.values())))
 
     def _left_out(self, campaign: RowCampaign, *, seconds: Sequence[float]) -> str:
@@ -230,7 +232,7 @@ class Campaign:
     ) -> None:
         """Start this row's wanted seeds on idle cores; reuse the runs of another row with the same spec."""
         width = campaign.spec.engine_width
-        for key, seconds in campaign.seconds(device=self._device).items():
+        for key, seconds in campaign.seconds().items():
             if shared := self._trained.get(key):
                 self._keep(campaign, outcomes=[shared])
             elif any(key in task.keys for task in workers.active):

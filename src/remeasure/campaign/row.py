@@ -36,12 +36,13 @@ class Options:
 
 @dataclass(kw_only=True, eq=False)
 class RowCampaign:
-    """One row under way: one spec, one data fingerprint, one device kind."""
+    """One row under way: one spec, one data fingerprint, one device kind. `device`: what trains a seed, by name."""
 
     row: Row
     spec: RunSpec
     committed: RowResults | None
     options: Options
+    device: str
     done: dict[int, SeedResults] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
@@ -108,12 +109,12 @@ class RowCampaign:
             return f"{len(self.shares_left)} seeds were interrupted" if self.shares_left else "no seed is here"
         return f"{self.verdict().verdict} after {len(self.done)}"
 
-    def seconds_per_seed(self, *, device: str) -> float | None:
-        """Seconds of a seed on the device of this name; None if unknown."""
-        return self.cost(device=device)[0]
+    def seconds_per_seed(self) -> float | None:
+        """Seconds of a seed on the device; None if unknown."""
+        return self.cost()[0]
 
-    def cost(self, *, device: str) -> tuple[float | None, str]:
-        """Seconds of a seed on the device of this name, and their source: this campaign's seeds, else the committed
+    def cost(self) -> tuple[float | None, str]:
+        """Seconds of a seed on the device, and their source: this campaign's seeds, else the committed
         ones, else a few steps.
         """
         done = [part.record for part in self.done.values()]
@@ -122,16 +123,16 @@ class RowCampaign:
             seconds = [
                 record.wall_seconds
                 for record in records
-                if (record.spec_sha256, record.device) == (self.spec.spec_sha256, device)
+                if (record.spec_sha256, record.device) == (self.spec.spec_sha256, self.device)
                 and record.accuracy_percent is not None  # a seed that diverged ended early
             ]
             if seconds:
                 return sum(seconds) / len(seconds), source
         return self.timed_seconds, "a few steps timed here now"
 
-    def seconds(self, *, device: str) -> dict[Seed, float]:
+    def seconds(self) -> dict[Seed, float]:
         """Seconds of each seed to be trained next; {} until a seed's cost is known."""
-        each = self.seconds_per_seed(device=device)
+        each = self.seconds_per_seed()
         sha256 = self.spec.spec_sha256
         if each is None:
             return {}

@@ -140,7 +140,16 @@ def _measure(
     from remeasure.training.device import resolve_device
 
     root = paths.project_root()
-    place = Place(runs=files.runs, project=root, data_root=paths.data_root(), device_kind=resolve_device("auto"))
+    verbosity = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
+    overrides = [f"verbosity={verbosity}", *([f"+observer=[{options.observers}]"] if options.observers else [])]
+    config = compose(overrides)
+    place = Place(
+        runs=files.runs,
+        project=root,
+        data_root=paths.data_root(),
+        device_kind=resolve_device("auto"),
+        devices=config.devices,
+    )
     chosen = Options(
         seeds=options.seeds,
         together=options.together,
@@ -153,9 +162,7 @@ def _measure(
     ledger.check_configs(rows, conf_dirs=paths.conf_dirs())
     if options.command != "plan":
         provenance.warn_of_unknown(root)
-    verbosity = "quiet" if options.quiet else "verbose" if options.verbose else "normal"
-    overrides = [f"verbosity={verbosity}", *([f"+observer=[{options.observers}]"] if options.observers else [])]
-    with build(compose(overrides).observer, project=files.store) as observers:
+    with build(config.observer, project=files.store) as observers:
         say = _print if options.command == "plan" else observers.say
         executor = choose.build(options.on, place=place, conf_dirs=paths.conf_dirs()) if options.on != LOCAL else None
         observers.close_orphans(files.runs, **({"is_alive": executor.is_alive} if executor else {}))

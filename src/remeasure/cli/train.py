@@ -20,6 +20,7 @@ from remeasure.system import paths, startup
 from remeasure.tracking.observer import Sweep, build
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of, refuse_callbacks
+from remeasure.training.photographs import world as worlds
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -67,7 +68,9 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     faults: list[str] = []
     with gathered(faults):
         device_kind = resolve_device(config.device)
-        faults += engine_of(config.spec(data_sha256="")).device_faults(device_kind)
+        asked = config.spec(data_sha256="")
+        faults += engine_of(asked).device_faults(device_kind, devices=config.devices, num_nodes=config.num_nodes)
+        worlds.of(asked, devices=config.devices, num_nodes=config.num_nodes, device_kind=device_kind)
     with gathered(faults):
         catalog.streamed(config.data)
     with gathered(faults):
@@ -83,6 +86,8 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
         data_root=data_root,
         device_kind=device_kind,
         doctor=config.doctor,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
     )
     spec = identified(config, data_root=data_root, device_kind=device_kind)
     if path := pretrained.locate(config):

@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from pytorch_lightning import Callback
-from pytorch_lightning.utilities import rank_zero_only
 
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, read_record
 from remeasure.runs.hardware import keep_freed_memory, processor
@@ -20,6 +20,8 @@ from remeasure.training.checkpoints import sound
 from remeasure.training.diagnostics import nonfinite
 from remeasure.training.diagnostics.doctor import Doctor
 from remeasure.training.engines.base import Job, Scored, engine_of
+from remeasure.training.photographs import world as worlds
+from remeasure.training.photographs.world import ALONE, World
 
 
 def execute(
@@ -52,10 +54,9 @@ def execute_together(
     keeps: Collection[int] = (),
 ) -> list[Outcome]:
     """`execute` for all seeds that train together with `seed`: `seed` alone, or its group in the batched engine."""
-    rank: int = getattr(rank_zero_only, "rank", 0)
-    if rank and engine_of(spec).on_many_devices:
+    seeds, world = spec.together(seed), world_of(spec, place=place)
+    if world.rank and (fresh or not _all_finished(spec, seeds=seeds, place=place)):
         _follow(spec, seed=seed, place=place)
-    seeds = spec.together(seed)
     if not fresh and (done := _all_finished(spec, seeds=seeds, place=place)):
         return done
     directories = [open_directory(spec, seed=each, place=place, fresh=fresh) for each in seeds]
@@ -65,13 +66,27 @@ def execute_together(
         reused = [(directory / "record.json").is_file() for directory in directories]
         if not all(reused):  # another process may have finished them while this one waited
             attempts = [
-                Attempt(directory, spec=spec, seed=each, row=row, place=place, sink=sink, keeps=each in keeps)
+                Attempt(
+                    directory,
+                    spec=spec,
+                    seed=each,
+                    row=row,
+                    place=place,
+                    sink=sink,
+                    keeps=each in keeps,
+                    num_devices=world.size,
+                )
                 for each, directory in zip(seeds, directories, strict=True)
             ]
-            with processor(spec):
-                records = _measure(spec, attempts=attempts, place=place)
+            share = partial(_share, spec=spec, seed=seed, place=place)
+            with processor(spec), worlds.joined(world, device_kind=place.device_kind, share=share) as connected:
+                worlds.told(directories[0], world=connected)
+                records = _measure(spec, attempts=attempts, place=place, world=connected)
         else:
             records = [read_record(directory) for directory in directories]
+            if world.launcher:
+                with worlds.joined(world, device_kind=place.device_kind, share=print) as connected:
+                    worlds.told(None, world=connected)
     ends = zip(records, directories, reused, strict=True)
     return [Outcome(record=record, directory=directory, reused=again) for record, directory, again in ends]
 
@@ -82,22 +97,37 @@ def _all_finished(spec: RunSpec, *, seeds: range, place: Place) -> list[Outcome]
     return done if len(done) == len(seeds) else []
 
 
-def job_of(spec: RunSpec, *, seed: int, place: Place) -> Job:
+def world_of(spec: RunSpec, *, place: Place) -> World:
+    """The processes that a run of `spec` is divided among. Raises InputError: its devices are not there."""
+    return worlds.of(spec, devices=place.devices, num_nodes=place.num_nodes, device_kind=place.device_kind)
+
+
+def job_of(spec: RunSpec, *, seed: int, place: Place, world: World = ALONE) -> Job:
     """The engine's job for the seeds that train together with `seed`, on the spec's data."""
     seeds, data = spec.together(seed), Splits(spec, place=place)
-    return engine_of(spec).build(spec, seeds=seeds, data=data, device_kind=place.device_kind)
+    several = world if world.size > 1 else None
+    return engine_of(spec).build(spec, seeds=seeds, data=data, device_kind=place.device_kind, world=several)
 
 
 def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
-    """Train in a process of rank above 0, then exit; rank 0 alone locks, scores and records the run."""
-    directory = open_directory(spec, seed=seed, place=place, fresh=False)
-    job_of(spec, seed=seed, place=place).train(checkpoint=directory / "checkpoint.ckpt", reports=[])
+    """In a process of rank above 0, do its share of the run, then exit; rank 0 alone locks and records the run."""
+    _share(world_of(spec, place=place), spec=spec, seed=seed, place=place)
     raise SystemExit(0)
 
 
-def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place) -> list[RunRecord]:
+def _share(world: World, *, spec: RunSpec, seed: int, place: Place) -> None:
+    with processor(spec), worlds.connected(world, device_kind=place.device_kind):
+        directory: Path | None = worlds.told(None, world=world)
+        if directory is None:  # the run is finished
+            return
+        job = job_of(spec, seed=seed, place=place, world=world)
+        if not job.train(checkpoint=directory / "checkpoint.ckpt", reports=[]):
+            job.score(0, checkpoint=directory / "checkpoint.ckpt", progress=lambda _: None)
+
+
+def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place, world: World) -> list[RunRecord]:
     """Train, evaluate once after the last epoch, write the results, then delete the checkpoint."""
-    job = job_of(spec, seed=attempts[0].seed, place=place)
+    job = job_of(spec, seed=attempts[0].seed, place=place, world=world)
     folder = attempts[0].directory  # seeds that train together share one checkpoint, in the first one's
     checkpoint, official = sound(folder / "checkpoint.ckpt"), Splits(spec, place=place).official()
     for attempt in attempts:

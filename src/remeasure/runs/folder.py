@@ -34,7 +34,8 @@ class Place:
     """Where runs happen: the folder that holds them, the project, the data root, and the device's kind.
 
     `doctor`: trainings are checked for faults, which are reported as findings (spec/findings.py). `curve`: images that
-    are held back for validation are scored after each epoch.
+    are held back for validation are scored after each epoch. `devices`, `num_nodes`: of a run on photographs; None: as
+    torchrun or srun says, else all GPUs of this machine.
     """
 
     runs: Path
@@ -43,6 +44,8 @@ class Place:
     device_kind: DeviceKind
     doctor: bool = True
     curve: bool = True
+    devices: int | None = None
+    num_nodes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

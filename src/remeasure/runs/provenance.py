@@ -141,8 +141,11 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def device_name(device_kind: str) -> str:
-    """The name of the device that trains: the GPU's, or the processor's."""
+def device_name(device_kind: str, *, num: int = 1) -> str:
+    """The name of the device that trains: the GPU's, or the processor's; of several GPUs such as "8 x NVIDIA H100"."""
     import torch
 
-    return torch.cuda.get_device_name() if device_kind == "cuda" else cpu_name()
+    if device_kind != "cuda":
+        return cpu_name()
+    name = torch.cuda.get_device_name()
+    return name if num == 1 else f"{num} x {name}"

@@ -41,15 +41,24 @@ def unwatched(directory: Path, event: Event) -> None:
 class Attempt:
     """A run's directory while the run is under way; `row`: the ledger row it belongs to, "" for none.
 
-    `keeps`: whether the directory keeps the trained network. Of seeds that train together, some may be finished
-    already: their directories are not written again.
+    `keeps`: whether the directory keeps the trained network. `num_devices`: those that compute it. Of seeds that train
+    together, some may be finished already: their directories are not written again.
     """
 
     def __init__(
-        self, directory: Path, *, spec: RunSpec, seed: int, row: str, place: Place, sink: Sink, keeps: bool = False
+        self,
+        directory: Path,
+        *,
+        spec: RunSpec,
+        seed: int,
+        row: str,
+        place: Place,
+        sink: Sink,
+        keeps: bool = False,
+        num_devices: int = 1,
     ) -> None:
         self.directory, self.spec, self.seed, self.row, self.place = directory, spec, seed, row, place
-        self.keeps = keeps
+        self.keeps, self._num_devices = keeps, num_devices
         self._journal, self._sink, self._facts = Journal(directory), sink, dict[str, Any]()
         self._epochs = 0  # trained so far; a resumed run ends with one that it reports
         self.finished = (directory / "record.json").is_file()
@@ -150,7 +159,7 @@ class Attempt:
 
     def _known(self, *, num_params: int, data_official: str) -> dict[str, Any]:
         """The fields of the record that are known before training."""
-        spec, device = self.spec, provenance.device_name(self.place.device_kind)
+        spec, device = self.spec, provenance.device_name(self.place.device_kind, num=self._num_devices)
         revision = provenance.revision(self.place.project)
         return {
             "row": self.row,

@@ -24,21 +24,25 @@ TIMED_BATCH_SECONDS = 1.0  # a batch this long suffices to measure the speed of 
 def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
     """Seconds that a seed of `spec` takes here, estimated from a few steps on its data; leaves no files.
 
-    For seeds that train together, one seed's share. For an evaluation, the network's time without image decoding.
+    For seeds that train together, one seed's share. For an evaluation, the network's time without image decoding. Of a
+    run on several devices, one of them is timed with its share of a batch; what they tell each other is left out.
     """
     from remeasure.runs import hardware  # torch: seconds to import
+    from remeasure.runs.execute import world_of
 
+    num = world_of(spec, place=place).size
     hardware.keep_freed_memory()
     with hardware.processor(spec):
         if not engine_of(spec).trains:
-            return spec.data.num_test * _seconds_per_image(spec, device_kind=place.device_kind)
+            return spec.data.num_test * _seconds_per_image(spec, device_kind=place.device_kind) / num
         assert isinstance(spec.recipe, Recipe)
-        seconds, sizes = 0.0, image_sizes(spec.recipe)
+        recipe = replace(spec.recipe, batch_size=spec.recipe.batch_size // num) if num > 1 else spec.recipe
+        seconds, sizes = 0.0, image_sizes(recipe)
         for pixels, num_epochs in sizes.items():
-            sized = replace(spec, recipe=at_size(spec.recipe, pixels=pixels))
+            sized = replace(spec, recipe=at_size(recipe, pixels=pixels))
             limit = (TIMED_SECONDS_CUDA if place.device_kind == "cuda" else TIMED_SECONDS) / len(sizes)
             seconds += num_epochs * _seconds_per_epoch(sized, place=place, limit_seconds=limit)
-        return seconds / spec.engine_width
+        return seconds / spec.engine_width / num
 
 
 def image_sizes(recipe: Recipe) -> dict[int | None, int]:

@@ -39,7 +39,8 @@ class Config(Strict):
     """One composed config: conf/train.yaml with its groups, every interpolation resolved.
 
     `precision`: auto is bfloat16 where the device computes in it, else float32 (`resolve.settled`). `evaluate`: a run
-    to score again in place of a training. `predict`: images, or folders of them, for its network.
+    to score again in place of a training. `predict`: images, or folders of them, for its network. `devices` (of each
+    machine), `num_nodes`: of a run on photographs; null: as torchrun or srun says, else all GPUs of this machine.
     """
 
     model: ModelSpec
@@ -56,6 +57,8 @@ class Config(Strict):
     control: Control
     callback: dict[str, Plugin]
     device: str
+    devices: int | None
+    num_nodes: int | None
     fresh: bool
     print_epochs: bool
     verbosity: Literal["quiet", "normal", "verbose"]
@@ -71,6 +74,9 @@ class Config(Strict):
         for key, most in (("engine_width", MOST_TOGETHER), ("cpu_threads", MOST_THREADS)):
             if getattr(self, key) > most:
                 yield f"{key}: expected at most {most}, got {getattr(self, key)}"
+        for key in ("devices", "num_nodes"):
+            if (num := getattr(self, key)) is not None and num < 1:
+                yield f"{key}: expected 1 or more, or null, got {num}"
         if self.device not in ("auto", *get_args(DeviceKind)):
             yield f"device: expected auto, {', '.join(get_args(DeviceKind))}, got {self.device!r}"
         if self.predict is not None and self.evaluate is None:

@@ -36,6 +36,7 @@ from remeasure.system import paths
 from remeasure.training.engines.base import Report
 from remeasure.training.losses import training_loss
 from remeasure.training.photographs import train as photographs_train
+from remeasure.training.photographs import world as worlds
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order
 from remeasure.training.photographs.train import StreamTraining, parameter_groups, set_drop_path
 
@@ -140,7 +141,6 @@ def train(
         paths=files,
         labels=labels_of(len(files), num_classes=a_spec.data.num_classes),
         device_kind="cpu",
-        devices=1,
         num_workers=num_workers,
         checkpoint=folder / "checkpoint.ckpt",
         reports=[report],
@@ -612,20 +612,6 @@ def test_a_batch_that_cannot_be_had_or_mixed_is_refused(files: list[Path], tmp_p
     train(spec("recipe.batch_size=5", *PLAIN), files, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [({}, 1), ({"SLURM_NNODES": "4"}, 4), ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, 2)],
-)
-def test_the_number_of_machines_is_slurms_or_torchruns(
-    environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for key in ("SLURM_NNODES", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(key, raising=False)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    assert photographs_train.num_nodes() == expected
-
-
 def test_two_devices_train_as_one_does(files: list[Path], tmp_path: Path) -> None:
     """On CPUs, started as torchrun does it. What each device draws for itself is switched off."""
     with socket.socket() as free:
@@ -641,30 +627,35 @@ def test_two_devices_train_as_one_does(files: list[Path], tmp_path: Path) -> Non
     ]
     errors = [process.communicate(timeout=300)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (first, points), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert same(first, second)
-    alone = train(spec(*PLAIN), files, tmp_path)
+    expected: list[dict[str, Any]] = []
+    alone = train(spec(*PLAIN), files, tmp_path, report=expected.append)
     for name, value in alone.items():
         # AdamW moves a weight by 1e-3 a step, and by a share of that where rounding decides a gradient's sign
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
+    assert [point["accuracy_percent"] for point in points] == [point["accuracy_percent"] for point in expected]
+    assert [point["loss"] for point in points] == pytest.approx([point["loss"] for point in expected], rel=1e-4)
 
 
 def _one_of_two(folder: Path, out: Path) -> None:
     """What each process of the test above does."""
-    network = tiny_vit()
-    photographs_train.train(
-        network,
-        spec=spec(*PLAIN),
-        seed=0,
-        paths=[folder / f"{index}.JPEG" for index in range(NUM_FILES)],
-        labels=labels_of(NUM_FILES),
-        device_kind="cpu",
-        devices=2,
-        num_workers=0,
-        checkpoint=out / "checkpoint.ckpt",
-        reports=[id],
-    )
-    torch.save(weights(network), out / f"{os.environ['RANK']}.pt")
+    network, points = tiny_vit(), list[dict[str, Any]]()
+    world = worlds.find(devices=2, num_nodes=None, device_kind="cpu")
+    with worlds.connected(world, device_kind="cpu"):
+        photographs_train.train(
+            network,
+            spec=spec(*PLAIN),
+            seed=0,
+            paths=[folder / f"{index}.JPEG" for index in range(NUM_FILES)],
+            labels=labels_of(NUM_FILES),
+            device_kind="cpu",
+            num_workers=0,
+            checkpoint=out / "checkpoint.ckpt",
+            reports=[points.append],
+            world=world,
+        )
+    torch.save((weights(network), points), out / f"{world.rank}.pt")
 
 
 if __name__ == "__main__":

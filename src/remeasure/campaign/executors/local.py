@@ -133,19 +133,22 @@ class Workers(Executor):
 
     def _num_devices(self, spec: RunSpec) -> int:
         """How many of `devices` a run of `spec` takes."""
-        return len(self.devices) if engine_of(spec).on_many_devices else 1
+        return min(self.place.devices or len(self.devices), len(self.devices)) if engine_of(spec).on_many_devices else 1
 
     def cores(self, spec: RunSpec) -> int:
         """Number of workers that a run of `spec` takes; an evaluation decodes its photographs on all cores."""
         if engine_of(spec).takes_all_cores or not (self.place.device_kind == "cpu" or _searches_lines(spec)):
             return self.per_device * self._num_devices(spec)
-        return min(spec.cpu_threads, self.per_device)
+        num_processes = self.place.devices or 1 if engine_of(spec).on_many_devices else 1
+        return min(spec.cpu_threads * num_processes, self.per_device)
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
         """Seconds of each of `num_seeds` seeds, timed side by side as they will run; raises what a worker raises."""
         side_by_side = min(self.num // self.cores(spec), num_seeds)
-        devices = itertools.islice(itertools.cycle(self.devices), side_by_side)
-        timings = [self._submit((device,), self._time_seed, spec, self.place) for device in devices]
+        num = self._num_devices(spec)
+        groups = [self.devices[start : start + num] for start in range(0, len(self.devices) - num + 1, num)]
+        places = itertools.islice(itertools.cycle(groups), side_by_side)
+        timings = [self._submit(devices, self._time_seed, spec, self.place) for devices in places]
         return max(timing.result() for timing in timings)
 
     def _started(self, devices: Devices) -> Pool:

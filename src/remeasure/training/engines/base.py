@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from remeasure.data.listing import Listing
     from remeasure.training.diagnostics.nonfinite import Found
     from remeasure.training.inference import Predictions
+    from remeasure.training.photographs.world import World
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -93,7 +94,7 @@ class Engine:
     supports: Mapping[str, tuple[object, ...]]
     device_kinds: tuple[DeviceKind, ...] = ("cpu", "cuda", "mps")
     trains: bool = True
-    on_many_devices: bool = False
+    on_many_devices: bool = False  # its job takes a `world`, too
     takes_all_cores: bool = False  # whatever the spec's number of threads
     computes_in_numpy: bool = False
     takes_callbacks: bool = True  # the user's
@@ -120,16 +121,28 @@ class Engine:
                 expected = ", ".join(map(_shown, values))
                 yield f"{key}: {self.title} has {expected}, got {_shown(value)}{self.hints.get(key, self.advice)}"
 
-    def device_faults(self, device_kind: DeviceKind) -> Iterator[str]:
+    def device_faults(
+        self, device_kind: DeviceKind, *, devices: int | None = None, num_nodes: int | None = None
+    ) -> Iterator[str]:
+        """What of the device's kind, and of the number of devices and machines, it does not support."""
+        for key, num in (("devices", devices), ("num_nodes", num_nodes)):
+            if (num or 1) > 1 and not self.on_many_devices:
+                yield f"{key}: {self.title} computes on one device, got {key}={num}; leave it out"
         if device_kind not in self.device_kinds:
             kinds = ", ".join(self.device_kinds)
             yield f"device: {self.title} computes on {kinds}, got {device_kind}; choose device={self.device_kinds[0]}"
 
-    def build(self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind) -> Job:
-        """The job of these seeds, with their initial weights. InputError: the spec, network or data do not fit it."""
+    def build(
+        self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind, world: "World | None" = None
+    ) -> Job:
+        """The job of these seeds, with their initial weights. InputError: the spec, network or data do not fit it.
+
+        `world`: the processes that it is divided among, if there are several.
+        """
         if faults := [*self.faults(spec), *self.device_faults(device_kind)]:
             raise InputError(*faults)
-        job: Job = pkgutil.resolve_name(self.job)(spec, seeds=seeds, data=data, device_kind=device_kind)
+        options = {"world": world} if world else {}
+        job: Job = pkgutil.resolve_name(self.job)(spec, seeds=seeds, data=data, device_kind=device_kind, **options)
         return job
 
 
@@ -205,6 +218,7 @@ EVALUATION = Engine(
     parts=("name", "mode", "weights", "batch_size", "transform", "normalisation"),
     supports={**ALONE, "data.split": ("test",), "control": ("none",)},
     trains=False,
+    on_many_devices=True,
     takes_callbacks=False,
     takes_all_cores=True,
     advice="",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,13 +23,15 @@ from remeasure.system.paths import checkpoint_seconds, naming
 from remeasure.training.checkpoints import keep_checkpoint, unusable
 from remeasure.training.engines.base import Report
 from remeasure.training.engines.steps import StepCallback, TrainingModule
+from remeasure.training.photographs.world import ALONE, World
 
 HARMLESS_WARNINGS = (
     r".*treespec, LeafSpec.*is deprecated",  # Lightning 2.6 calls a torch function that torch has deprecated
     r"The number of training batches",  # few are intended: one is a block of steps
     r"You're resuming from a checkpoint that ended before the epoch",  # the position follows from num_steps
+    r"The `srun` command is available",  # advice that is given wherever Slurm is installed
+    r"It is recommended to use `self.log\('train_.*sync_dist=True",  # the totals are those of all devices already
 )
-NO_SRUN = r"The `srun` command is available"  # advice for several devices, given wherever Slurm is installed
 # Errors that a checkpoint of another run can raise when it is restored, or in the first block after that.
 MISFITS = (
     *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
@@ -234,7 +237,6 @@ def train(
         callbacks=callbacks,
         validate=validate,
         batches=range(math.ceil(training.steps_per_epoch / training.steps_per_block)),
-        devices=1,
     )
 
 
@@ -249,26 +251,28 @@ def fit(
     callbacks: Sequence[Callback] = (),
     validate: Validate | None = None,
     between: float = 30.0,
-    **machines: Any,
+    world: World = ALONE,
 ) -> float:
     """Run Lightning's loop to the last epoch, or to the end of the epoch in which a callback of the spec stops it, from
     the checkpoint if there is one; returns wall seconds.
 
     `batches`: what it iterates over; None: the module's own loader. `between`: seconds between checkpoints, unless
-    REMEASURE_CHECKPOINT_SECONDS says otherwise. `machines`: the Trainer's arguments for devices.
+    REMEASURE_CHECKPOINT_SECONDS says otherwise. `world`: the connected processes that train together.
     """
     reporter = EpochReports(reports, validate=validate)
     keeper = CheckpointCallback(checkpoint, interval_seconds=checkpoint_seconds(between))
     own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
     if own:
         own = [kept := Kept(), *own, SettingsStay(kept, plugins=spec.callbacks)]
-    alone = machines.get("strategy", "auto") == "auto"  # on one device
+    alone = world.size == 1
     with warnings.catch_warnings():
-        for message in (*HARMLESS_WARNINGS, *([NO_SRUN] if alone else [])):
+        for message in HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         trainer = Trainer(
             accelerator=device_kind,
-            **machines,
+            devices=world.devices,
+            num_nodes=world.num_nodes,
+            strategy="auto" if alone else "ddp",
             precision=TRAINER_PRECISION[spec.precision],
             max_epochs=spec.recipe.epochs_total,
             callbacks=[reporter, *own, *callbacks, keeper],
@@ -277,8 +281,8 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            # One device takes nothing from the variables of SLURM or torchrun, which a job script may have left.
-            plugins=[LightningEnvironment()] if alone else None,
+            # Lightning takes nothing from the variables of SLURM or torchrun, which a job script may have left.
+            plugins=[LightningEnvironment() if alone else _Connected(world)],
         )
         start = checkpoint if checkpoint and checkpoint.exists() else None
         try:
@@ -297,6 +301,48 @@ def fit(
         if start and reporter.ended != expected:
             raise unusable(start, f"expected to end with epoch and step {expected}, ended with {reporter.ended}")
     return keeper.wall_seconds
+
+
+class _Connected(ClusterEnvironment):
+    """The world, as Lightning asks for it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self._world.address
+
+    @property
+    def main_port(self) -> int:
+        return self._world.port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self._world.size
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing."""
+
+    def global_rank(self) -> int:
+        return self._world.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing."""
+
+    def local_rank(self) -> int:
+        return self._world.local_rank
+
+    def node_rank(self) -> int:
+        return self._world.rank // self._world.devices
 
 
 def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:

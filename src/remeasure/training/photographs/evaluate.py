@@ -5,7 +5,8 @@ The workers return uint8; the device normalises.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,12 @@ from remeasure.spec.run import RunSpec
 from remeasure.system.formats import Array, decode_npz, encode_npz, refuse
 from remeasure.system.paths import checkpoint_seconds, read_file
 from remeasure.system.startup import num_cores
-from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, unusable
+from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, sound, unusable
 from remeasure.training.engines.base import Report
 from remeasure.training.inference import Forward, Predictions, forward, top5
 from remeasure.training.photographs.decode import Photographs, collate
 from remeasure.training.photographs.loading import Loader
+from remeasure.training.photographs.world import ALONE, World, gathered
 
 QUEUED = 4  # batches that may wait on a GPU
 REPORT_SECONDS = 1.0
@@ -39,16 +41,23 @@ CHECKPOINT_TYPES = {
 
 
 def stream(
-    listing: Listing, *, transform: Transform, indices: Sequence[int], batch_size: int, pinned: bool
+    listing: Listing,
+    *,
+    transform: Transform,
+    indices: Sequence[int],
+    batch_size: int,
+    pinned: bool,
+    num_devices: int = 1,
 ) -> Iterator[Tensor]:
-    """The photographs at these indices, in this order, as batches (B, 3, H, W) uint8, decoded on all cores.
+    """The photographs at these indices, in this order, as batches (B, 3, H, W) uint8, decoded on all cores, or on the
+    share of each of `num_devices` processes.
 
     Raises InputError, which names each photograph of the first batch that could not be decoded, and what
     `Loader.batches` raises.
     """
     tasks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    photographs, num_workers = Photographs(listing, transform=transform), min(num_cores(), len(tasks))
-    with Loader(photographs, collate=collate, num_workers=num_workers, pinned=pinned) as loader:
+    photographs, num_workers = Photographs(listing, transform=transform), max(num_cores() // num_devices, 1)
+    with Loader(photographs, collate=collate, num_workers=min(num_workers, len(tasks)), pinned=pinned) as loader:
         for images, faults in loader.batches(tasks):
             if faults:
                 raise InputError(*faults)
@@ -123,43 +132,112 @@ def evaluate(
     device: torch.device,
     checkpoint: Path,
     report: Report,
+    world: World = ALONE,
 ) -> tuple[float, Predictions]:
     """Seconds, and the network's predictions for the photographs of the listing, in its order.
 
     `report` gets done, total and images_per_second about once a second. An interrupted evaluation resumes from its
     checkpoint at the start of a batch, to the same numbers. Raises InputError: a photograph that cannot be decoded.
+
+    The connected processes of a `world` take whole batches in turn, the same as one process has, so that each image has
+    the same answer; the first process gets all of them, the others their own.
     """
-    run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels).to(device)
+    if world.size > 1:
+        checkpoint = checkpoint.with_name(f"{checkpoint.name}.{world.rank}-of-{world.size}")
+        sound(checkpoint)
+    indices = _share(len(listing), batch_size=spec.recipe.batch_size, world=world)
+    evaluated = partial(
+        _evaluated,
+        network,
+        listing,
+        indices=indices,
+        spec=spec,
+        transform=transform,
+        device=device,
+        checkpoint=checkpoint,
+        report=report,
+        world=world,
+    )
+    if world.size == 1:
+        seconds, found = evaluated()
+        return seconds, _predictions(found)
+    fault = None
+    try:
+        seconds, found = evaluated()
+    except InputError as error:
+        seconds, found, fault = 0.0, {}, error
+    shares = gathered((indices, found, fault), world=world)
+    faults = [fault] if world.rank else [each for _, _, each in shares]
+    if any(faults):
+        raise InputError(*(line for each in faults if each for line in each.faults))
+    if world.rank:
+        return seconds, _predictions(found)
+    order = np.argsort(np.concatenate([taken for taken, _, _ in shares]))
+    whole = {key: np.concatenate([arrays[key] for _, arrays, _ in shares]) for key in found}
+    return seconds, _predictions({key: part if key == "loss" else part[order] for key, part in whole.items()})
+
+
+def _share(num: int, *, batch_size: int, world: World) -> list[int]:
+    """The indices of the photographs that this process evaluates: every `size`-th batch of `num` photographs."""
+    starts = range(world.rank * batch_size, num, world.size * batch_size)
+    return [index for start in starts for index in range(start, min(start + batch_size, num))]
+
+
+def _predictions(found: Mapping[str, np.ndarray]) -> Predictions:
+    """`loss`: the sum of each process."""
+    return Predictions(
+        predicted=torch.tensor(found["predicted"]),
+        confidence=torch.tensor(found["confidence"]),
+        top5=torch.tensor(found["top5"]),
+        loss=found["loss"].sum().item() / len(found["predicted"]),
+    )
+
+
+def _evaluated(
+    network: nn.Module,
+    listing: Listing,
+    *,
+    indices: Sequence[int],
+    spec: RunSpec,
+    transform: Transform,
+    device: torch.device,
+    checkpoint: Path,
+    report: Report,
+    world: World,
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Seconds, and the tally of the photographs at these indices."""
+    run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels[indices]).to(device)
     tally, began = Tally(device=device), time.monotonic()
-    first, seconds_before = tally.resume(checkpoint, total=len(listing), num_classes=spec.data.num_classes)
+    first, seconds_before = tally.resume(checkpoint, total=len(indices), num_classes=spec.data.num_classes)
     done, reported, saved = first, began, began
     batches = stream(
         listing,
         transform=transform,
-        indices=range(first, len(listing)),
+        indices=indices[first:],
         batch_size=spec.recipe.batch_size,
         pinned=device.type == "cuda",
+        num_devices=world.devices,
     )
     interval = checkpoint_seconds(30.0)
     for num in paced(_tallied(batches, run=run, tally=tally, labels=labels, first=first), device=device):
         done, now = done + num, time.monotonic()
         if now - reported >= REPORT_SECONDS:
             reported = now
-            report({"done": done, "total": len(listing), "images_per_second": (done - first) / (now - began)})
+            report(
+                {
+                    "done": min(done * world.size, len(listing)),  # all processes are about as far
+                    "total": len(listing),
+                    "images_per_second": world.size * (done - first) / (now - began),
+                }
+            )
         if now - saved >= interval:
             kept = tally.arrays() | {"seconds": np.array([seconds_before + now - began])}
-            partial = checkpoint.with_suffix(".partial")
+            partial = checkpoint.with_name(f"{checkpoint.name}.partial")
             partial.write_bytes(encode_npz(kept))
             keep_checkpoint(partial, checkpoint)
             saved = time.monotonic()
     found = tally.arrays()
-    predictions = Predictions(
-        predicted=torch.tensor(found["predicted"]),
-        confidence=torch.tensor(found["confidence"]),
-        top5=torch.tensor(found["top5"]),
-        loss=found["loss"].item() / len(listing),
-    )
-    return seconds_before + time.monotonic() - began, predictions
+    return seconds_before + time.monotonic() - began, found
 
 
 def _tallied(batches: Iterable[Tensor], *, run: Forward, tally: Tally, labels: Tensor, first: int) -> Iterator[int]:

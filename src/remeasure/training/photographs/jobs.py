@@ -19,19 +19,26 @@ from remeasure.training.diagnostics.nonfinite import Found, Tracer
 from remeasure.training.engines.base import Data, Report, Scored
 from remeasure.training.inference import refuse_not_finite
 from remeasure.training.photographs import evaluate, train
+from remeasure.training.photographs.world import ALONE, World
 from remeasure.training.seeding import initial_network
 
 
-class PhotographsJob:
-    """One seed, on all devices of its kind; the first one scores."""
+def _device(device_kind: DeviceKind, *, world: World) -> torch.device:
+    return torch.device(device_kind, world.local_rank) if device_kind == "cuda" else torch.device(device_kind)
 
-    def __init__(self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind) -> None:
+
+class PhotographsJob:
+    """One seed, trained and scored by all devices of a world."""
+
+    def __init__(
+        self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind, world: World = ALONE
+    ) -> None:
         (self.seed,) = seeds
+        self.world, self.device = world, _device(device_kind, world=world)
         self.spec, self.data, self.device_kind = spec, data, device_kind
         self.scored_listing = data.listing("test")
         self.network, self._wall_seconds = initial_network(spec, seed=self.seed), 0.0
         self.num_params = registry.num_trainable(self.network)
-        self._num_devices = torch.cuda.device_count() if device_kind == "cuda" else 1
 
     def train(
         self, *, checkpoint: Path | None, reports: Sequence[Report], callbacks: Sequence[Callback] = ()
@@ -53,8 +60,8 @@ class PhotographsJob:
             paths=[f"{listing.place}/{name}" for name in listing.names],
             labels=listing.labels,
             device_kind=self.device_kind,
-            devices=self._num_devices,
-            num_workers=num_cores() // self._num_devices,
+            world=self.world,
+            num_workers=max(num_cores() // self.world.devices, 1),
             checkpoint=checkpoint,
             reports=reports,
             callbacks=callbacks,
@@ -70,9 +77,10 @@ class PhotographsJob:
             self.scored_listing,
             spec=self.spec,
             transform=self.spec.recipe.streaming.transform,
-            device=torch.device(self.device_kind),
+            device=self.device,
             checkpoint=kept,
             report=progress,
+            world=self.world,
         )
         refuse_not_finite(predictions, spec=self.spec)
         labels = torch.tensor(self.scored_listing.labels)
@@ -81,7 +89,7 @@ class PhotographsJob:
     def trace(self, seeds: Collection[int], *, until: int, checkpoint: Path) -> Mapping[int, Found]:
         """Nothing on several devices: the other processes have ended, and a replay would wait for them."""
         tracer = Tracer(seeds, until=until)
-        if self._num_devices * train.num_nodes() == 1:
+        if self.world.size == 1:
             network = initial_network(self.spec, seed=self.seed)
             with contextlib.suppress(DivergenceError):
                 self._fit(network, checkpoint=checkpoint, reports=[], callbacks=[tracer])
@@ -89,10 +97,12 @@ class PhotographsJob:
 
 
 class EvaluationJob:
-    """Published weights on the photographs of the test split."""
+    """Published weights on the photographs of the test split, which the devices of a world share."""
 
-    def __init__(self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind) -> None:
-        self.spec, self.device = spec, torch.device(device_kind)
+    def __init__(
+        self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind, world: World = ALONE
+    ) -> None:
+        self.spec, self.world, self.device = spec, world, _device(device_kind, world=world)
         self.listing = data.listing("test")
         self.network = initial_network(spec, seed=seeds[0])
         path = pretrained.locate(spec)
@@ -123,6 +133,7 @@ class EvaluationJob:
             device=self.device,
             checkpoint=checkpoint,
             report=progress,
+            world=self.world,
         )
         if not math.isfinite(predictions.loss):
             raise InputError(

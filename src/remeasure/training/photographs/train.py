@@ -7,7 +7,6 @@ is a function of (seed, purpose, step, device's rank), so that a resumed run rep
 
 import itertools
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,13 @@ import numpy.typing as npt
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.utilities import rank_zero_only
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.layers import DropPath
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.run import RunSpec
@@ -36,9 +35,10 @@ from remeasure.training.losses import CrossEntropy, training_loss
 from remeasure.training.optimizers import build_optimizer
 from remeasure.training.photographs.augment import Photographs, augmentation, epoch_order
 from remeasure.training.photographs.loading import Loaded, Loader
+from remeasure.training.photographs.world import ALONE, World, refuse_uneven
 from remeasure.training.seeding import derive, seed_everything
 
-SCHEDULERS = ("SLURM_NNODES", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # what `num_nodes` reads
+TOTALS = ("loss_total", "num_correct")
 Batch = list[Tensor]  # images (B, 3, H, W) float32, normalised, and labels (B,) int64, on one device
 
 
@@ -139,8 +139,10 @@ class StreamTraining(TrainingModule):
         self.ema = None
         if self.streaming.ema_decay is not None:
             self.ema = ModelEmaV3(network, decay=self.streaming.ema_decay).requires_grad_(False).train()
-        self.register_buffer("loss_total", torch.zeros(()))  # over the first device's images in this epoch so far
+        self.register_buffer("loss_total", torch.zeros(()))  # over this device's images in this epoch so far
         self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
+        # Else each forward pass would replace them by the first device's, as it does with running statistics.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, TOTALS)  # type: ignore[no-untyped-call]
 
     # ------------------------------------------------ images
 
@@ -150,14 +152,8 @@ class StreamTraining(TrainingModule):
 
     @property
     def images_per_device(self) -> int:
-        """Images of each device per step. Raises InputError if a batch cannot be split evenly."""
-        num, rest = divmod(self.recipe.batch_size, self.trainer.world_size)
-        if rest or (num % 2 and self.mixes):
-            raise InputError(
-                f"recipe.batch_size: expected an even number of images for each of {self.trainer.world_size} devices "
-                f"(mixup pairs them), got {self.recipe.batch_size} for all"
-            )
-        return num
+        """Images of each device per step."""
+        return self.recipe.batch_size // self.trainer.world_size
 
     def items(self, epoch: int, *, steps: range) -> Iterator[tuple[int, int]]:
         """Yields (index of the photograph, number of its draw) for this device in these steps of an epoch."""
@@ -185,8 +181,21 @@ class StreamTraining(TrainingModule):
         )
         return build_optimizer(groups, optimizer=self.recipe.optimizer)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The totals of all devices, as the first one alone writes it."""
+        checkpoint["state_dict"] |= {name: self._of_all(getattr(self, name)) for name in TOTALS}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.num_steps = checkpoint["global_step"]
+        if self.global_rank:  # the first device goes on from them
+            for name in TOTALS:
+                checkpoint["state_dict"][name].zero_()
+
+    def _of_all(self, total: Tensor) -> Tensor:
+        """The sum over all devices, each of which calls this."""
+        summed = self.trainer.strategy.reduce(total.clone(), reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
 
     def on_train_epoch_start(self) -> None:
         """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
@@ -244,14 +253,14 @@ class StreamTraining(TrainingModule):
         """Raise DivergenceError on all devices if the loss is not finite: once a block, its only synchronisation."""
         if not self.ends_block(step + 1):
             return
-        total = self.trainer.strategy.reduce(self.loss_total.clone(), reduce_op="sum")
-        if not torch.isfinite(total):
+        if not torch.isfinite(self._of_all(self.loss_total)):
             raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
 
     def totals(self) -> list[dict[str, float]]:
-        """Over the mixed images of the first device; of a mixed image, the label with the greater share counts."""
-        num = self.steps_per_epoch * self.images_per_device
-        return [{"loss": self.loss_total.item() / num, "accuracy_percent": 100 * self.num_correct.item() / num}]
+        """Over the mixed images of all devices; of a mixed image, the label with the greater share counts."""
+        num = self.steps_per_epoch * self.recipe.batch_size
+        loss_total, num_correct = self._of_all(self.loss_total).item(), self._of_all(self.num_correct).item()
+        return [{"loss": loss_total / num, "accuracy_percent": 100 * num_correct / num}]
 
     def batch_of(self, step: int) -> list[list[int]]:
         epoch, start = divmod(step, self.steps_per_epoch)
@@ -266,29 +275,25 @@ def train(
     paths: Sequence[Path | str],
     labels: npt.NDArray[np.int64],
     device_kind: str,
-    devices: int,
     num_workers: int,
     checkpoint: Path | None,
     reports: Sequence[Report],
     callbacks: Sequence[Callback] = (),
+    world: World = ALONE,
 ) -> float:
     """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError,
     InputError for a photograph that cannot be decoded or a batch that cannot be split evenly, and what
     `Loader.batches` raises.
 
-    Afterwards `network` has the weights to score. `labels` (N,) int64, one for each path. `devices`: per machine; each
-    of several devices has its own process that calls this function, started by torchrun, SLURM or, on one machine, by
-    Lightning. The first one reports and writes the checkpoint, which all must be able to read. `num_workers`: loader
-    processes for each device.
+    Afterwards `network` has the weights to score. `labels` (N,) int64, one for each path. `world`: the connected
+    processes, each of which calls this function. The first one reports and writes the checkpoint, which all must be
+    able to read. `num_workers`: loader processes for each device.
     """
     pinned = device_kind == "cuda"
-    if devices * num_nodes() > 1 and not getattr(rank_zero_only, "rank", 0):
-        told = [f"{name}={os.environ[name]}" for name in SCHEDULERS if name in os.environ]
-        what = f"training on {devices} devices of each of {num_nodes()} machines"
-        print(f"{what}, by {', '.join(told) or 'what this machine has'}", file=sys.stderr)
     module = StreamTraining(
         network, spec=spec, seed=seed, paths=paths, labels=labels, num_workers=num_workers, pinned=pinned
     )
+    refuse_uneven(spec, world=world)
     with module.loader:
         wall_seconds = loop.fit(
             module,
@@ -299,18 +304,9 @@ def train(
             callbacks=callbacks,
             batches=None,
             between=600.0,  # a checkpoint of DeiT-B is 1.4 GB
-            devices=devices,
-            num_nodes=num_nodes(),
-            strategy="auto" if devices * num_nodes() == 1 else "ddp",
+            world=world,
         )
     if module.streaming.scored == "ema":
         assert module.ema is not None
         network.load_state_dict(module.ema.module.state_dict())
     return wall_seconds
-
-
-def num_nodes() -> int:
-    """Machines in this job, by the variables of SLURM or torchrun; 1 without them."""
-    if nodes := os.environ.get("SLURM_NNODES"):
-        return int(nodes)
-    return int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
