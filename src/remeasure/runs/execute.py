@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from pytorch_lightning import Callback
 
@@ -55,9 +54,12 @@ def execute_together(
 ) -> list[Outcome]:
     """`execute` for all seeds that train together with `seed`: `seed` alone, or its group in the batched engine."""
     seeds, world = spec.together(seed), world_of(spec, place=place)
-    if world.rank and (fresh or not _all_finished(spec, seeds=seeds, place=place)):
-        _follow(spec, seed=seed, place=place)
-    if not fresh and (done := _all_finished(spec, seeds=seeds, place=place)):
+    done = [] if fresh else _all_finished(spec, seeds=seeds, place=place)
+    if world.rank:  # rank 0 alone locks, records and tells of the run
+        if not done:
+            _share(world, spec=spec, seed=seed, place=place)
+        raise SystemExit(0)
+    if done:
         return done
     directories = [open_directory(spec, seed=each, place=place, fresh=fresh) for each in seeds]
     with contextlib.ExitStack() as held:
@@ -109,20 +111,16 @@ def job_of(spec: RunSpec, *, seed: int, place: Place, world: World = ALONE) -> J
     return engine_of(spec).build(spec, seeds=seeds, data=data, device_kind=place.device_kind, world=several)
 
 
-def _follow(spec: RunSpec, *, seed: int, place: Place) -> NoReturn:
-    """In a process of rank above 0, do its share of the run, then exit; rank 0 alone locks and records the run."""
-    _share(world_of(spec, place=place), spec=spec, seed=seed, place=place)
-    raise SystemExit(0)
-
-
 def _share(world: World, *, spec: RunSpec, seed: int, place: Place) -> None:
+    """What a process of rank above 0 does of a run. A divergence ends it without a fault: rank 0 records it."""
     with processor(spec), worlds.connected(world, device_kind=place.device_kind):
         directory: Path | None = worlds.told(None, world=world)
         if directory is None:  # the run is finished
             return
         job = job_of(spec, seed=seed, place=place, world=world)
         if not job.train(checkpoint=directory / "checkpoint.ckpt", reports=[]):
-            job.score(0, checkpoint=directory / "checkpoint.ckpt", progress=lambda _: None)
+            with contextlib.suppress(DivergenceError):
+                job.score(0, checkpoint=directory / "checkpoint.ckpt", progress=lambda _: None)
 
 
 def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place, world: World) -> list[RunRecord]:

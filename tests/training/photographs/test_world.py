@@ -1,5 +1,6 @@
 """One run on several devices: which processes there are, and how a batch is divided."""
 
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from remeasure.spec.base import DeviceKind, InputError
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.base import engine_of
-from remeasure.training.photographs.world import World, find, refuse_uneven
+from remeasure.training.photographs.world import World, connected, find, refuse_uneven
 
 TORCHRUN = {
     **{"TORCHELASTIC_RUN_ID": "none", "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"},
@@ -79,6 +80,8 @@ def test_else_they_are_one_for_each_gpu_of_this_machine_whatever_a_job_has_left_
         ),
         (TORCHRUN, {"devices": 4}, "devices: got 4, but torchrun has started 8 processes on each of 2 machines; start"),
         (SRUN, {"num_nodes": 3}, "num_nodes: got 3, but srun has started 8 processes on each of 2 machines; start"),
+        ({**TORCHRUN, "WORLD_SIZE": "15"}, {}, "devices: 15 processes were started, not as many on each machine"),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "15"}, {}, "devices: 15 processes were started, not as many on each machine"),
         (TORCHRUN, {"gpus": 4}, "devices: expected at most the 4 GPUs of this machine, got 8"),
     ],
 )
@@ -185,3 +188,26 @@ def test_a_photograph_that_the_second_device_cannot_decode_is_named_by_the_first
     spec = replace(spec, data_sha256=fingerprint.fingerprint(spec.data, root=root).data_sha256)
     with pytest.raises(InputError, match=f"{third.name}: cannot be decoded"):
         measured(spec, root, devices=2)
+
+
+def test_a_device_without_a_batch_of_its_own_has_all_answers_too(root: Path) -> None:
+    """Seven photographs are one batch."""
+    spec = evaluation(root, "recipe.batch_size=8")
+    one, two = (measured(spec, root, devices=devices) for devices in (1, 2))
+    assert (two.record.num_correct, two.record.predicted_sha256) == (
+        one.record.num_correct,
+        one.record.predicted_sha256,
+    )
+
+
+def test_a_port_that_another_program_has_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        here = World(devices=2, launcher="torchrun", port=port)
+        with (
+            pytest.raises(InputError, match=f"process 0 of 2 cannot use 127.0.0.1:{port}"),
+            connected(here, device_kind="cpu"),
+        ):
+            pass

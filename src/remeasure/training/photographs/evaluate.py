@@ -140,7 +140,7 @@ def evaluate(
     checkpoint at the start of a batch, to the same numbers. Raises InputError: a photograph that cannot be decoded.
 
     The connected processes of a `world` take whole batches in turn, the same as one process has, so that each image has
-    the same answer; the first process gets all of them, the others their own.
+    the same answer. Each process returns all predictions, and raises the faults of all.
     """
     if world.size > 1:
         checkpoint = checkpoint.with_name(f"{checkpoint.name}.{world.rank}-of-{world.size}")
@@ -161,17 +161,14 @@ def evaluate(
     if world.size == 1:
         seconds, found = evaluated()
         return seconds, _predictions(found)
-    fault = None
+    faults: tuple[str, ...] = ()
     try:
         seconds, found = evaluated()
     except InputError as error:
-        seconds, found, fault = 0.0, {}, error
-    shares = gathered((indices, found, fault), world=world)
-    faults = [fault] if world.rank else [each for _, _, each in shares]
-    if any(faults):
-        raise InputError(*(line for each in faults if each for line in each.faults))
-    if world.rank:
-        return seconds, _predictions(found)
+        seconds, found, faults = 0.0, {}, error.faults
+    shares = gathered((indices, found, faults), world=world)
+    if faults := tuple(fault for _, _, each in shares for fault in each):
+        raise InputError(*faults)
     order = np.argsort(np.concatenate([taken for taken, _, _ in shares]))
     whole = {key: np.concatenate([arrays[key] for _, arrays, _ in shares]) for key in found}
     return seconds, _predictions({key: part if key == "loss" else part[order] for key, part in whole.items()})

@@ -110,6 +110,7 @@ def _num_gpus() -> int:
 def _launched(environment: Mapping[str, str]) -> World | None:
     if all(name in environment for name in TORCHRUN):
         local, size = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+        _refuse_unequal(size, unit=local)
         return World(
             devices=local,
             num_nodes=size // local,
@@ -123,6 +124,7 @@ def _launched(environment: Mapping[str, str]) -> World | None:
         from lightning_fabric.plugins.environments.slurm import SLURMEnvironment  # seconds to import
 
         num_nodes, size = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
+        _refuse_unequal(size, unit=num_nodes)
         first = SLURMEnvironment.resolve_root_node_address(environment["SLURM_STEP_NODELIST"])
         return World(
             devices=size // num_nodes,
@@ -134,6 +136,11 @@ def _launched(environment: Mapping[str, str]) -> World | None:
             port=int(environment.get("MASTER_PORT", 15000 + int(environment.get("SLURM_JOB_ID", "0")[-4:]))),
         )
     return None
+
+
+def _refuse_unequal(num: int, *, unit: int) -> None:
+    if num % unit:
+        raise InputError(f"devices: {num} processes were started, not as many on each machine; start as many on each")
 
 
 def refuse_uneven(spec: RunSpec, *, world: World) -> None:
@@ -170,29 +177,44 @@ def joined(world: World, *, device_kind: DeviceKind, share: Callable[[World], No
         others = [_started(replace(world, rank=rank, local_rank=rank), share) for rank in range(1, world.size)]
     try:
         with connected(world, device_kind=device_kind), _watching(others):
-            yield world
+            try:
+                yield world
+            except BaseException:
+                _end(others)  # before this process leaves the group, which can wait for them
+                raise
         for process in others:
             process.join()
     finally:
-        for process in others:
-            process.terminate()
+        _end(others)
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 @contextmanager
 def connected(world: World, *, device_kind: DeviceKind) -> Iterator[None]:
-    """The context of torch's process group: gloo between CPUs, NCCL between GPUs."""
+    """The context of torch's process group: gloo between CPUs, NCCL between GPUs. Raises InputError: no connection."""
     import torch
     from torch import distributed
 
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo",
-        init_method=f"tcp://{world.address}:{world.port}",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=WAIT,
-    )
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo",
+            init_method=f"tcp://{world.address}:{world.port}",
+            rank=world.rank,
+            world_size=world.size,
+            timeout=WAIT,
+        )
+    except distributed.DistNetworkError as error:
+        where = f"{world.address}:{world.port}"
+        raise InputError(
+            f"devices: process {world.rank} of {world.size} cannot use {where}, where they meet: {error}; if another "
+            "program has that port, start again, on several machines with another MASTER_PORT"
+        ) from error
     try:
         yield
     finally:
@@ -211,11 +233,11 @@ def told(value: Any, *, world: World) -> Any:
 
 
 def gathered(value: object, *, world: World) -> list[Any]:
-    """The values of all ranks, in their order, on rank 0; on the others []."""
+    """The values of all ranks, in their order, on each of them."""
     from torch import distributed
 
-    values: list[Any] = [None] * world.size if world.rank == 0 else []
-    distributed.gather_object(value, values or None, dst=0)
+    values: list[Any] = [None] * world.size
+    distributed.all_gather_object(values, value)
     return values
 
 
