@@ -207,7 +207,7 @@ def test_a_port_that_another_program_has_is_named() -> None:
         port = taken.getsockname()[1]
         here = World(devices=2, launcher="torchrun", port=port)
         with (
-            pytest.raises(InputError, match=f"process 0 of 2 cannot use 127.0.0.1:{port}"),
+            pytest.raises(InputError, match=f"process 0 of 2 cannot use tcp://127.0.0.1:{port}"),
             connected(here, device_kind="cpu"),
         ):
             pass

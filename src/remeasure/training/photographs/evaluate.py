@@ -69,7 +69,7 @@ class Tally:
 
     def __init__(self, *, device: torch.device) -> None:
         self.predicted, self.confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
-        self.top5 = list[Tensor]()
+        self.top5 = [torch.empty(0, dtype=torch.int64)]
         self.loss_total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
     def add(self, logits: Tensor, *, labels: Tensor) -> None:
@@ -169,6 +169,7 @@ def evaluate(
     shares = gathered((indices, found, faults), world=world)
     if faults := tuple(fault for _, _, each in shares for fault in each):
         raise InputError(*faults)
+    shares = [share for share in shares if share[0]]  # there may be fewer batches than processes
     order = np.argsort(np.concatenate([taken for taken, _, _ in shares]))
     whole = {key: np.concatenate([arrays[key] for _, arrays, _ in shares]) for key in found}
     return seconds, _predictions({key: part if key == "loss" else part[order] for key, part in whole.items()})

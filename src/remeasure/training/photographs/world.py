@@ -198,23 +198,25 @@ def connected(world: World, *, device_kind: DeviceKind) -> Iterator[None]:
     """The context of torch's process group: gloo between CPUs, NCCL between GPUs. Raises InputError: no connection."""
     import torch
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)
-    try:
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo",
-            init_method=f"tcp://{world.address}:{world.port}",
-            rank=world.rank,
-            world_size=world.size,
-            timeout=WAIT,
-        )
+    try:  # before init_process_group, which would count a group that did not come about
+        where = f"tcp://{world.address}:{world.port}"
+        store, _, _ = next(rendezvous(where, rank=world.rank, world_size=world.size, timeout=WAIT))
     except distributed.DistNetworkError as error:
-        where = f"{world.address}:{world.port}"
         raise InputError(
             f"devices: process {world.rank} of {world.size} cannot use {where}, where they meet: {error}; if another "
             "program has that port, start again, on several machines with another MASTER_PORT"
         ) from error
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=WAIT,
+    )
     try:
         yield
     finally:
