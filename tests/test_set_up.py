@@ -1,5 +1,6 @@
 """src/set_up.py: .venv gets what a command needs, once, by uv or pip; who cannot have it is told so at once."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.project import CHECKOUT
+
+import set_up
 
 # It notes how it is called; as pip, it installs uv where the lock file has one.
 INSTALLER = """\
@@ -214,3 +217,17 @@ def test_the_tests_have_the_versions_that_people_measure_with() -> None:
 
 
 LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+def test_the_image_and_the_devcontainer_set_up_as_make_does() -> None:
+    """There is no Docker daemon here to build them."""
+    text = (CHECKOUT / "Dockerfile").read_text()
+    (minor,) = re.findall(r"^FROM python:3\.(\d+)-slim$", text, re.MULTILINE)
+    assert set_up.OLDEST <= (3, int(minor)) <= set_up.NEWEST
+    (layer,) = re.findall(r"^ARG LAYER=(\w+)\nRUN python3 src/set_up.py \$\{LAYER\}$", text, re.MULTILINE)
+    assert layer in set_up.LOCKS
+    editor = json.loads((CHECKOUT / ".devcontainer/devcontainer.json").read_text())
+    assert f"\n{editor['postCreateCommand'].removeprefix('make ')}:\n" in (CHECKOUT / "Makefile").read_text()
+    generated = {line.strip("/") for line in (CHECKOUT / ".gitignore").read_text().splitlines() if line[:1] != "#"}
+    left_out = {line.removeprefix("**/") for line in (CHECKOUT / ".dockerignore").read_text().splitlines()}
+    assert generated - left_out == {"results/**/.*"}
