@@ -1,4 +1,4 @@
-"""dvc.yaml in a git checkout: runs on a remote, a second clone that measures nothing, the table and its curves."""
+"""dvc.yaml with and without git: runs on a remote, a second clone that measures nothing, the table and its curves."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from tests.support.suite import small_suite
 
 ROW = "logreg-digits"
 BUCKET = "team-runs"
+IGNORED = ("/dvc.lock", "/results/table.json")  # by git, but for a team
 DVC = """
 import sys
 from dvc.cli import main
@@ -58,25 +59,49 @@ def git(project: Project, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """A checkout with two seeds of a row, committed, and pushed to a folder and to S3, as docs/team.md says."""
-    root = tmp_path_factory.mktemp("team")
-    project = small_suite(root / "first", rows=[ROW])
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/plots/curves.json"):
+def measured(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
+    """Two seeds of a row and its table, made by DVC as it comes, in a folder that is no git checkout."""
+    project = small_suite(tmp_path_factory.mktemp("measured") / "project", rows=[ROW])
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots/curves.json"):
         (project.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, project.root / name)
-    git(project, "init", "--quiet")
-    (project.root / ".git/info/exclude").write_text(".venv\n")
+    shutil.copy(empty_store, project.root)
     (project.root / ".venv").symlink_to(sys.prefix)
     done = project.run("reproduce.py", "measure", ROW, "--seeds", "2", cwd=project.root)
     assert done.returncode == 0, done.stderr
     (project.root / "results/claims.md").write_text("none\n")  # `table` waits for it; measuring claims takes minutes
+    dvc(
+        project,
+        f"commit --force measure@{ROW}",  # as `dvc repro` had, which would import torch for a quarter of a minute
+        "repro --single-item table",
+    )
+    return project
+
+
+def committed(project: Project, root: Path) -> Project:
+    """A copy of a project as a git checkout."""
+    copy = Project(root=root)
+    shutil.copytree(project.root, copy.root, symlinks=True)
+    git(copy, "init", "--quiet")
+    (copy.root / ".git/info/exclude").write_text(".venv\n")
+    git(copy, "add", "--all")
+    git(copy, "commit", "--quiet", "--message", "measured")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory, measured: Project) -> Iterator[Team]:
+    """A checkout with git on, whose runs are pushed to a folder and to S3, as docs/team.md says."""
+    root = tmp_path_factory.mktemp("team")
+    project = committed(measured, root / "first")
+    ignored = project.root / ".gitignore"
+    assert set(IGNORED) <= set(ignored.read_text().splitlines())
+    ignored.write_text("".join(f"{line}\n" for line in ignored.read_text().splitlines() if line not in IGNORED))
     with s3_store() as store:
         store.client.create_bucket(Bucket=BUCKET)
         dvc(
             project,
-            f"commit --force measure@{ROW}",  # as `dvc repro` had, which would import torch for a quarter of a minute
-            "repro --single-item table",
+            "config core.no_scm false",
             "add runs",
             f"remote add --default folder {root}/remote",
             f"remote add s3 s3://{BUCKET}/remeasure",
@@ -85,18 +110,34 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
             "push --remote s3",
         )
         git(project, "add", "--all")
-        git(project, "commit", "--quiet", "--message", "measured")
+        git(project, "commit", "--quiet", "--message", "pushed")
         yield Team(project, store)
+
+
+def test_repro_works_without_git_and_leaves_a_checkout_clean(measured: Project, tmp_path: Path) -> None:
+    assert (measured.root / "dvc.lock").exists()
+    first = committed(measured, tmp_path / "first")
+    fresh = Project(root=tmp_path / "fresh")
+    git(first, "clone", "--quiet", ".", str(fresh.root))
+    assert not (fresh.root / "dvc.lock").exists()
+    (fresh.root / ".git/info/exclude").write_text(".venv\n")
+    (fresh.root / ".venv").symlink_to(sys.prefix)
+    said = dvc(fresh, "repro --single-item table")
+    assert "Running stage 'table'" in said
+    assert (fresh.root / "dvc.lock").exists()
+    assert (fresh.root / "results/table.json").exists()
+    assert git(fresh, "status", "--short") == ""
 
 
 @pytest.mark.parametrize("remote", ["folder", "s3"])
 def test_a_second_clone_has_the_runs_and_measures_nothing_again(
-    remote: str, team: Team, here: Command, tmp_path: Path
+    remote: str, team: Team, here: Command, empty_store: Path, tmp_path: Path
 ) -> None:
     """It has no .venv: whatever stage ran would fail."""
     second = Project(root=tmp_path / "second")
     git(team.first, "clone", "--quiet", ".", str(second.root))
     assert not second.runs.exists()
+    shutil.copy(empty_store, second.root)
     said = dvc(
         second,
         f"remote default {remote}",
