@@ -235,15 +235,15 @@ def test_every_recipe_composes_with_every_model_and_every_data_set_and_each_keep
     assert {"article", "keras_mlp", "lbfgs", "lenet5", "lenet5_plain", "resnet18_fast"} <= set(every["recipe"])
     every["recipe"].remove("published_eval")  # it reads what a model's file says was published; few do
     models, data_sets, recipes = every["model"], every["data"], every["recipe"]
-    assert len(models) >= len(data_sets), "so that a recipe meets each of them"
-    for (index, model), (shift, recipe) in itertools.product(enumerate(models), enumerate(recipes)):
-        data = data_sets[(index + shift) % len(data_sets)]
+    most = max(len(models), len(data_sets))
+    for index, (shift, recipe) in itertools.product(range(most), enumerate(recipes)):
+        model, data = models[index % len(models)], data_sets[(index + shift) % len(data_sets)]
         overrides = [f"model={model}", f"data={data}", f"recipe={recipe}"]
         if recipe in COLOUR and data in ("mnist", "digits"):
             with pytest.raises(InputError, match=r"recipe.normalisation: expected 1 value, .*got 3"):
                 compose(overrides)
             continue
-        if (recipe, data) == ("lbfgs", "imagenet_sample"):  # a penalty over its training images, which are none
+        if recipe == "lbfgs" and data.startswith("imagenet_"):  # a penalty over its training images, which are none
             with pytest.raises(InterpolationResolutionError, match="division by zero"):
                 compose(overrides)
             continue

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from remeasure.data import cifar10, digits, imagenet, mnist
+from remeasure.data import cifar10, digits, imagenet, mnist, shifted
 from remeasure.data.files import Split
 from remeasure.data.folder import layouts
 from remeasure.data.listing import Listing
@@ -45,7 +45,7 @@ _EXPECTED = (
 READERS: dict[str, Reader] = {"mnist": mnist.read, "digits": digits.read, "cifar10": cifar10.read}
 CLASS_NAMES: dict[str, tuple[str, ...]] = {"cifar10": cifar10.CLASS_NAMES}  # by reader; others have numbers
 Finder = Callable[[SplitName, Path, dict[str, str]], Listing]
-FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imagenet.find_sample}
+FINDERS: dict[str, Finder] = {"imagenet": imagenet.find, "imagenet_sample": imagenet.find_sample, **shifted.FINDERS}
 
 
 def class_names(spec: DataSpec) -> tuple[str, ...]:

@@ -34,20 +34,20 @@ def find(split: Literal["train", "test"], root: Path, files_md5: dict[str, str])
     # Path.exists() raises where the folder may not be read
     if split == "test" and not os.access(folder, os.F_OK) and os.access(home / ARCHIVE, os.F_OK):
         return _from_archive(home, files_md5=files_md5)
-    return _from_folder(folder, root=root, wanted=_wanted(home, files_md5=files_md5) if split == "test" else ())
+    return from_folder(folder, root=root, wanted=_wanted(home, files_md5=files_md5) if split == "test" else ())
 
 
 def find_sample(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:  # noqa: ARG001
     """The photographs in `imagenet-sample/val/<synset>/*.JPEG`."""
-    return _from_folder(root / "imagenet-sample" / FOLDERS[split], root=root, wanted=())
+    return from_folder(root / "imagenet-sample" / FOLDERS[split], root=root)
 
 
-def synsets() -> dict[str, int]:
-    """Synset to class index: the list of 1,000 that timm ships, which is sorted."""
+def synsets(name: str = "imagenet_synsets.txt") -> dict[str, int]:
+    """Synset to class index: the list of 1,000 that timm ships, which is sorted, or of another of its lists."""
     package = importlib.util.find_spec("timm")  # not imported: that takes 5 s
     if package is None or not package.submodule_search_locations:
         raise DataMissingError("data: the list of ImageNet's classes comes with timm: pip install 'remeasure[train]'")
-    path = Path(package.submodule_search_locations[0]) / "data/_info/imagenet_synsets.txt"
+    path = Path(package.submodule_search_locations[0]) / "data/_info" / name
     names = path.read_text().split()
     assert names == sorted(set(names)), f"{path} is not sorted"
     return {name: index for index, name in enumerate(names)}
@@ -58,32 +58,47 @@ def _wanted(home: Path, *, files_md5: Mapping[str, str]) -> tuple[str, ...]:
     return (f"  or {archives}, as they are", "  (ImageNet is not downloaded: image-net.org asks for an account)")
 
 
-def _missing(folder: Path, *, root: Path, wanted: tuple[str, ...]) -> DataMissingError:
+def from_folder(
+    folder: Path,
+    *,
+    root: Path,
+    wanted: tuple[str, ...] = (),
+    classes: Mapping[str, int] | None = None,
+    among: tuple[int, ...] | None = None,
+) -> Listing:
+    """The photographs in <folder>/<class>/, by class and then by name. `classes`: the class index of each subfolder
+    that there may be (by default of the 1,000 synsets). `wanted`: lines that say what else would do. `among`: as in
+    Listing.
+
+    DataMissingError: no folder or photographs. InputError: a folder of no class.
+    """
+    classes, names = synsets() if classes is None else classes, list[str]()
+    try:
+        folders = sorted(
+            entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+        )
+        for name in sorted(folders, key=lambda name: classes.get(name, -1)):
+            names += sorted(f"{name}/{entry.name}" for entry in os.scandir(folder / name) if _is_photograph(entry))
+    except FileNotFoundError:
+        raise _missing(folder, root=root, classes=classes, wanted=wanted) from None
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    if unknown := [name for name in folders if name not in classes]:
+        raise InputError(f"{folder}: not among ImageNet's {len(classes):,} classes: {', '.join(unknown[:10])}")
+    if not names:
+        raise _missing(folder, root=root, classes=classes, wanted=wanted)
+    labels = np.array([classes[name.partition("/")[0]] for name in names], np.int64)
+    return Listing(names=tuple(names), labels=labels, place=folder, spans=None, md5=None, among=among)
+
+
+def _missing(folder: Path, *, root: Path, classes: Mapping[str, int], wanted: tuple[str, ...]) -> DataMissingError:
+    each = "<synset>" if "0" not in classes else "<0 to 999>"
     return DataMissingError(
         "data: these photographs are missing; put them there, and start again:",
-        f"  {folder}/<synset>/*.JPEG",
+        f"  {folder}/{each}/*.JPEG",
         *wanted,
         f"  (the data root is {root}; the environment variable REMEASURE_DATA can name another one)",
     )
-
-
-def _from_folder(folder: Path, *, root: Path, wanted: tuple[str, ...]) -> Listing:
-    """The photographs in <folder>/<synset>/. DataMissingError: no folder or photographs. InputError: unknown synset."""
-    classes, names = synsets(), list[str]()
-    try:
-        folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        for name in folders:
-            names += sorted(f"{name}/{entry.name}" for entry in os.scandir(folder / name) if _is_photograph(entry))
-    except FileNotFoundError:
-        raise _missing(folder, root=root, wanted=wanted) from None
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    if unknown := [name for name in folders if name not in classes and not name.startswith(".")]:
-        raise InputError(f"{folder}: not among ImageNet's 1,000 classes: {', '.join(unknown[:10])}")
-    if not names:
-        raise _missing(folder, root=root, wanted=wanted)
-    labels = np.array([classes[name.partition("/")[0]] for name in names], np.int64)
-    return Listing(names=tuple(names), labels=labels, place=folder, spans=None, md5=None)
 
 
 def _is_photograph(entry: "os.DirEntry[str]") -> bool:

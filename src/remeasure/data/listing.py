@@ -24,7 +24,8 @@ class Listing:
 
     `names` (N,): <class>/<file>; `labels` (N,) int64. `place`: the folder they lie in, or an uncompressed tar archive;
     then `spans` (N, 2) int64 has each photograph's offset and length in bytes.
-    `md5`: the official checksum of the archive, None for a folder.
+    `md5`: the official checksum of the archive, None for a folder. `among`: the classes of which a net chooses one;
+    None: all that it has.
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class Listing:
     place: Path
     spans: np.ndarray | None
     md5: str | None
+    among: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)

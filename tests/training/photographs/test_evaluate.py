@@ -220,6 +220,28 @@ def _evaluate(spec: RunSpec, *, network: nn.Module, listing: Listing, folder: Pa
     return evaluate.evaluate(network, listing, spec=spec, transform=transform, device=CPU, **options)[1]
 
 
+def test_a_net_that_chooses_among_some_classes_gives_no_other_answer(tmp_path: Path) -> None:
+    config = compose(["model=vit_b16", "data=imagenet_r", "precision=float32", *TINY])
+    spec = config.spec(data_sha256="0" * 64)
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit").eval()
+    whole = _listing(tmp_path, photographs())
+    among = (0, 3, 500, 7, 999, 20, 21)
+    free, bound = (
+        _evaluate(spec, network=network, listing=replace(whole, among=each), folder=tmp_path) for each in (None, among)
+    )
+    assert not set(free.predicted.tolist()) <= set(among)
+    assert set(bound.predicted.tolist()) <= set(bound.top5.ravel().tolist()) <= set(among)
+    images = torch.stack([Photographs(whole, transform=spec.transform)[index] for index in range(len(whole))])
+    with torch.inference_mode():
+        logits = network(normalise(images, normalisation=spec.recipe.normalisation))[:, list(among)]
+    assert bound.predicted.tolist() == [among[index] for index in logits.argmax(1).tolist()]
+    torch.testing.assert_close(bound.confidence, logits.softmax(1).amax(1))
+    assert bound.loss == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, torch.zeros(len(whole), dtype=int)).item()
+    )
+
+
 # ---------------------------------------------------------------- odd and broken files
 
 

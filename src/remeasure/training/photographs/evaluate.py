@@ -205,6 +205,7 @@ def _evaluated(
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Seconds, and the tally of the photographs at these indices."""
     run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels[indices]).to(device)
+    others = _others(listing, num_classes=spec.data.num_classes).to(device)
     tally, began = Tally(device=device), time.monotonic()
     first, seconds_before = tally.resume(checkpoint, total=len(indices), num_classes=spec.data.num_classes)
     done, reported, saved = first, began, began
@@ -217,7 +218,7 @@ def _evaluated(
         num_devices=world.devices,
     )
     interval = checkpoint_seconds(30.0)
-    for num in paced(_tallied(batches, run=run, tally=tally, labels=labels, first=first), device=device):
+    for num in paced(_tallied(batches, run=run, tally=tally, labels=labels, others=others, first=first), device=device):
         done, now = done + num, time.monotonic()
         if now - reported >= REPORT_SECONDS:
             reported = now
@@ -238,10 +239,21 @@ def _evaluated(
     return seconds_before + time.monotonic() - began, found
 
 
-def _tallied(batches: Iterable[Tensor], *, run: Forward, tally: Tally, labels: Tensor, first: int) -> Iterator[int]:
+def _others(listing: Listing, *, num_classes: int) -> Tensor:
+    """The classes (M,) that the net may not choose."""
+    allowed = range(num_classes) if listing.among is None else listing.among
+    return torch.tensor(sorted(set(range(num_classes)) - set(allowed)), dtype=torch.int64)
+
+
+def _tallied(
+    batches: Iterable[Tensor], *, run: Forward, tally: Tally, labels: Tensor, others: Tensor, first: int
+) -> Iterator[int]:
     """Yields the size of each batch, once its work is queued on the device."""
     for images in batches:
-        tally.add(run(images), labels=labels[first : first + len(images)])
+        logits = run(images)
+        if len(others):
+            logits = logits.index_fill(1, others, -torch.inf)
+        tally.add(logits, labels=labels[first : first + len(images)])
         first += len(images)
         yield len(images)
 
