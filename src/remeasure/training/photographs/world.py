@@ -52,7 +52,8 @@ class World:
 
     def __str__(self) -> str:
         by = f", as {self.launcher} says" if self.launcher else ""
-        return f"{self.devices} devices of each of {self.num_nodes} machines{by}"
+        machines = f" of each of {self.num_nodes} machines" if self.num_nodes > 1 else ""
+        return f"{self.devices} devices{machines}{by}"
 
 
 ALONE = World()
@@ -280,7 +281,9 @@ def _watching(others: list[BaseProcess]) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(1.0):
             if any(process.exitcode for process in others) and not over.wait(END_SECONDS):
-                print("a process of another device has failed", file=sys.stderr, flush=True)
+                print(
+                    "a process of another device has failed; start it again and it goes on", file=sys.stderr, flush=True
+                )
                 os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True)
