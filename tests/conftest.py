@@ -15,6 +15,7 @@ from tests.support.forking import client as forking
 from tests.support.project import Command, Ended, Project, copy_project
 
 from remeasure.cli import commands
+from remeasure.runs import code
 from remeasure.spec.base import Choice
 from remeasure.system import paths
 from remeasure.tracking import mlflow_store
@@ -118,6 +119,7 @@ def here(
     handlers = {number: signal.getsignal(number) for number in numbers}
 
     def call(project: Project, script: str, *arguments: str) -> Ended:
+        code._files.cache_clear()  # a command reads the user's modules when its process begins
         monkeypatch.setattr(paths, "_CHECKOUT", project.root)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         with pytest.raises(SystemExit) as ended:
