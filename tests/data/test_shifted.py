@@ -1,14 +1,14 @@
-"""ImageNet-V2, -Sketch, -A and -R, laid out as their archives are."""
+"""ImageNet-V2, -Sketch, -A and -R, laid out as their archives are, and ReaL."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.photographed import jpeg
+from tests.support.photographed import imagenet, jpeg, make_archive, make_folder
 
 from remeasure.data import catalog
 from remeasure.data.imagenet import synsets
-from remeasure.data.listing import Listing
+from remeasure.data.listing import Listing, fingerprint
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.spec.run import DataSpec
 from remeasure.system import paths
@@ -83,3 +83,42 @@ def test_a_class_that_is_none_of_the_200_and_too_few_photographs_are_refused(tmp
 def test_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="imagenet-r: has no training images"):
         catalog.load_listing(spec_of("imagenet_r"), "train", root=make(tmp_path, "imagenet_r"))
+    with pytest.raises(InputError, match="imagenet_real: has no training images"):
+        catalog.load_listing(spec_of("imagenet_real"), "train", root=tmp_path)
+
+
+def validation(root: Path, *names: str) -> Path:
+    """Validation photographs, of class 970 by the official labels."""
+    folder = root / "imagenet/val" / next(synset for synset, index in synsets().items() if index == 970)
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(jpeg(number))
+    return root
+
+
+def test_real_has_all_right_labels_of_the_photographs_that_have_some(tmp_path: Path) -> None:
+    # Of the first five photographs, the first has no label; the others: [970, 795], [230, 231], [809], [516, 850].
+    root = validation(tmp_path, *(f"ILSVRC2012_val_{number:08d}.JPEG" for number in (5, 1, 2, 3, 4)))
+    listing = catalog.load_listing(spec_of("imagenet_real"), "test", root=root)
+    assert [name[-13:] for name in listing.names] == [f"{number:08d}.JPEG" for number in (2, 3, 4, 5)]
+    assert listing.labels.tolist() == [970, 230, 809, 516]
+    assert listing.also is not None
+    assert listing.also.tolist() == [[970, 795], [230, 231], [809, 809], [516, 850]]
+    assert fingerprint(listing) != fingerprint(replace(listing, also=listing.also[:, ::-1]))
+    assert fingerprint(listing) != fingerprint(replace(listing, also=None))
+
+
+def test_real_from_the_archive_reads_the_same_photographs(tmp_path: Path) -> None:
+    spec = replace(spec_of("imagenet_real"), files_md5=imagenet(make_archive(tmp_path / "packed")).files_md5)
+    packed = catalog.load_listing(replace(spec, num_test=6), "test", root=tmp_path / "packed")
+    folder = catalog.load_listing(replace(spec, num_test=6), "test", root=make_folder(tmp_path / "loose"))
+    assert packed.names == folder.names
+    assert not any("val_00000001" in name for name in packed.names), "it has no label"
+    assert [packed.read(index) for index in range(6)] == [folder.read(index) for index in range(6)]
+    assert fingerprint(packed)[0] == fingerprint(folder)[0]
+
+
+def test_real_goes_by_the_official_names(tmp_path: Path) -> None:
+    root = validation(tmp_path, "ILSVRC2012_val_00000002.JPEG", "n07615774_12.JPEG", "ILSVRC2012_val_00050001.JPEG")
+    with pytest.raises(InputError, match=r"ReaL goes by the .* 2 have none, such as n\d+/ILSVRC2012_val_00050001.JPEG"):
+        catalog.load_listing(spec_of("imagenet_real"), "test", root=root)

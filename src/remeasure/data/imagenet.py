@@ -44,13 +44,17 @@ def find_sample(split: Literal["train", "test"], root: Path, files_md5: dict[str
 
 def synsets(name: str = "imagenet_synsets.txt") -> dict[str, int]:
     """Synset to class index: the list of 1,000 that timm ships, which is sorted, or of another of its lists."""
+    names = shipped(name).read_text().split()
+    assert names == sorted(set(names)), f"{name} is not sorted"
+    return {name: index for index, name in enumerate(names)}
+
+
+def shipped(name: str) -> Path:
+    """A file of classes or labels that timm ships. DataMissingError: timm is not installed."""
     package = importlib.util.find_spec("timm")  # not imported: that takes 5 s
     if package is None or not package.submodule_search_locations:
         raise DataMissingError("data: the list of ImageNet's classes comes with timm: pip install 'remeasure[train]'")
-    path = Path(package.submodule_search_locations[0]) / "data/_info" / name
-    names = path.read_text().split()
-    assert names == sorted(set(names)), f"{path} is not sorted"
-    return {name: index for index, name in enumerate(names)}
+    return Path(package.submodule_search_locations[0]) / "data/_info" / name
 
 
 def _wanted(home: Path, *, files_md5: Mapping[str, str]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class Listing:
     `names` (N,): <class>/<file>; `labels` (N,) int64. `place`: the folder they lie in, or an uncompressed tar archive;
     then `spans` (N, 2) int64 has each photograph's offset and length in bytes.
     `md5`: the official checksum of the archive, None for a folder. `among`: the classes of which a net chooses one;
-    None: all that it has.
+    None: all that it has. `also` (N, K) int64: further labels that are right, padded with the photograph's own one.
     """
 
     names: tuple[str, ...]
@@ -34,6 +34,7 @@ class Listing:
     spans: np.ndarray | None
     md5: str | None
     among: tuple[int, ...] | None = None
+    also: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,8 +57,8 @@ class Listing:
 
 
 def fingerprint(listing: Listing) -> tuple[str, bool]:
-    """SHA-256 over label, length (int64, little-endian) and bytes of each photograph, in order; and whether they come
-    from the official archive. Independent of the file layout.
+    """SHA-256 over label, length (int64, little-endian), further labels and bytes of each photograph, in order; and
+    whether they come from the official archive. Independent of the file layout.
 
     Cached in the user's cache folder until the path, size or time of a file changes. Raises InputError: a file that
     cannot be read, or an archive that is not the official one.
@@ -94,7 +95,8 @@ def _state(listing: Listing) -> str:
     """SHA-256 over paths, labels, sizes and times, which reveals changed files without reading them."""
     paths = [listing.place / name for name in listing.names] if listing.spans is None else [listing.place]
     digest = hashlib.sha256(f"{listing.place.resolve()}\n{listing.md5}\n".encode())
-    digest.update(np.ascontiguousarray(listing.labels, dtype="<i8").data)
+    for labels in (listing.labels, *_also(listing)):
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     digest.update("\n".join(listing.names).encode())
     for path in paths:
         try:
@@ -110,9 +112,14 @@ def _digest(listing: Listing) -> str:
     digest = hashlib.sha256()
     for index in _watched(len(listing), what=f"fingerprint of {listing.place}", unit="photographs"):
         content = listing.read(index)
-        digest.update(np.array([listing.labels[index], len(content)], "<i8").data)
+        further = [label for labels in _also(listing) for label in labels[index]]
+        digest.update(np.array([listing.labels[index], len(content), *further], "<i8").data)
         digest.update(content)
     return digest.hexdigest()
+
+
+def _also(listing: Listing) -> list[np.ndarray]:
+    return [] if listing.also is None else [listing.also]
 
 
 def _verify(archive: Path, *, md5: str) -> None:

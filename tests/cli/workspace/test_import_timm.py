@@ -67,7 +67,7 @@ def test_a_claim_about_top5_is_one_more_row(table: Path, here: Command) -> None:
             "results-imagenet.csv: has no model 'resnet18.a2_in1k' (did you mean 'resnet18.a1_in1k'?)",
         ),
         (("nobody.has_this",), "nobody.has_this: the timm that is installed here ("),
-        (("resnet18.a1_in1k", "--data", "imagenet_real"), "data: there is no conf/data/imagenet_real.yaml"),
+        (("resnet18.a1_in1k", "--data", "imagenet_c"), "data: there is no conf/data/imagenet_c.yaml"),
     ],
 )
 def test_what_cannot_be_imported_is_told_in_a_line(

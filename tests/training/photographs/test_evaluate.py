@@ -242,6 +242,30 @@ def test_a_net_that_chooses_among_some_classes_gives_no_other_answer(tmp_path: P
     )
 
 
+def test_a_photograph_with_several_right_labels_is_right_where_the_net_names_one_of_them(tmp_path: Path) -> None:
+    config = compose(["model=vit_b16", "data=imagenet_r", "precision=float32", *TINY])
+    spec = config.spec(data_sha256="0" * 64)
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit").eval()
+    whole = _listing(tmp_path, photographs())
+    num = len(whole)
+    images = torch.stack([Photographs(whole, transform=spec.transform)[index] for index in range(num)])
+    with torch.inference_mode():
+        logits = network(normalise(images, normalisation=spec.recipe.normalisation))
+    ranked = logits.argsort(1, descending=True)
+    # Photograph by photograph, the ranks of its right labels: the best is first, fifth, sixth or last.
+    ranks = torch.tensor([[(3, 0), (7, 4), (5, 900), (999, 999)][index % 4] for index in range(num)])
+    right = ranked.gather(1, ranks)
+    labels, also = right[:, 0].numpy(), right.numpy()
+    found = _evaluate(spec, network=network, listing=replace(whole, labels=labels, also=also), folder=tmp_path)
+    best = ranks.amin(1)
+    assert ((found.predicted == right[:, 0]) == (best == 0)).all()
+    assert ((found.top5 == right[:, :1]).any(1) == (best < 5)).all()
+    assert (found.predicted == ranked[:, 0])[best > 0].all(), "a wrong answer is stored as it was"
+    alone = _evaluate(spec, network=network, listing=replace(whole, labels=labels), folder=tmp_path)
+    assert found.loss < alone.loss
+
+
 # ---------------------------------------------------------------- odd and broken files
 
 

@@ -206,6 +206,7 @@ def _evaluated(
     """Seconds, and the tally of the photographs at these indices."""
     run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels[indices]).to(device)
     others = _others(listing, num_classes=spec.data.num_classes).to(device)
+    also = None if listing.also is None else torch.tensor(listing.also[indices]).to(device)
     tally, began = Tally(device=device), time.monotonic()
     first, seconds_before = tally.resume(checkpoint, total=len(indices), num_classes=spec.data.num_classes)
     done, reported, saved = first, began, began
@@ -218,7 +219,8 @@ def _evaluated(
         num_devices=world.devices,
     )
     interval = checkpoint_seconds(30.0)
-    for num in paced(_tallied(batches, run=run, tally=tally, labels=labels, others=others, first=first), device=device):
+    steps = _tallied(batches, run=run, tally=tally, labels=labels, also=also, others=others, first=first)
+    for num in paced(steps, device=device):
         done, now = done + num, time.monotonic()
         if now - reported >= REPORT_SECONDS:
             reported = now
@@ -246,16 +248,34 @@ def _others(listing: Listing, *, num_classes: int) -> Tensor:
 
 
 def _tallied(
-    batches: Iterable[Tensor], *, run: Forward, tally: Tally, labels: Tensor, others: Tensor, first: int
+    batches: Iterable[Tensor],
+    *,
+    run: Forward,
+    tally: Tally,
+    labels: Tensor,
+    also: Tensor | None,
+    others: Tensor,
+    first: int,
 ) -> Iterator[int]:
     """Yields the size of each batch, once its work is queued on the device."""
     for images in batches:
-        logits = run(images)
+        logits, part = run(images), slice(first, first + len(images))
         if len(others):
             logits = logits.index_fill(1, others, -torch.inf)
-        tally.add(logits, labels=labels[first : first + len(images)])
+        if also is not None:
+            logits = _with_one_right(logits, labels=labels[part], also=also[part])
+        tally.add(logits, labels=labels[part])
         first += len(images)
         yield len(images)
+
+
+def _with_one_right(logits: Tensor, *, labels: Tensor, also: Tensor) -> Tensor:
+    """The logits (B, classes) with the best one of an image's right labels in place of its label's, and without the
+    others: the label (B,) is first, or among the first five, where any of the right ones was; `also` (B, K).
+    """
+    right = torch.cat([labels[:, None], also], dim=1)
+    best = logits.gather(1, right).amax(dim=1, keepdim=True)
+    return logits.scatter(1, right, -torch.inf).scatter(1, labels[:, None], best)
 
 
 def paced(steps: Iterable[int], *, device: torch.device) -> Iterator[int]:
