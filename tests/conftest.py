@@ -71,6 +71,15 @@ def cifar10_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def sample() -> Path:
+    """The data root, which holds the hundred photographs of ImageNet; without them as above."""
+    root = paths.data_root()
+    if not (root / "imagenet-sample/val").is_dir():
+        _do_without(f"{root} lacks imagenet-sample")
+    return root
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database without the experiment; MLflow takes seconds to make one."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"

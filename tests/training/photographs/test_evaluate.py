@@ -3,12 +3,10 @@
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +35,6 @@ from remeasure.spec.recipe import Evaluation, Normalisation
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
-from remeasure.system.startup import num_cores
 from remeasure.training.augment import normalise
 from remeasure.training.photographs import decode, evaluate
 from remeasure.training.photographs.decode import Photographs
@@ -52,18 +49,6 @@ TINY = ("model.options.architecture=test_vit", "recipe.transform.crop_pixels=160
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def sample() -> Path:
-    """The data root, which holds the hundred real photographs; else skipped, or failed where data are required."""
-    root = paths.data_root()
-    if not (root / "imagenet-sample/val").is_dir():
-        reason = f"{root} lacks imagenet-sample"
-        if os.environ.get("REMEASURE_REQUIRE_DATA"):
-            pytest.fail(f"REMEASURE_REQUIRE_DATA is set, but {reason}")
-        pytest.skip(reason)
-    return root
 
 
 def _recipe(name: str) -> Evaluation:
@@ -579,30 +564,6 @@ def test_a_slow_device_is_never_more_than_a_few_batches_behind(monkeypatch: pyte
     lead = [len(begun) - len(finished) for _ in paced(steps(), device=torch.device("cuda"))]
     assert max(lead) == evaluate.QUEUED
     assert finished == list(range(1, 11))
-
-
-def test_throughput_counts_each_photograph_once_in_each_of_three_ways(
-    sample: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = iter(range(100))
-    monkeypatch.setattr(
-        remeasure.training.photographs.evaluate, "time", SimpleNamespace(monotonic=lambda: float(next(seconds)))
-    )
-    config = compose(["model=vit_b16", "data=imagenet_sample", *TINY])
-    found = evaluate.throughput(config, device=CPU, data_root=sample, num_images=6)
-    assert found == {
-        **{"batch": 3, "images": 6, "cores": num_cores()},
-        **dict.fromkeys(("net_images_per_second", "decode_images_per_second", "files_images_per_second"), 6.0),
-    }
-
-
-def test_the_start_of_the_decoding_processes_is_not_in_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first two batches come after 90 s, and 8 more images in 4."""
-    seconds = iter((0.0, 90.0, 94.0))
-    monkeypatch.setattr(
-        remeasure.training.photographs.evaluate, "time", SimpleNamespace(monotonic=lambda: next(seconds))
-    )
-    assert evaluate._rate([torch.zeros(4)] * 4, device=CPU, num_first=2) == 2.0
 
 
 def test_another_net_with_other_weights_and_another_transform_is_only_a_yaml(

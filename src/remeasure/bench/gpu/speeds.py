@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from remeasure.bench.gpu.photographs import throughput
 from remeasure.bench.gpu.report import Figures
 from remeasure.bench.gpu.sizes import Sizes
 from remeasure.bench.gpu.timing import median_seconds, modes
@@ -17,7 +18,6 @@ from remeasure.spec.config import Config
 from remeasure.system import paths
 from remeasure.training.engines.serial import Training
 from remeasure.training.inference import forward
-from remeasure.training.photographs import evaluate
 
 
 def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
 def vit_from_files(sizes: Sizes, *, device: torch.device) -> Figures:
     """Images/s from JPEG files: decoding alone, the net alone, and both together."""
     config = config_of(*sizes.vit, "data=imagenet_sample")
-    return [evaluate.throughput(config, device=device, data_root=paths.data_root(), num_images=sizes.num_images)]
+    return [throughput(config, device=device, data_root=paths.data_root(), num_images=sizes.num_images)]
 
 
 def resnet_by_batch(sizes: Sizes, *, device: torch.device) -> Figures:
