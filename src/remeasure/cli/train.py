@@ -1,6 +1,7 @@
 """One run from the command line: config → run → what a person and a script read."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -102,7 +103,9 @@ def _row_of(
 
     A file of weights that is named departs from it: nobody can tell here that it is the published one.
     """
-    rows = ledger.read(paths.conf_dir() / "benchmark.yaml")
+    rows, others = ledger.read_for(paths.conf_dir() / paths.LEDGER, model=config.model.name, data=config.data.name)
+    if others:
+        print(*others, "this run goes on: none of these is a row of its model and data", sep="\n", file=sys.stderr)
     names = {"model": config.model.name, "data": config.data.name, "recipe": config.recipe.name}
     row = ledger.for_configs(rows, **names, engine=spec.engine)
     if row is None:

@@ -39,22 +39,32 @@ def read(path: Path) -> dict[str, Row]:
 def read_with_article(path: Path) -> tuple[dict[str, Row], Article | None]:
     """The rows, and where they were published if the ledger has the key `article`. InputError: as in `read`."""
     rows, article, faults = _read_all(path)
-    _refuse(faults)
+    _refuse(each for found in faults.values() for each in found)
     return rows, article
 
 
 def read_sound(path: Path) -> tuple[dict[str, Row], list[str]]:
     """The rows without a fault, and the faults of all others. InputError: no row is without one, else as in `read`."""
     rows, _, faults = _read_all(path)
+    found = [each for found in faults.values() for each in found]
     if not rows:
-        _refuse(faults)
-    return rows, faults
+        _refuse(found)
+    return rows, found
 
 
-def _read_all(path: Path) -> tuple[dict[str, Row], Article | None, list[str]]:
-    """The rows without a fault, the article, and all faults, each with the file's name."""
-    document, faults = plain_document(path, top="rows", beside=("article",))
-    rows, article, document_is_faulty = dict[str, Row](), None, bool(faults)
+def read_for(path: Path, *, model: str, data: str) -> tuple[dict[str, Row], list[str]]:
+    """The rows without a fault, and the faults of rows of other models and data sets. InputError: any other fault."""
+    rows, _, faults = _read_all(path)
+    own = [name for name in faults if not name or f"{name}-".startswith(f"{model}-{data}-")]
+    _refuse(each for name in own for each in faults.pop(name))
+    return rows, [each for found in faults.values() for each in found]
+
+
+def _read_all(path: Path) -> tuple[dict[str, Row], Article | None, dict[str, list[str]]]:
+    """The rows without a fault, the article, and all faults by row ("" for the file's), each with the file's name."""
+    document, of_file = plain_document(path, top="rows", beside=("article",))
+    rows, article, document_is_faulty = dict[str, Row](), None, bool(of_file)
+    faults = {"": of_file}
     for name, entry in document["rows"].items():
         own = list(_entry_faults(entry, name=name))
         named = {**entry, "name": name} if isinstance(entry, dict) else entry
@@ -62,13 +72,14 @@ def _read_all(path: Path) -> tuple[dict[str, Row], Article | None, list[str]]:
             rows[name] = convert(Row, named, where=f"rows.{name}")
         if own or document_is_faulty:
             rows.pop(name, None)
-        faults += own
+        faults[name] = own
     if "article" in document:
-        with gathered(faults):
+        with gathered(of_article := list[str]()):
             article = convert(Article, document["article"], where="article")
             if unknown := [name for name in article.names if name not in document["rows"]]:
-                faults.append(f"article.names: no such row: {', '.join(unknown)}")
-    return rows, article, [f"{path}: {fault}" for fault in faults]
+                of_article.append(f"article.names: no such row: {', '.join(unknown)}")
+        faults["article"] = of_article
+    return rows, article, {name: [f"{path}: {fault}" for fault in found] for name, found in faults.items()}
 
 
 def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:

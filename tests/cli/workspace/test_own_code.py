@@ -83,7 +83,11 @@ def test_a_claim_without_a_source_is_named_and_the_other_rows_go_on(tmp_path: Pa
     assert "the other rows go on; the table waits until the ledger is right" in measured.stderr
     runs = root / "results/runs"
     assert len((runs / "my_net-my_data.csv").read_text().splitlines()) == 3, measured
-    for arguments in (("table",), ("measure", "my_net-my_data-bare")):
+    trained = here(mine, "remeasure", "--conf", str(root), "train", "model=mlp2", "data=my_data", "observer=[terminal]")
+    assert trained.status == 0, trained.stderr
+    assert trained.stderr.splitlines()[0].startswith(fault)
+    assert "this run goes on: none of these is a row of its model and data" in trained.stderr
+    for arguments in (("table",), ("measure", "my_net-my_data-bare"), ("train", "model=my_net")):
         refused = here(mine, "remeasure", "--conf", str(root), *arguments)
         assert (refused.status, refused.stdout) == (2, "")
         (line,) = refused.stderr.splitlines()
