@@ -288,6 +288,7 @@ BAD_CONFIG = {
     "unknown data": (["data=minst"], ("data", "'minst'", "did you mean 'mnist'", "cifar10, digits, imagenet")),
     "unknown recipe": (["recipe=foo"], ("recipe", "'foo'", "valid: article", "keras_mlp")),
     "unknown experiment": (["experiment=foo"], ("experiment", "'foo'")),
+    "unknown callback": (["callback=[early_stoping]"], ("callback: there is no", "did you mean 'early_stopping'")),
     "number as a group's choice": (["recipe=3"], ("group", "string", "int")),
     "key added": (["+foo=1"], ("foo: no such key", "valid: model, data, recipe, seed")),
     "key added below": (["+recipe.foo=1"], ("recipe.foo: no such key", "valid: name, epochs_total, batch_size")),

@@ -96,8 +96,9 @@ def _config_faults(error: Exception) -> list[str]:
 
 def _override_fault(error: Exception) -> str:
     """The choice, the key or the argument of the command line that Hydra has refused; "" where it is none of these."""
-    if choice := re.match(r"In '.*': Could not find '(.+)/(.+)'", str(error)):
-        group, name, valid = choice[1], choice[2], list(getattr(error, "options", None) or ())
+    if choice := re.match(r"In '.*': Could not (?:find|load) '(.+)/(.+)'", str(error)):  # load: of a list
+        group, name = choice[1], choice[2]
+        valid = sorted({path.stem for folder in paths.conf_dirs() for path in (folder / group).glob("*.yaml")})
         return f"{group}: there is no {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid) or 'none yet'}"
     if key := re.match(r"Could not override '(.+?)'", str(error)):
         return _unknown_key(key[1])
