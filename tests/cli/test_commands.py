@@ -420,6 +420,7 @@ def ledger(scratch: Project) -> Iterator[Path]:
     path.write_bytes(before)
 
 
+@pytest.mark.usefixtures("data_root")
 @pytest.mark.parametrize(("script", "arguments"), [("reproduce.py", ["table"]), ("train.py", ["model=mlp2"])])
 def test_a_ledger_row_without_a_source_is_refused(
     script: str, arguments: list[str], ledger: Path, command: Command, scratch: Project
