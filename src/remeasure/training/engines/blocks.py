@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no 
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
-class BlockTraining(TrainingModule):
+class BlockTraining(TrainingModule, ABC):
     """Training of `network` on images (N, C, H, W) uint8 and labels (N,) int64, as the recipe says."""
 
     images: Tensor
@@ -77,21 +78,21 @@ class BlockTraining(TrainingModule):
 
     # ------------------------------------------------ what an engine decides
 
+    @abstractmethod
     def order(self, epoch: int) -> Tensor:
         """The epoch's permutation of the training images, (N,) int64; of S seeds (N, S)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def generator(self, step: int) -> torch.Generator | None:
         """The generator of distortions for the block that begins with optimiser step `step`; None: the device's global
         generator, which the block has seeded and which works in a CUDA graph.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def take(
         self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, ...]:
         """One optimiser step on these images, which a CUDA graph may capture; returns what `count` needs of it."""
-        raise NotImplementedError
 
     def count(self, steps: Sequence[tuple[Tensor, ...]]) -> None:
         """Add a block to the epoch's totals, unless its steps have added to them. `steps`: what they returned."""
