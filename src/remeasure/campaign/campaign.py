@@ -34,8 +34,7 @@ from remeasure.system.startup import num_cores
 from remeasure.tracking.content.rows import campaign_name
 from remeasure.tracking.observer import Observers, Standing, State
 from remeasure.tracking.terminal import duration
-from remeasure.training.engines.base import can_be_batched, engine_of, refuse_callbacks
-from remeasure.training.photographs import world as worlds
+from remeasure.training.engines.base import can_be_batched, engine_of, find_world, refuse_callbacks
 
 ON_THE_CPU = "CUDA_VISIBLE_DEVICES= measures it here, on the CPU"
 
@@ -77,7 +76,7 @@ class Campaign:
         if faults := list(engine_of(asked).device_faults(self.place.device_kind)):
             return NotHere(row=row, missing=((*faults, ON_THE_CPU),))
         place = self.place
-        num_devices = worlds.of(asked, devices=place.devices, num_nodes=None, device_kind=place.device_kind).size
+        num_devices = find_world(asked, devices=place.devices, num_nodes=None, device_kind=place.device_kind).size
         spec = identify(config, data_root=place.data_root, device_kind=place.device_kind, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))

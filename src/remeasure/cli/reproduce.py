@@ -21,7 +21,7 @@ from remeasure.spec.base import DataMissingError, InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
-from remeasure.system import paths, startup
+from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
 from remeasure.system.console import console, rendered
 from remeasure.system.locks import held_folder
@@ -303,9 +303,3 @@ def _verify(files: Files) -> int:
     for fault in report.faults:
         _say(fault)
     return 0 if report.ok else EXIT_FAILED
-
-
-if __name__ == "__main__":  # `python -m remeasure.cli.reproduce`, where the package is installed without src/
-    from remeasure.cli.commands import reproduce_main
-
-    startup.run(lambda: reproduce_main(sys.argv[1:]))

@@ -17,11 +17,10 @@ from remeasure.spec.base import DeviceKind, InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
-from remeasure.system import paths, startup
+from remeasure.system import paths
 from remeasure.tracking.observer import Sweep, build
 from remeasure.training.device import resolve_device
-from remeasure.training.engines.base import engine_of, refuse_callbacks
-from remeasure.training.photographs import world as worlds
+from remeasure.training.engines.base import engine_of, find_world, refuse_callbacks
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -71,7 +70,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
         device_kind = resolve_device(config.device)
         asked = config.spec(data_sha256="")
         faults += engine_of(asked).device_faults(device_kind, devices=config.devices, num_nodes=config.num_nodes)
-        worlds.of(asked, devices=config.devices, num_nodes=config.num_nodes, device_kind=device_kind)
+        find_world(asked, devices=config.devices, num_nodes=config.num_nodes, device_kind=device_kind)
     with gathered(faults):
         catalog.streamed(config.data)
     with gathered(faults):
@@ -141,9 +140,3 @@ def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], sp
     line += f" mlflow_run_id={record.mlflow_run_id}"
     path = outcome.directory / "record.json"
     yield f"{line} record={os.path.relpath(path)}" if split == "test" else line
-
-
-if __name__ == "__main__":  # `python -m remeasure.cli.train`, where the package is installed without src/
-    from remeasure.cli.commands import train_main
-
-    startup.run(train_main)

@@ -18,7 +18,7 @@ from remeasure.system import locks
 from remeasure.training.checkpoints import sound
 from remeasure.training.diagnostics import nonfinite
 from remeasure.training.diagnostics.doctor import Doctor
-from remeasure.training.engines.base import Job, Scored, engine_of
+from remeasure.training.engines.base import Job, Scored, engine_of, find_world
 from remeasure.training.photographs import world as worlds
 from remeasure.training.photographs.world import ALONE, World
 
@@ -101,7 +101,7 @@ def _all_finished(spec: RunSpec, *, seeds: range, place: Place) -> list[Outcome]
 
 def world_of(spec: RunSpec, *, place: Place) -> World:
     """The processes that a run of `spec` is divided among. Raises InputError: its devices are not there."""
-    return worlds.of(spec, devices=place.devices, num_nodes=place.num_nodes, device_kind=place.device_kind)
+    return find_world(spec, devices=place.devices, num_nodes=place.num_nodes, device_kind=place.device_kind)
 
 
 def job_of(spec: RunSpec, *, seed: int, place: Place, world: World = ALONE) -> Job:

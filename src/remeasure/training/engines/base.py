@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from remeasure.spec.base import DeviceKind, DivergenceError, InputError
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import RunSpec
+from remeasure.training.photographs import world as worlds
+from remeasure.training.photographs.world import World
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from remeasure.data.listing import Listing
     from remeasure.training.diagnostics.nonfinite import Found
     from remeasure.training.inference import Predictions
-    from remeasure.training.photographs.world import World
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -133,7 +134,7 @@ class Engine:
             yield f"device: {self.title} computes on {kinds}, got {device_kind}; choose device={self.device_kinds[0]}"
 
     def build(
-        self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind, world: "World | None" = None
+        self, spec: RunSpec, *, seeds: Sequence[int], data: Data, device_kind: DeviceKind, world: World | None = None
     ) -> Job:
         """The job of these seeds, with their initial weights. InputError: the spec, network or data do not fit it.
 
@@ -235,10 +236,19 @@ def engine_of(spec: RunSpec) -> Engine:
     return PHOTOGRAPHS if spec.recipe.streaming else SERIAL
 
 
+def find_world(spec: RunSpec, *, devices: int | None, num_nodes: int | None, device_kind: DeviceKind) -> World:
+    """The processes that a run is divided among. Raises InputError as `worlds.find` and `worlds.refuse_uneven`."""
+    if not engine_of(spec).on_many_devices:
+        return worlds.ALONE
+    world = worlds.find(devices=devices, num_nodes=num_nodes, device_kind=device_kind)
+    worlds.refuse_uneven(spec, world=world)
+    return world
+
+
 def refuse_callbacks(spec: RunSpec) -> None:
     """Raise InputError if a callback of the spec cannot be made, or has a hook that its engine never calls."""
     if spec.callbacks:
-        from remeasure.training.engines.loop import built  # Lightning: seconds to import
+        from remeasure.training.engines.callbacks import built  # Lightning: seconds to import
 
         built(spec.callbacks, in_blocks=engine_of(spec).in_blocks)
 

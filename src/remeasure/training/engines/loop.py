@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from remeasure.spec.base import InputError
-from remeasure.spec.plugin import Plugin
 from remeasure.spec.run import RunSpec
 from remeasure.system.paths import checkpoint_seconds, naming
 from remeasure.training.checkpoints import keep_checkpoint, unusable
 from remeasure.training.engines.base import Report
-from remeasure.training.engines.steps import StepCallback, TrainingModule
+from remeasure.training.engines.callbacks import Kept, SettingsStay, built
+from remeasure.training.engines.steps import TrainingModule
+from remeasure.training.photographs.connected import Connected
 from remeasure.training.photographs.world import ALONE, World
 
 HARMLESS_WARNINGS = (
@@ -38,7 +38,6 @@ MISFITS = (
     *(RuntimeError, MisconfigurationException),
 )
 DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)  # RuntimeErrors that the checkpoint did not cause
-NOT_IN_BLOCKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
@@ -82,64 +81,6 @@ class EpochReports(Callback):
             logged = {f"train_{name}": value for name, value in totals[0].items()}
             logged |= {f"validation_{name}": value for name, value in scores.items()}
             pl_module.log_dict(logged, batch_size=1)
-
-
-Settings = list[dict[str, object]]
-
-
-class Kept(Callback):
-    """Keeps the optimisers' settings, such as rates and momenta, as they are before the user's callbacks are called."""
-
-    def __init__(self) -> None:
-        self.settings: Settings = []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self.settings = self.of(trainer)
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        """Only the rates change from step to step, by the schedule."""
-        for kept, now in zip(self.settings, self.of(trainer), strict=True):
-            kept["lr"] = now["lr"]
-
-    @staticmethod
-    def of(trainer: Trainer) -> Settings:
-        groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-        return [
-            {key: float(value) if key == "lr" else value for key, value in group.items() if key != "params"}
-            for group in groups
-        ]
-
-
-class SettingsStay(Callback):
-    """Called after the user's callbacks: raises InputError if one of them has changed a setting of an optimiser.
-
-    A rate that is changed has no effect, and the record would not say what another one was.
-    """
-
-    def __init__(self, kept: Kept, *, plugins: Sequence[Plugin]) -> None:
-        self._kept, self._names = kept, ", ".join(plugin.builder for plugin in plugins)
-
-    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
-        self._refuse_changed(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self._refuse_changed(trainer)
-
-    def _refuse_changed(self, trainer: Trainer) -> None:
-        before, now = self._kept.settings, Kept.of(trainer)
-        pairs = zip(before, now, strict=False)
-        changed = dict.fromkeys(key for old, new in pairs for key in old | new if old.get(key) != new.get(key))
-        if "lr" in changed or trainer.lr_scheduler_configs:
-            raise InputError(
-                f"callback: {self._names} changes the learning rate, which recipe.schedule sets anew at each step; "
-                "write it as recipe.schedule"
-            )
-        if changed or len(before) != len(now):
-            what = ", ".join(changed) or "parameter groups"
-            raise InputError(
-                f"callback: {self._names} changes the optimiser's {what}; the record would state that of "
-                "recipe.optimizer: write it there"
-            )
 
 
 class CheckpointCallback(Checkpoint):
@@ -282,7 +223,7 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
             # Lightning takes nothing from the variables of SLURM or torchrun, which a job script may have left.
-            plugins=[LightningEnvironment() if alone else _Connected(world)],
+            plugins=[LightningEnvironment() if alone else Connected(world)],
         )
         start = checkpoint if checkpoint and checkpoint.exists() else None
         try:
@@ -301,74 +242,3 @@ def fit(
         if start and reporter.ended != expected:
             raise unusable(start, f"expected to end with epoch and step {expected}, ended with {reporter.ended}")
     return keeper.wall_seconds
-
-
-class _Connected(ClusterEnvironment):
-    """The world, as Lightning asks for it."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        return self._world.address
-
-    @property
-    def main_port(self) -> int:
-        return self._world.port
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self._world.size
-
-    def set_world_size(self, size: int) -> None:
-        """Nothing."""
-
-    def global_rank(self) -> int:
-        return self._world.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        """Nothing."""
-
-    def local_rank(self) -> int:
-        return self._world.local_rank
-
-    def node_rank(self) -> int:
-        return self._world.rank // self._world.devices
-
-
-def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:
-    """The callbacks that a spec names. `in_blocks`: a Lightning batch is a block of optimiser steps.
-
-    Raises InputError: a class that is not there or does not take its options, or a hook that is never called.
-    """
-    made = [plugin.build(Callback, where="callback") for plugin in plugins]
-    unused = [
-        f"callback: {type(callback).__name__} has {hook}, which is never called in blocks of steps; choose another hook"
-        for callback in made
-        for hook in NOT_IN_BLOCKS
-        if in_blocks and getattr(type(callback), hook) is not getattr(Callback, hook)
-    ]
-    unused += [
-        f"callback: {type(callback).__name__} averages by Lightning's count of steps, which blocks of steps do not "
-        "move; write recipe.averaging={from_epoch: 1, decay: 0.99}, or a StepCallback (docs/extend.md)"
-        for callback in made
-        if in_blocks and isinstance(callback, (WeightAveraging, StochasticWeightAveraging))
-    ]
-    unused += [
-        f"callback: {type(callback).__name__} acts at optimiser steps within blocks, and photographs are trained on "
-        "without blocks; give it on_train_batch_end in place of after_step"
-        for callback in made
-        if not in_blocks and isinstance(callback, StepCallback)
-    ]
-    if unused:
-        raise InputError(*unused)
-    return made

@@ -22,7 +22,6 @@ from remeasure.spec.base import DeviceKind, InputError
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import startup
-from remeasure.training.engines.base import engine_of
 
 TORCHRUN = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Of the processes that srun has started; SLURM_NTASKS and the like are those of the job, which a notebook has, too.
@@ -90,15 +89,6 @@ def find(
     if world.devices > there and device_kind != "cpu":
         what = f"{there} GPUs" if device_kind == "cuda" else f"1 {device_kind}"
         raise InputError(f"devices: expected at most the {what} of this machine, got {world.devices}")
-    return world
-
-
-def of(spec: RunSpec, *, devices: int | None, num_nodes: int | None, device_kind: DeviceKind) -> World:
-    """The processes that a run of `spec` is divided among. Raises InputError as `find` and `refuse_uneven`."""
-    if not engine_of(spec).on_many_devices:
-        return ALONE
-    world = find(devices=devices, num_nodes=num_nodes, device_kind=device_kind)
-    refuse_uneven(spec, world=world)
     return world
 
 
