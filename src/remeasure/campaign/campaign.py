@@ -1,22 +1,20 @@
 """A campaign trains the seeds of each row, look by look, until the row is decided, and publishes complete looks."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from rich.console import RenderableType
 
-from remeasure.campaign import schedule
+from remeasure.campaign import planning
 from remeasure.campaign.collect import from_run
 from remeasure.campaign.executors.base import Executor, Task
 from remeasure.campaign.executors.local import Workers
-from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign
-from remeasure.campaign.schedule import Forecast, Planned, Seed
+from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign, config_of
+from remeasure.campaign.schedule import Seed
 from remeasure.config.resolve import identify, network_of, remembered
 from remeasure.judging.comparison import compare
 from remeasure.judging.publish import offer
@@ -27,14 +25,11 @@ from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_
 from remeasure.runs.provenance import device_name
 from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Row
-from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.system.locks import Presence, held_folder
-from remeasure.system.startup import num_cores
 from remeasure.tracking.content.rows import campaign_name
 from remeasure.tracking.observer import Observers, Standing, State
-from remeasure.tracking.terminal import duration
-from remeasure.training.engines.base import can_be_batched, engine_of, find_world, refuse_callbacks
+from remeasure.training.engines.base import engine_of, find_world, refuse_callbacks
 
 ON_THE_CPU = "CUDA_VISIBLE_DEVICES= measures it here, on the CPU"
 
@@ -69,7 +64,7 @@ class Campaign:
 
         NotHere if this machine cannot measure it. Raises InputError: configs or data files that exist and are wrong.
         """
-        config = self._config(row, compose=compose)
+        config = config_of(row, compose=compose, options=self.options)
         asked = config.spec(data_sha256="")
         if asked.mode != row.mode:
             raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {asked.mode}")
@@ -98,13 +93,6 @@ class Campaign:
             self._find_finished(campaign)
         return campaign
 
-    def _config(self, row: Row, *, compose: Compose) -> Config:
-        choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe", "control", "engine")]
-        config, together = compose(choices), self.options.together
-        if together > 1 and can_be_batched(config.spec(data_sha256="")):
-            return compose([*choices, "engine=batched", f"engine_width={together}"])
-        return config
-
     def _find_finished(self, campaign: RowCampaign) -> None:
         faults, others = list[str](), list[str]()
         for seed in campaign.planned():
@@ -127,55 +115,7 @@ class Campaign:
     def plan(self, campaigns: Sequence[RowCampaign]) -> None:
         """Say what would be trained."""
         with self.new_workers(self.place) as workers:
-            self._plan(campaigns, workers=workers)
-
-    def _plan(self, campaigns: Sequence[RowCampaign], *, workers: Executor) -> None:
-        """Time the rows whose cost is unknown, and say what fits the budget."""
-        for campaign in campaigns:
-            if campaign.wanted() and campaign.seconds_per_seed() is None:
-                self._time(campaign, sharing=campaigns, workers=workers)
-        for campaign in campaigns:
-            if not campaign.wanted():
-                self.say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {_standing(campaign)}")
-        planned = self.planned(campaigns, workers=workers)
-        if planned and not self.options.quiet:
-            now, seconds = datetime.now().astimezone(), self.options.budget_seconds
-            self.say(schedule.shown(planned, num_cores=workers.num, budget_seconds=seconds, now=now))
-            sources = {entry.row.name: entry.cost()[1] for entry in campaigns}
-            for line in schedule.sources({entry.forecast.row: sources[entry.forecast.row] for entry in planned}):
-                self.say(line)
-
-    def _time(self, campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Executor) -> None:
-        """Time a few steps to estimate the cost of a seed, for all rows of this spec."""
-        load, num = os.getloadavg()[0], num_cores()
-        busy = ": too busy, so the times will be too long" if load >= num / 2 else ""
-        line = f"{campaign.row.name}: no seed was timed here before, timing a few steps"
-        self.say(f"{line}, at load {load:.1f} on {num} cores{busy}")
-        try:
-            seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
-        except InputError:
-            raise
-        except Exception as error:  # one row's fault; the others go on
-            self._fail(campaign, f"timing it: {type(error).__name__}: {error}")
-            return
-        for entry in sharing:
-            if entry.spec.spec_sha256 == campaign.spec.spec_sha256:
-                entry.timed_seconds = seconds
-
-    def planned(self, campaigns: Sequence[RowCampaign], *, workers: Executor) -> list[Planned]:
-        """The rows that need more seeds, cheapest first."""
-        forecasts = [
-            Forecast(
-                row=campaign.row.name,
-                why=campaign.why(),
-                num_done=len(campaign.done),
-                num_cores=workers.cores(campaign.spec),
-                seconds=seconds,
-            )
-            for campaign in campaigns
-            if (seconds := campaign.seconds())
-        ]
-        return schedule.plan(forecasts, num_cores=workers.num, budget_seconds=self.options.budget_seconds)
+            planning.plan(campaigns, options=self.options, workers=workers, say=self.say)
 
     def measure(self, campaigns: Sequence[RowCampaign]) -> None:
         """Train what is wanted and fits the budget, cheapest row first, until every row is decided or none fits."""
@@ -185,7 +125,7 @@ class Campaign:
         by_name = {campaign.row.name: campaign for campaign in campaigns}
         try:
             with workers:
-                self._plan(campaigns, workers=workers)
+                planning.plan(campaigns, options=self.options, workers=workers, say=self.say)
                 deadline = time.monotonic() + self.options.budget_seconds
                 workers.work(
                     partial(self._start_wanted, campaigns, workers=workers, deadline=deadline),
@@ -202,21 +142,14 @@ class Campaign:
                     ending.callback(self._publish, campaign)
                     if campaign.running and not self.options.fresh:  # else runs of an earlier start would be taken
                         ending.callback(self._find_finished, campaign)
-        for campaign in campaigns:
-            if seconds := campaign.seconds():
-                self.say(self._left_out(campaign, seconds=list(seconds.values())))
-
-    def _left_out(self, campaign: RowCampaign, *, seconds: Sequence[float]) -> str:
-        line = f"{campaign.row.name}: {len(seconds)} more seeds do not fit the budget; "
-        if min(seconds) <= self.options.budget_seconds:
-            return f"{line}the same command goes on"
-        return f"{line}one takes about {duration(min(seconds))}, so BUDGET={schedule.budget(min(seconds))} starts it"
+        for line in planning.left_out(campaigns, options=self.options):
+            self.say(line)
 
     def _start_wanted(self, campaigns: Sequence[RowCampaign], *, workers: Executor, deadline: float) -> bool:
         """Start seeds on idle cores; returns whether another process trains seeds that may be reused."""
         by_name = {campaign.row.name: campaign for campaign in campaigns}
         self._elsewhere.clear()
-        for entry in self.planned(campaigns, workers=workers):
+        for entry in planning.wanted(campaigns, options=self.options, workers=workers):
             seconds_left = deadline - time.monotonic()
             self._start(by_name[entry.forecast.row], campaigns=campaigns, workers=workers, seconds_left=seconds_left)
         return bool(self._elsewhere)
@@ -364,10 +297,4 @@ class Campaign:
 
 def _first(key: Seed, *, seeds_of: Callable[[RowCampaign], list[int]], campaigns: Sequence[RowCampaign]) -> RowCampaign:
     """The first of `campaigns`, in order of the ledger, with this spec and with this seed in `seeds_of`."""
-    sha256, seed = key
-    return next(entry for entry in campaigns if entry.spec.spec_sha256 == sha256 and seed in seeds_of(entry))
-
-
-def _standing(campaign: RowCampaign) -> str:
-    """Why nothing is trained."""
-    return f"{campaign.verdict().verdict}, nothing to train" if not campaign.failures else campaign.failures[-1]
+    return next(entry for entry in campaigns if entry.spec.spec_sha256 == key[0] and key[1] in seeds_of(entry))

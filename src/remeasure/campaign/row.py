@@ -13,6 +13,7 @@ from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.tracking.observer import State
+from remeasure.training.engines.base import can_be_batched
 
 Compose = Callable[[Sequence[str]], Config]
 
@@ -32,6 +33,15 @@ class Options:
     adopt: bool
     keep: Keep = "first"
     quiet: bool = False
+
+
+def config_of(row: Row, *, compose: Compose, options: Options) -> Config:
+    """The row's config; with several seeds together, if the options and the batched engine say so."""
+    choices = [f"{group}={getattr(row, group)}" for group in ("model", "data", "recipe", "control", "engine")]
+    config = compose(choices)
+    if options.together > 1 and can_be_batched(config.spec(data_sha256="")):
+        return compose([*choices, "engine=batched", f"engine_width={options.together}"])
+    return config
 
 
 @dataclass(kw_only=True, eq=False)
