@@ -128,7 +128,8 @@ def here(
     handlers = {number: signal.getsignal(number) for number in numbers}
 
     def call(project: Project, script: str, *arguments: str) -> Ended:
-        code._files.cache_clear()  # a command reads the user's modules when its process begins
+        for known in (code._files, code._remembered):  # a command reads the user's modules when its process begins
+            known.cache_clear()
         monkeypatch.setattr(paths, "_CHECKOUT", project.root)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         with pytest.raises(SystemExit) as ended:

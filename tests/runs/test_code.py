@@ -13,7 +13,8 @@ from tests.support.trained import place, run, spec
 from remeasure.models import registry
 from remeasure.runs import code, journal
 from remeasure.runs.folder import attempts, finished, other_code
-from remeasure.spec.run import RunSpec
+from remeasure.runs.timing import seconds_of_seed
+from remeasure.spec.run import ModelSpec, RunSpec
 from remeasure.system.digests import environment_sha256
 
 NETS = '''\
@@ -26,6 +27,11 @@ def net(*, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return nn.Sequential(flat(), nn.Linear(64, num_classes))  # of digits
 '''
 LAYERS = "from torch import nn\nflat = nn.Flatten\n"
+TIMED = """from torch import Generator, nn
+
+def net(*, image_shape: tuple[int, int, int], num_classes: int, generator: Generator) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
 EPOCHS = ("model=logreg", "data=digits", "recipe.epochs_total=3")
 
 
@@ -120,18 +126,17 @@ def test_the_files_of_the_training_wing_count() -> None:
 
 
 def test_hashes_come_from_the_files_whatever_the_cache_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a cache, with one, with a damaged one, and with none that can be written; another name is hashed anew."""
+    """Without a cache, with one, with a damaged one, and with none that can be written."""
     (tmp_path / "file").write_text("no folder")
-    found, kept = [], list[Path]()
+    expected, found, kept = code.code_sha256(spec()), [], list[Path]()
     for number, cache in enumerate(("cache", "cache", "cache", "file")):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-        builder = lambda: None  # noqa: E731
-        builder.__module__ = f"remeasure.models.number_{number}"
-        monkeypatch.setitem(registry.BUILDERS, f"number_{number}", builder)
-        found.append(code.code_sha256(with_builder(f"number_{number}")))
+        for known in (code._files, code._remembered):
+            known.cache_clear()
+        found.append(code.code_sha256(spec()))
         kept = sorted((tmp_path / "cache/remeasure/trees").iterdir())
         kept[number].write_text("damaged")
-    assert set(found) == {code.code_sha256(spec())}
+    assert set(found) == {expected}
     assert len(kept) > 30
 
 
@@ -184,6 +189,20 @@ def test_a_package_of_the_user_counts_with_or_without_its_init(
     files, others = (json.loads(code.content(each))["files"] for each in (with_builder(top), spec()))
     own = {f"{top}/parts/nets.py", f"{top}/layers.py"} | ({f"{top}/__init__.py"} if init else set())
     assert files.keys() - others.keys() == own
+
+
+def test_the_hash_is_that_of_what_was_imported_whatever_is_edited_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timing of a row imports its modules; the run follows in the same process, perhaps after an edit."""
+    (tmp_path / "timed_nets.py").write_text(TIMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    timed = dataclasses.replace(spec(), model=ModelSpec(name="timed", builder="timed_nets:net", options={}))
+    seconds_of_seed(timed, place=place(tmp_path))
+    (tmp_path / "timed_nets.py").write_text(TIMED.replace("64", "65"))
+    longer = dataclasses.replace(timed, recipe=dataclasses.replace(timed.recipe, epochs_total=1))
+    for each in (timed, longer):
+        assert json.loads(code.content(each))["files"]["timed_nets.py"] == code.tree_sha256(TIMED.encode())
 
 
 # ---------------------------------------------------------------- as a person meets it

@@ -20,7 +20,7 @@ from remeasure.judging.comparison import compare
 from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_row
 from remeasure.judging.records import SeedResults, from_results, put_together
-from remeasure.runs import timing
+from remeasure.runs import code, timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
 from remeasure.runs.provenance import device_name
 from remeasure.spec.base import InputError, gathered
@@ -71,6 +71,7 @@ class Campaign:
         if faults := list(engine_of(asked).device_faults(self.place.device_kind)):
             return NotHere(row=row, missing=((*faults, ON_THE_CPU),))
         place = self.place
+        code.remember(asked)
         num_devices = find_world(asked, devices=place.devices, num_nodes=None, device_kind=place.device_kind).size
         spec = identify(config, data_root=place.data_root, device_kind=place.device_kind, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):

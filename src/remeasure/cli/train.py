@@ -11,7 +11,7 @@ from remeasure.judging import ledger
 from remeasure.judging.comparison import flat
 from remeasure.judging.metrics import percent, unit
 from remeasure.models import pretrained
-from remeasure.runs import provenance
+from remeasure.runs import code, provenance
 from remeasure.runs.folder import Outcome, Place, finished, other_code, tuned
 from remeasure.spec.base import DeviceKind, InputError, gathered
 from remeasure.spec.claim import Row
@@ -74,6 +74,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     with gathered(faults):
         catalog.streamed(config.data)
     with gathered(faults):
+        code.remember(config.spec(data_sha256=""))
         network = network_of(config)
     with gathered(faults):
         refuse_callbacks(config.spec(data_sha256=""))

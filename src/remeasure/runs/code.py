@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remeasure.spec.base import Choice, canonical_json
+from remeasure.spec.base import Choice, InputError, canonical_json
 from remeasure.spec.run import RunSpec
 
 CODE_FILE = "code.json"
@@ -42,6 +42,12 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def code_sha256(spec: RunSpec) -> str:
     """The SHA-256 over the files that this spec is trained or evaluated by, as they were when this process began."""
     return _sha256(canonical_json(_files(*_named(spec))).encode())
+
+
+def remember(spec: RunSpec) -> None:
+    """Hash the spec's files now, as this process is about to import them: an edit that comes later changes neither."""
+    with suppress(InputError):  # a builder that is not there; whoever builds the network tells it
+        code_sha256(spec)
 
 
 def content(spec: RunSpec) -> bytes:
@@ -97,8 +103,11 @@ def _files(*modules: str) -> Mapping[str, str]:
     return {name: _remembered(path) for name, path in wing.items() if name not in BOOKS}
 
 
+@functools.cache
 def _remembered(path: Path) -> str:
-    """`tree_sha256` of a file, from the user's cache folder where that knows these bytes: parsing takes far longer."""
+    """`tree_sha256` of a file as this process first saw it, from the user's cache folder where that knows these bytes:
+    parsing takes far longer.
+    """
     source = path.read_bytes()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remeasure" / "trees"
     known = cache / f"{_sha256(source)}-{sys.version_info.major}.{sys.version_info.minor}"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from remeasure.runs import code, journal
 from remeasure.runs import folder as runs_folder
-from remeasure.runs import journal
 from remeasure.runs.folder import Place
 from remeasure.spec.recipe import Evaluation, Recipe, Resolution
 from remeasure.spec.run import RunSpec
@@ -30,6 +30,7 @@ def seconds_of_seed(spec: RunSpec, *, place: Place) -> float:
     from remeasure.runs import hardware  # torch: seconds to import
     from remeasure.runs.execute import world_of
 
+    code.remember(spec)  # the run itself may follow in this process
     num = world_of(spec, place=place).size
     hardware.keep_freed_memory()
     with hardware.processor(spec):
