@@ -128,8 +128,8 @@ def here(
     handlers = {number: signal.getsignal(number) for number in numbers}
 
     def call(project: Project, script: str, *arguments: str) -> Ended:
-        for known in (code._files, code._remembered):  # a command reads the user's modules when its process begins
-            known.cache_clear()
+        for hashes in (code._files, code._own, code._remembered):  # a command takes them when its process begins
+            hashes.cache_clear()
         monkeypatch.setattr(paths, "_CHECKOUT", project.root)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         with pytest.raises(SystemExit) as ended:

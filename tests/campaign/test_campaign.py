@@ -1,6 +1,7 @@
 """Campaigns on scikit-learn's digits: one epoch of mlp2 a seed, trained in this process instead of in workers."""
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +27,8 @@ from remeasure.judging.reader import read_row, read_runs
 from remeasure.judging.records import RowResults, SeedResults, put_together
 from remeasure.models import pretrained as published_weights
 from remeasure.runs import timing
-from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.code import CODE_FILE
+from remeasure.runs.folder import Outcome, Place, open_directory
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.spec.claim import Published, Row, Rule, Source
 from remeasure.spec.config import Config
@@ -503,13 +505,17 @@ def test_a_callback_that_cannot_work_is_named_before_anything_is_trained(tmp_pat
 # ---------------------------------------------------------------- what happens to the committed record
 
 
-def committed(folder: Path, *, num_seeds: int, spec_changed: bool = False) -> RowResults:
-    """A record of the row as another checkout left it: other commit, other times, and, if asked for, another spec."""
+def committed(folder: Path, *, num_seeds: int, spec_changed: bool = False, own_code: str | None = None) -> RowResults:
+    """A record of the row as another checkout left it: other commit, other times, and, if asked for, another spec, or
+    modules of the user's own.
+    """
     elsewhere = folder / "elsewhere"
     (done,) = measure(elsewhere, row(), seeds=num_seeds)
     parts = []
     for part in done.done.values():
-        record = dataclasses.replace(part.record, commit="e15e", finished_at="2020-01-01T00:00:00Z")
+        record = dataclasses.replace(
+            part.record, commit="e15e", finished_at="2020-01-01T00:00:00Z", own_code_sha256=own_code
+        )
         spec: Any = part.spec
         if spec_changed:
             spec = {**spec, "cpu_threads": 7}
@@ -582,10 +588,39 @@ def test_continue_goes_on_from_committed_seeds(tmp_path: Path, workers: type[InP
     assert [(record.seed, record.commit) for record in records] == [(0, "e15e"), (1, "e15e"), (2, "unknown")]
 
 
-def test_continue_does_not_adopt_seeds_of_another_spec(tmp_path: Path, workers: type[InProcess]) -> None:
-    committed(tmp_path, num_seeds=2, spec_changed=True)
-    measure(tmp_path, row(), adopt=True)
+@pytest.mark.parametrize("change", [{"spec_changed": True}, {"own_code": "1" * 64}])
+def test_continue_does_not_adopt_seeds_of_another_spec_or_of_other_code(
+    tmp_path: Path, workers: type[InProcess], change: dict[str, Any]
+) -> None:
+    committed(tmp_path, num_seeds=2, **change)
+    said: list[str] = []
+    measure(tmp_path, row(), adopt=True, said=said)
     assert sorted(seed for _, seed in workers.trained) == [0, 1]
+    assert "mlp2-digits: no committed seed is adopted: spec, device, metric or your own code differs" in said
+
+
+def test_a_seed_that_other_code_has_trained_fails_though_an_attempt_of_this_code_is_there(
+    tmp_path: Path, workers: type[InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker imports what was edited after the plan, and a run of the code before was interrupted."""
+    place = Place(runs=tmp_path / "runs", project=tmp_path, data_root=tmp_path, device_kind="cpu")
+    train = workers.train
+
+    def edited(_: object, task: Task, place: Place, sink: object) -> list[Outcome]:
+        begun = open_directory(task.spec, seed=task.seed, place=place, fresh=False)
+        outcomes = train(dataclasses.replace(task, fresh=True), place, sink)
+        for outcome in outcomes:
+            assert outcome.directory != begun
+            kept = json.loads((outcome.directory / CODE_FILE).read_bytes())
+            kept |= {"code_sha256": "2" * 64, "files": kept["files"] | {"models/mlp.py": "2" * 64}}
+            (outcome.directory / CODE_FILE).write_text(json.dumps(kept))
+        return outcomes
+
+    monkeypatch.setattr(workers, "train", edited)
+    (done,) = measure(tmp_path, row(), seeds=1)
+    assert done.failures == ["seed 0: the code has changed since the start (models/mlp.py differs); start again"]
+    assert read_row(tmp_path / "results", row="mlp2-digits") is None
+    assert place.runs.is_dir()
 
 
 def test_a_row_ends_with_its_verdict_and_whether_its_seeds_are_the_committed_ones(tmp_path: Path) -> None:

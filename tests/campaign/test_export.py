@@ -12,9 +12,12 @@ import safetensors.numpy
 import yaml
 from tests.support import trained
 
+from remeasure.campaign.collect import from_run
 from remeasure.campaign.export import export
 from remeasure.data import catalog
 from remeasure.judging import ledger
+from remeasure.judging.publish import publish, recover
+from remeasure.judging.records import put_together
 from remeasure.runs.folder import Outcome
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
@@ -87,6 +90,24 @@ def test_it_has_the_weights_and_what_rebuilds_the_network(made: tuple[Path, Outc
     assert config["record"]["predicted_sha256"] == outcome.record.predicted_sha256
     names = {path.name for path in folder.iterdir()} - {"images.npy"}
     assert names == {"README.md", "config.json", "model.pt2", "model.safetensors"}
+
+
+def test_the_network_of_the_row_s_record_is_exported_and_no_file_of_another_stays(row: Row, tmp_path: Path) -> None:
+    """Seed 1 is in the record; seed 0, trained later, is not."""
+    done = trained.run(trained.spec(*SPEC), tmp_path, seed=1, row=row.name, keeps=[1])
+    other = trained.run(trained.spec(*SPEC), tmp_path, row=row.name, keeps=[0])
+    results, folder = tmp_path / "results", tmp_path / "exports" / row.name
+    recover(results)
+    publish(results, row=row.name, files=put_together(row.name, seeds=[from_run(done, row=row.name)]).to_files())
+    (folder.parent / f".{row.name}-killed").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "of-another").write_text("")
+    exported = export(row, runs=tmp_path / "runs", results=results, into=tmp_path / "exports")
+    assert exported == folder
+    config = json.loads((folder / "config.json").read_text())
+    assert config["record"]["predicted_sha256"] == done.record.predicted_sha256 != other.record.predicted_sha256
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.pt2", "model.safetensors"}
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_row_without_a_network_is_refused(row: Row, tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_the_best_trial_becomes_a_recipe_and_the_test_split_stays_unread(mine: P
     other = here(Project(root=CHECKOUT), "remeasure", *command, "recipe.clip_norm=1.0")
     assert other.status == 2
     assert "the study found was begun with: " in other.stderr
+    with (mine / "my_net.py").open("a") as file:
+        file.write("OTHER = 1\n")
+    edited = here(Project(root=CHECKOUT), "remeasure", *command, "--trials", "3")
+    assert edited.status == 2
+    assert "the study found was begun with other code (my_net.py changed since)" in edited.stderr
     scored = here(Project(root=CHECKOUT), "remeasure", *command[:3], "tested", RATE, "data.split=test")
     assert scored.status == 2
     assert "data.split: a sweep is scored on held-back training images, got split=test" in scored.stderr

@@ -17,6 +17,7 @@ from tests.support.trained import place, run, spec
 from remeasure.runs.folder import finished, open_directory, read_record, remove_leftovers, write_record
 from remeasure.runs.journal import Journal
 from remeasure.spec.base import InputError, canonical_json
+from remeasure.spec.record import RunRecord
 from remeasure.system.atomic import write_atomic
 from remeasure.training.checkpoints import keep_checkpoint, sound
 
@@ -33,22 +34,27 @@ def test_a_run_is_named_by_what_it_is(tmp_path: Path) -> None:
     assert directory.is_dir()
 
 
+def recorded(seed: int, **changes: object) -> RunRecord:
+    """A record of this seed of `spec()`."""
+    return record(seed, spec_sha256=spec().spec_sha256, **changes)
+
+
 def test_only_a_record_makes_a_run_finished(tmp_path: Path) -> None:
     here = place(tmp_path)
     assert finished(spec(), seed=3, place=here) is None
     directory = open_directory(spec(), seed=3, place=here, fresh=False)
     Journal(directory).write("finished")
     assert finished(spec(), seed=3, place=here) is None
-    write_record(directory, record(3))
+    write_record(directory, recorded(3))
     outcome = finished(spec(), seed=3, place=here)
     assert outcome is not None
-    assert (outcome.record, outcome.directory, outcome.reused) == (record(3), directory, True)
+    assert (outcome.record, outcome.directory, outcome.reused) == (recorded(3), directory, True)
 
 
 def test_another_seed_spec_or_device_is_another_run(tmp_path: Path) -> None:
     here = place(tmp_path)
-    write_record(open_directory(spec(), seed=3, place=here, fresh=False), record(3))
-    write_record(open_directory(spec(), seed=42, place=here, fresh=False), record(42))
+    write_record(open_directory(spec(), seed=3, place=here, fresh=False), recorded(3))
+    write_record(open_directory(spec(), seed=42, place=here, fresh=False), recorded(42))
     for seed in (0, 13, 33, 30, 4, 2):
         assert finished(spec(), seed=seed, place=here) is None
     assert finished(spec("recipe.batch_size=32"), seed=3, place=here) is None
@@ -58,9 +64,20 @@ def test_another_seed_spec_or_device_is_another_run(tmp_path: Path) -> None:
 def test_a_name_does_not_make_another_run(tmp_path: Path) -> None:
     """Names cannot move a weight."""
     here = place(tmp_path)
-    write_record(open_directory(spec(), seed=3, place=here, fresh=False), record(3))
+    write_record(open_directory(spec(), seed=3, place=here, fresh=False), recorded(3))
     renamed = dataclasses.replace(spec(), model=dataclasses.replace(spec().model, name="perceptron"))
     assert finished(renamed, seed=3, place=here) is not None
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"spec_sha256": "0" * 64}, {"device_kind": "cuda"}])
+def test_a_renamed_folder_is_refused_with_what_it_holds(tmp_path: Path, change: dict[str, object]) -> None:
+    here = place(tmp_path)
+    directory = open_directory(spec(), seed=3, place=here, fresh=False)
+    write_record(directory, dataclasses.replace(recorded(3), **change))
+    with pytest.raises(
+        InputError, match=rf"{directory}: was renamed; it holds seed \d of spec \w{{12}} on \w+; give it"
+    ):
+        finished(spec(), seed=3, place=here)
 
 
 def test_an_unfinished_run_is_gone_on_with_and_fresh_begins_the_next_attempt(tmp_path: Path) -> None:
@@ -76,7 +93,7 @@ def test_the_tenth_attempt_is_newer_than_the_ninth(tmp_path: Path) -> None:
     here, a_spec = place(tmp_path), spec()
     for attempt in range(1, 11):
         directory = open_directory(a_spec, seed=3, place=here, fresh=True)
-        write_record(directory, record(3, wall_seconds=float(attempt)))
+        write_record(directory, recorded(3, wall_seconds=float(attempt)))
     outcome = finished(spec(), seed=3, place=here)
     assert outcome is not None
     assert outcome.record.wall_seconds == 10.0
@@ -86,7 +103,7 @@ def test_the_tenth_attempt_is_newer_than_the_ninth(tmp_path: Path) -> None:
 def test_the_newest_finished_attempt_counts_while_a_newer_one_is_under_way(tmp_path: Path) -> None:
     here = place(tmp_path)
     first = open_directory(spec(), seed=3, place=here, fresh=False)
-    write_record(first, record(3))
+    write_record(first, recorded(3))
     open_directory(spec(), seed=3, place=here, fresh=True)
     outcome = finished(spec(), seed=3, place=here)
     assert outcome is not None

@@ -45,6 +45,19 @@ def test_a_merged_run_counts_as_one_of_this_machine(theirs: Path, runs: Path) ->
     assert not [path for path in runs.rglob("*") if path.name == "lock" or path.name.startswith((".merging", "check"))]
 
 
+def test_a_renamed_run_is_refused_and_what_a_killed_merge_left_is_removed(theirs: Path, runs: Path) -> None:
+    (runs / ".merging-killed/half").mkdir(parents=True)
+    other = theirs.parent / "renamed"
+    shutil.copytree(theirs, other)
+    seed_0, seed_1 = sorted(other.iterdir())
+    shutil.rmtree(seed_1)
+    seed_0.rename(seed_1)
+    (said,) = taken(other, runs=runs)
+    assert "was renamed; it holds seed 0 of spec " in said
+    assert taken(theirs, runs=runs) == ["merged", "merged"]
+    assert not list(runs.glob(".merging-*"))
+
+
 def test_a_second_merge_changes_nothing(theirs: Path, runs: Path) -> None:
     list(merge(theirs, runs=runs))
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}

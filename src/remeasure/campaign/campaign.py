@@ -87,9 +87,13 @@ class Campaign:
             committed = read_row(self.results, row=row.name)
         device = device_name(place.device_kind, num=num_devices)
         campaign = RowCampaign(row=row, spec=spec, committed=committed, options=self.options, device=device)
-        if self.options.adopt and campaign.committed and campaign.continues(device_kind=self.place.device_kind):
-            campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
-            campaign.adopted, campaign.offered, campaign.published = frozenset(campaign.done), len(campaign.done), True
+        if self.options.adopt and campaign.committed:
+            if campaign.continues(device_kind=place.device_kind):
+                campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
+                campaign.adopted, campaign.offered = frozenset(campaign.done), len(campaign.done)
+                campaign.published = True
+            else:
+                self.say(f"{row.name}: no committed seed is adopted: spec, device, metric or your own code differs")
         if not self.options.fresh:
             self._find_finished(campaign)
         return campaign
@@ -235,7 +239,9 @@ class Campaign:
         except Exception as error:  # one run's fault; the other rows go on
             self._fail(campaign, f"seed {task.seed}: {type(error).__name__}: {error}")
             return
-        if differs := other_code(campaign.spec, seed=task.seed, place=self.place):  # edited before its worker began
+        made_by = {code.kept(outcome.directory) for outcome in outcomes} - {""}
+        if made_by - {code.code_sha256(campaign.spec)}:  # edited before its worker began
+            differs = code.changed(outcomes[0].directory, spec=campaign.spec)
             self._fail(campaign, f"seed {task.seed}: the code has changed since the start ({differs}); start again")
             return
         self._trained |= {(campaign.spec.spec_sha256, outcome.record.seed): outcome for outcome in outcomes}

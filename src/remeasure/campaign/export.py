@@ -5,7 +5,9 @@ included. A module written out from the builder's source would need whatever tha
 """
 
 import json
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from remeasure.judging.metrics import unit
 from remeasure.judging.reader import read_row
 from remeasure.judging.table import verdict_of
 from remeasure.models import saved
-from remeasure.runs.folder import read_record
+from remeasure.runs.folder import attempt, read_record
 from remeasure.runs.recorder import spec_of
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row, Verdict
@@ -37,33 +39,51 @@ def export(row: Row, *, runs: Path, results: Path, into: Path) -> Path:
         raise InputError(f"{row.name}: evaluates published weights, which are not exported; their publisher has them")
     group = read_row(results, row=row.name)
     measured = group.records if group else ()
-    directory = _directory(row, runs=runs, spec_sha256=measured[0].spec_sha256 if measured else "")
+    directory = _directory(row, runs=runs, measured=measured)
     record, spec, classifier = read_record(directory), spec_of(directory), saved.load(directory)
-    folder = into / row.name
-    folder.mkdir(parents=True, exist_ok=True)
+    into.mkdir(parents=True, exist_ok=True)
+    for left in into.glob(f".{row.name}-*"):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=into, prefix=f".{row.name}-"))
     write_atomic(folder / saved.WEIGHTS_FILE, read_bytes(directory / saved.WEIGHTS_FILE))
     torch.export.save(saved.export(classifier), folder / PROGRAM_FILE)
     facts = {"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "torch": torch.__version__}
     labels = {str(index): name for index, name in enumerate(classifier.classes)}
     config = {**facts, **asdict(classifier.saved), "id2label": labels, "record": asdict(record)}
     write_atomic(folder / "config.json", encode_json(config))
-    verdict = verdict_of(row, records=measured)
+    is_measured = record.predicted_sha256 in {each.predicted_sha256 for each in measured}
+    verdict = verdict_of(row, records=measured if is_measured else ())
     card = "\n".join(_card(row, record=record, spec=spec, verdict=verdict, classifier=classifier))
     write_atomic(folder / "README.md", (card + "\n").encode())
-    return folder
+    return _in_place(folder, of=into / row.name)
 
 
-def _directory(row: Row, *, runs: Path, spec_sha256: str) -> Path:
-    """The newest folder of the lowest seed of the row that keeps a network; one of this spec before others."""
-    found = list[tuple[bool, int, float, Path]]()
+def _in_place(folder: Path, *, of: Path) -> Path:
+    """Give the whole folder its name; an older one of that name is removed, so that none has files of both."""
+    folder.chmod(0o755)
+    if of.exists():
+        of.rename(old := Path(f"{folder}-old"))
+        folder.rename(of)
+        shutil.rmtree(old)
+    else:
+        folder.rename(of)
+    return of
+
+
+def _directory(row: Row, *, runs: Path, measured: Sequence[RunRecord]) -> Path:
+    """The folder of a network: of the lowest seed that is in the row's record; else of the latest attempt at the lowest
+    seed of this spec, or of the row.
+    """
+    found, seeds = list[tuple[int, int, int, Path]](), {(each.seed, each.predicted_sha256) for each in measured}
     for path in runs.glob(f"*/{saved.WEIGHTS_FILE}"):
         try:
             record = json.loads((path.parent / "record.json").read_bytes())
         except (OSError, ValueError):  # unfinished, or damaged: then it is not the row's best one
             continue
-        same = record["spec_sha256"] == spec_sha256
-        if same or record["row"] == row.name:
-            found.append((not same, record["seed"], -path.stat().st_mtime, path.parent))
+        is_same = record["spec_sha256"] in {each.spec_sha256 for each in measured}
+        if is_same or record["row"] == row.name:
+            rank = 0 if (record["seed"], record["predicted_sha256"]) in seeds else 1 if is_same else 2
+            found.append((rank, record["seed"], -attempt(path.parent), path.parent))
     if not found:
         raise InputError(
             f"{row.name}: no trained network is here; `make reproduce ROWS={row.name} FRESH=1` keeps the first seed's"

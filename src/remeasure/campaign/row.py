@@ -8,6 +8,7 @@ from remeasure.judging import metrics
 from remeasure.judging.records import RowResults, SeedResults
 from remeasure.judging.table import verdict_of
 from remeasure.judging.verdict import judge
+from remeasure.runs import code
 from remeasure.spec.base import Keep
 from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.config import Config
@@ -149,11 +150,14 @@ class RowCampaign:
         return {(sha256, seed): each * self.shares_left.get(seed, 1.0) for seed in self.wanted()}
 
     def continues(self, *, device_kind: str) -> bool:
-        """Whether the campaign can go on from the committed record: it has this spec, device kind and metric."""
+        """Whether the campaign can go on from the committed record: it has this spec, device kind and metric, and was
+        made by the user's own modules as they are.
+        """
         if self.committed is None or metrics.missing(self.row, records=self.committed.records):
             return False
-        first = self.committed.records[0]
-        return (first.spec_sha256, first.device_kind) == (self.spec.spec_sha256, device_kind)
+        first, own = self.committed.records[0], code.own_code_sha256(self.spec)
+        there = (first.spec_sha256, first.device_kind, first.own_code_sha256)
+        return there == (self.spec.spec_sha256, device_kind, own)
 
     @property
     def measured_here(self) -> bool:

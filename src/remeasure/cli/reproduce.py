@@ -22,7 +22,7 @@ from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.system import paths
-from remeasure.system.atomic import write_atomic
+from remeasure.system.atomic import read_bytes, write_atomic
 from remeasure.system.console import console, rendered
 from remeasure.system.locks import held_folder
 
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         from remeasure.tracking import mlflow_store
 
         mlflow_store.serve(files.store, port=options.port)
+    text = read_bytes(files.ledger)
     rows, faults = ledger.read_sound(files.ledger)
     measures = options.command in ("reproduce", "measure", "plan")
     if faults and not (measures and rows.keys() >= set(options.rows)):
@@ -76,6 +77,10 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         _say("\n".join((*faults, "the other rows go on; the table waits until the ledger is right")))
     if measures:
         status, origins = _measure(chosen, files=files, options=options, compose=compose)
+        if read_bytes(files.ledger) != text:
+            _say(f"{files.ledger}: was edited meanwhile: the lines above and MLflow go by its earlier text,")
+            _say("the table by its present one; the same command brings them together")
+            status = max(status, EXIT_FAILED)
     if faults:
         return EXIT_INPUT
     with held_folder(files.results):  # what another campaign publishes meanwhile would not fit to what is read here

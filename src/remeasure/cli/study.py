@@ -121,6 +121,23 @@ def _refuse_other(study: "Study", *, asked: dict[str, Any]) -> None:
         raise InputError(f"the study {study.study_name} was begun with: {was}; go on with that, or choose another NAME")
 
 
+class _EditedError(InputError):
+    """The trials of a study would be of different code."""
+
+
+def _refuse_edited(study: "Study", *, config: Config) -> None:
+    """Raise _EditedError if a file that trains this config is not as it was for earlier trials."""
+    from remeasure.runs import code  # torch: seconds to import
+
+    now, before = code.files(config.spec(data_sha256="")), study.user_attrs.get("code") or {}
+    if changed := sorted(name for name in now.keys() & before.keys() if now[name] != before[name]):
+        raise _EditedError(
+            f"the study {study.study_name} was begun with other code ({', '.join(changed[:3])} changed since); its "
+            "trials would not be comparable: choose another NAME"
+        )
+    study.set_user_attr("code", {**before, **now})
+
+
 def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: int, num_seeds: int) -> Config | None:
     """Finish the trials that a killed process left, then add more; returns the config of the last one, if any ran.
 
@@ -139,9 +156,12 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
         try:
             for seed in range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + num_seeds):
                 config = _config([*overrides, f"seed={seed}"])
+                _refuse_edited(study, config=config)
                 print(f"trial {number}: {' '.join([*overrides[len(fixed) :], f'seed={seed}'])}", flush=True)
                 accuracies.append(_accuracy(config, sweeping=_so_far(study)))
         except InputError as error:
+            if isinstance(error, _EditedError):
+                raise
             if number == 0:  # the fault of the command line, not of one combination
                 study.tell(trial, state=TrialState.FAIL)
                 raise

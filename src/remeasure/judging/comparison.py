@@ -17,11 +17,11 @@ from remeasure.spec.base import InputError
 from remeasure.spec.record import RunRecord
 from remeasure.system.formats import Array
 
-_CAMPAIGN = ("spec_sha256", "data_sha256", "device_kind")
+_CAMPAIGN = ("spec_sha256", "data_sha256", "device_kind", "own_code_sha256")
 
 
 def same_campaign(old: RowResults, new: RowResults) -> bool:
-    """Whether both have one spec, one data fingerprint and one device kind."""
+    """Whether both have one spec, one data fingerprint, one device kind and one code of the user's own."""
     first, other = old.records[0], new.records[0]
     return all(getattr(first, key) == getattr(other, key) for key in _CAMPAIGN)
 

@@ -31,7 +31,15 @@ from remeasure.system.formats import Array, encode_csv, encode_json, encode_npz,
 
 FOLDERS = ("runs", "predictions", "curves", "filters", "findings", "specs", "environments", "sums")
 _SHA256 = re.compile("[0-9a-f]{64}")
-_SAME_IN_ALL_SEEDS = ("spec_sha256", "training_version", "num_test", "num_params", "device_kind", "data_sha256")
+_SAME_IN_ALL_SEEDS = (
+    "spec_sha256",
+    "training_version",
+    "num_test",
+    "num_params",
+    "device_kind",
+    "data_sha256",
+    "own_code_sha256",
+)
 _SCORES = ("accuracy_percent", "num_correct", "loss", "predicted_sha256")  # all None where the seed diverged
 
 
@@ -134,7 +142,7 @@ def _cell_faults(record: RunRecord, *, row: str, first: RunRecord) -> Iterator[t
     for column in _SAME_IN_ALL_SEEDS:
         if getattr(record, column) != getattr(first, column):
             yield column, f"{getattr(first, column)} as in the first line", getattr(record, column)
-    for column in ("spec_sha256", "data_sha256", "versions_sha256", "predicted_sha256"):
+    for column in ("spec_sha256", "data_sha256", "versions_sha256", "predicted_sha256", "own_code_sha256"):
         if getattr(record, column) is not None and not _SHA256.fullmatch(getattr(record, column)):
             yield column, "64 hexadecimal digits", repr(getattr(record, column))
     if not _is_utc(record.finished_at):

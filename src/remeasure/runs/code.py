@@ -44,6 +44,17 @@ def code_sha256(spec: RunSpec) -> str:
     return _sha256(canonical_json(_files(*_named(spec))).encode())
 
 
+def files(spec: RunSpec) -> Mapping[str, str]:
+    """The files that this spec is trained or evaluated by: name to SHA-256 of the syntax tree."""
+    return _files(*_named(spec))
+
+
+def own_code_sha256(spec: RunSpec) -> str | None:
+    """As `code_sha256`, over the user's own files alone; None if the spec names no module of the user's."""
+    files = _own(*_named(spec))
+    return _sha256(canonical_json(files).encode()) if files else None
+
+
 def remember(spec: RunSpec) -> None:
     """Hash the spec's files now, as this process is about to import them: an edit that comes later changes neither."""
     with suppress(InputError):  # a builder that is not there; whoever builds the network tells it
@@ -98,9 +109,13 @@ def _files(*modules: str) -> Mapping[str, str]:
     """Name to SHA-256 of the tree, read once a process, because the process imports its code only once."""
     root = Path(__file__).parents[1]
     wing = {f"{part}/{name}": path for part in WING for name, path in _python_files(root / part).items()}
-    for module in modules:
-        wing |= _of_user(module)
-    return {name: _remembered(path) for name, path in wing.items() if name not in BOOKS}
+    return {name: _remembered(path) for name, path in wing.items() if name not in BOOKS} | _own(*modules)
+
+
+@functools.cache
+def _own(*modules: str) -> dict[str, str]:
+    """As `_files`, of the user's own files alone."""
+    return {name: _remembered(path) for module in modules for name, path in _of_user(module).items()}
 
 
 @functools.cache

@@ -61,8 +61,20 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
     """The newest finished run of this spec, seed, device kind and code in this checkout, if any."""
     for directory in reversed(attempts(spec, seed=seed, place=place)):
         if (directory / "record.json").is_file():
-            return Outcome(record=read_record(directory), directory=directory, reused=True)
+            record = read_record(directory)
+            refuse_renamed(directory, record=record)
+            return Outcome(record=record, directory=directory, reused=True)
     return None
+
+
+def refuse_renamed(directory: Path, *, record: RunRecord) -> None:
+    """Raise InputError if the folder's name says another spec, seed or kind of device than its record."""
+    name = _name(record.spec_sha256, seed=record.seed, device_kind=record.device_kind)
+    if not directory.name.rpartition("-a")[0].endswith(f"-{name}"):
+        raise InputError(
+            f"{directory}: was renamed; it holds seed {record.seed} of spec {record.spec_sha256[:12]} on "
+            f"{record.device_kind}; give it a name that ends with {name}-a1 or a later number, or remove it"
+        )
 
 
 def tuned(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
@@ -94,8 +106,12 @@ def _next_directory(spec: RunSpec, *, seed: int, place: Place) -> Path:
     if earlier and not code.kept(earlier[-1]) and not (earlier[-1] / journal.JOURNAL_FILE).exists():
         return earlier[-1]
     number = attempt(earlier[-1]) + 1 if earlier else 1
-    name = f"{spec.model.name}-{spec.data.name}-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a{number}"
-    return place.runs / name
+    name = _name(spec.spec_sha256, seed=seed, device_kind=place.device_kind)
+    return place.runs / f"{spec.model.name}-{spec.data.name}-{name}-a{number}"
+
+
+def _name(spec_sha256: str, *, seed: int, device_kind: str) -> str:
+    return f"{spec_sha256[:12]}-{device_kind}-s{seed}"
 
 
 def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
@@ -137,7 +153,8 @@ def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
 
 
 def _of_any_code(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
-    return sorted(place.runs.glob(f"*-{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}-a*"), key=attempt)
+    name = _name(spec.spec_sha256, seed=seed, device_kind=place.device_kind)
+    return sorted(place.runs.glob(f"*-{name}-a*"), key=attempt)
 
 
 def is_under_way(spec: RunSpec, *, seed: int, place: Place) -> bool:

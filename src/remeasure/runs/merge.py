@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from remeasure.runs import code
-from remeasure.runs.folder import attempt, read_record, write_record
+from remeasure.runs.folder import attempt, read_record, refuse_renamed, write_record
 from remeasure.spec.base import InputError
 from remeasure.spec.record import RunRecord
 from remeasure.system import locks
 
+_PREFIX = ".merging-"
 _LEFT_BEHIND = shutil.ignore_patterns("lock", "checkpoint.*", "*.partial")
 Taken = Literal["merged", "here already", "here with other predictions", "being trained here"]
 
@@ -45,7 +46,10 @@ def merge(source: Path, *, runs: Path) -> Iterator[Merged | InputError]:
 
 def _take(directory: Path, *, runs: Path) -> Merged:
     record, name = read_record(directory), directory.name.rpartition("-a")[0]
+    refuse_renamed(directory, record=record)
     with locks.held_folder(runs, writes=True):  # as where an attempt is begun
+        for left in runs.glob(f"{_PREFIX}*"):  # by a merge that was killed
+            shutil.rmtree(left, ignore_errors=True)
         earlier = sorted(runs.glob(f"{name}-a*"), key=attempt)
         same = [each for each in earlier if code.kept(each) == code.kept(directory)]
         taken: Taken = "merged"
@@ -65,7 +69,7 @@ def _copy(directory: Path, *, record: RunRecord, to: Path) -> None:
 
     Its MLflow id is of the other machine's store; without one, the next command gives it a run in this machine's.
     """
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".merging-") as folder:
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=_PREFIX) as folder:
         copied = shutil.copytree(directory, Path(folder) / to.name, ignore=_LEFT_BEHIND)
         read_record(copied)  # the disk or the network may have failed
         write_record(copied, replace(record, mlflow_run_id=""))

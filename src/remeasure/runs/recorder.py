@@ -175,6 +175,7 @@ class Attempt:
             "dirty": revision.dirty,
             "versions_sha256": environment_sha256(provenance.environment(device)),
             "mlflow_run_id": "",
+            "own_code_sha256": code.own_code_sha256(spec),
         }
 
 

@@ -83,6 +83,8 @@ def test_a_claim_without_a_source_is_named_and_the_other_rows_go_on(tmp_path: Pa
     assert "the other rows go on; the table waits until the ledger is right" in measured.stderr
     runs = root / "results/runs"
     assert len((runs / "my_net-my_data.csv").read_text().splitlines()) == 3, measured
+    (own,) = {line.rpartition(",")[2] for line in (runs / "my_net-my_data.csv").read_text().splitlines()[1:]}
+    assert re.fullmatch("[0-9a-f]{64}", own), "the seeds are of one code of the user's own, which their record names"
     trained = here(mine, "remeasure", "--conf", str(root), "train", "model=mlp2", "data=my_data", "observer=[terminal]")
     assert trained.status == 0, trained.stderr
     assert trained.stderr.splitlines()[0].startswith(fault)
@@ -92,6 +94,18 @@ def test_a_claim_without_a_source_is_named_and_the_other_rows_go_on(tmp_path: Pa
         assert (refused.status, refused.stdout) == (2, "")
         (line,) = refused.stderr.splitlines()
         assert line.startswith(fault)
+
+
+def test_a_ledger_that_is_edited_during_the_campaign_is_told(tmp_path: Path, here: Command) -> None:
+    root = tmp_path / "mine"
+    new.main([str(root)])
+    ledger = root / "conf/benchmark.yaml"
+    assert "margin_pp: 2.0" in ledger.read_text()
+    edit = f"from pathlib import Path\nplace = Path({str(ledger)!r})\nplace.write_text(place.read_text().replace"
+    (root / "my_net.py").write_text(f"{edit}('margin_pp: 2.0', 'margin_pp: 1.5'))\n" + (root / "my_net.py").read_text())
+    measured = here(Project(root=CHECKOUT), "remeasure", "--conf", str(root), "measure", "--seeds", "1")
+    assert measured.status == 1
+    assert f"{ledger}: was edited meanwhile: the lines above and MLflow go by" in measured.stderr
 
 
 PAGE = (CHECKOUT / "docs/extend.md").read_text()

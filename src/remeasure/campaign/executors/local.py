@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import TracebackType
@@ -89,6 +90,8 @@ class Workers(Executor):
         self.end_seconds = end_seconds
         self._execute, self._time_seed = execute or execute_task, time_seed or seconds_of_seed
         context = multiprocessing.get_context("spawn")  # a forked torch can hang
+        with _interrupts_held():  # multiprocessing's process, which removes semaphores, survives a closed terminal
+            resource_tracker.ensure_running()
         with naming(SEMAPHORES):
             self._events: SimpleQueue[tuple[Path, Event]] = context.SimpleQueue()
         self._new_pool = partial(new_pool, mp_context=context, initializer=_begin)
@@ -177,7 +180,7 @@ def _kill_children() -> None:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Block signals. A process started here inherits the mask, so that Ctrl-C cannot end it before `_begin`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
     finally:
@@ -188,14 +191,15 @@ _SINK: Any = None  # this worker's end of the event queue
 
 
 def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int, devices: Devices) -> None:
-    """Initialise a worker: see these devices alone, ignore Ctrl-C, end the run on SIGTERM, and end the worker with its
-    parent.
+    """Initialise a worker: see these devices alone, ignore Ctrl-C and a closed terminal, end the run on SIGTERM, and
+    end the worker with its parent.
     """
     global _SINK
     if devices != (AS_HERE,):
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)  # CUDA reads it when it starts, which is later
     _SINK = events
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # the whole terminal gets them; the parent then sends SIGTERM
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # a pending one ends the worker here, silently
     signal.signal(signal.SIGTERM, _terminated)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()

@@ -14,7 +14,7 @@ from remeasure.judging import ledger
 from remeasure.judging.metrics import METRICS
 from remeasure.spec.base import InputError, Mode
 from remeasure.spec.claim import Grade, Metric, Row
-from remeasure.system import paths
+from remeasure.system import locks, paths
 from remeasure.system.atomic import read_bytes, write_atomic
 from remeasure.system.validation import convert
 
@@ -34,6 +34,11 @@ def main(arguments: Sequence[str]) -> int:
 def append(name: str, *, entry: dict[str, Any]) -> Row:
     """Append the row's entry to the ledger. InputError: a fault in it or in the ledger, which stays then."""
     path = paths.conf_dir() / paths.LEDGER
+    with locks.held(path.parent, seconds=locks.LOCK_SECONDS):
+        return _append(path, name=name, entry=entry)
+
+
+def _append(path: Path, *, name: str, entry: dict[str, Any]) -> Row:
     text = read_bytes(path).decode(errors="surrogateescape")
     row = convert(Row, {**entry, "name": name}, where=f"rows.{name}")
     ledger.check_configs({name: row}, conf_dirs=paths.conf_dirs())
