@@ -241,7 +241,10 @@ many = of(labels=np.full(1297, 10))
         ("grey", "data.source: {}:grey returns images (1297, 8, 8) uint8; {expected}"),
         ("few", "data digits: 1297 train images, but 7 labels"),
         ("negative", "data digits: expected train labels from 0 up, got -1"),
-        ("many", "data.num_classes: 10, but digits has 11 classes or more"),
+        (
+            "many",
+            "data.num_classes: 10, but digits has 11 classes or more: the train labels reach 10, and the first class is 0",
+        ),
     ],
 )
 def test_a_reader_from_outside_is_told_what_a_reader_is(reader: str, said: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 
 from remeasure.cli.options import LOCAL, parser
-from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT
+from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT, as_input_errors
 from remeasure.data import catalog
 from remeasure.judging import ledger, metrics, publish, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
@@ -164,7 +165,6 @@ def _measure(
         keep=options.keep,
         quiet=options.quiet,
     )
-    ledger.check_configs(rows, conf_dirs=paths.conf_dirs())
     if options.command != "plan":
         provenance.warn_of_unknown(root)
     with build(config.observer, project=files.store) as observers:
@@ -183,7 +183,9 @@ def _measure(
         prepared, refused = list[RowCampaign | NotHere](), dict[str, list[str]]()
         for row in rows.values():
             try:
-                prepared.append(campaign.prepare(row, compose=compose))
+                with as_input_errors():  # a choice that Hydra does not find, too
+                    ledger.check_configs({row.name: row}, conf_dirs=paths.conf_dirs())
+                    prepared.append(campaign.prepare(row, compose=compose))
             except InputError as error:
                 for fault in error.faults:  # rows share their data's faults
                     refused.setdefault(fault, []).append(row.name)
@@ -308,3 +310,8 @@ def _verify(files: Files) -> int:
     for fault in report.faults:
         _say(fault)
     return 0 if report.ok else EXIT_FAILED
+
+
+if __name__ == "__main__":  # `python -m remeasure.cli.reproduce` is `python -m remeasure reproduce`
+    sys.argv.insert(1, "reproduce")
+    runpy.run_module("remeasure", run_name="__main__")

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_FAILED
     if config is not None:
         sweeping.end(config, state="finished")
-    lines = list(_recipe(study, fixed=fixed, space=space, command=["remeasure sweep", *arguments]))
+    lines = list(_recipe(study, fixed=fixed, space=space, command=["remeasure", "sweep", *arguments]))
     write_atomic(recipe, ("\n".join(lines) + "\n").encode())
     print(f"{recipe}: the best of {len(study.trials)} trials, {study.best_value:.3f} % on the validation images")
     return 0

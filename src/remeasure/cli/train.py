@@ -1,6 +1,7 @@
 """One run from the command line: config → run → what a person and a script read."""
 
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -141,3 +142,8 @@ def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], sp
     line += f" mlflow_run_id={record.mlflow_run_id}"
     path = outcome.directory / "record.json"
     yield f"{line} record={os.path.relpath(path)}" if split == "test" else line
+
+
+if __name__ == "__main__":  # `python -m remeasure.cli.train` is `python -m remeasure train`
+    sys.argv.insert(1, "train")
+    runpy.run_module("remeasure", run_name="__main__")

@@ -68,6 +68,26 @@ def test_each_row_s_fault_is_told_and_the_other_rows_go_on(root: Path, here: Com
     assert "Traceback" not in ended.stderr
 
 
+def test_a_recipe_or_a_callback_that_is_misspelt_is_its_row_s_fault_alone(tmp_path: Path, here: Command) -> None:
+    root = tmp_path / "mine"
+    new.main([str(root)])
+    ledger = root / "conf/benchmark.yaml"
+    entry = ledger.read_text().partition("rows:\n")[2]
+    for variant, recipe in (("typo", "my_recip"), ("callback", "stopped")):
+        row = entry.replace("my_net-my_data", f"my_net-my_data-{variant}").replace("my_recipe", recipe)
+        ledger.write_text(ledger.read_text() + row)
+    stopped = "defaults: [my_recipe, override /callback@_global_.callback: [erly_stopping], _self_]\n"
+    (root / "conf/recipe/stopped.yaml").write_text(stopped)
+    ended = here(Project(root=CHECKOUT), "remeasure", "--conf", str(root), "plan")
+    assert ended.status == 2
+    lines = ended.stdout.splitlines()
+    said = ("my_net-my_data-typo: not measured, the input is wrong: ", "my_net-my_data-callback: not measured, ")
+    typo, callback = ([line for line in lines if line.startswith(each)] for each in said)
+    assert "my_recip.yaml (did you mean 'my_recipe'?)" in typo[0]
+    assert "callback: there is no 'erly_stopping' (did you mean 'early_stopping'?)" in callback[0]
+    assert [line for line in lines if line.startswith("my_net-my_data ")], "is planned"
+
+
 def test_a_claim_without_a_source_is_named_and_the_other_rows_go_on(tmp_path: Path, here: Command) -> None:
     root = tmp_path / "mine"
     new.main([str(root)])
