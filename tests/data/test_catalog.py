@@ -243,7 +243,7 @@ many = of(labels=np.full(1297, 10))
         ("negative", "data digits: expected train labels from 0 up, got -1"),
         (
             "many",
-            "data.num_classes: 10, but digits has 11 classes or more: the train labels reach 10, and the first class is 0",
+            "data.num_classes: 10, but digits has 11 classes or more: train labels reach 10, and begin with 0",
         ),
     ],
 )

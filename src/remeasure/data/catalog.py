@@ -140,9 +140,9 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
     if (least := int(loaded.labels.min(initial=0))) < 0:
         raise InputError(f"data {spec.name}: expected {split} labels from 0 up, got {least}")
     if (most := int(loaded.labels.max(initial=0))) >= spec.num_classes:
-        counted = f"the {split} labels reach {most}, and the first class is 0"
         raise InputError(
-            f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more: {counted}"
+            f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more: {split} labels reach "
+            f"{most}, and begin with 0"
         )
     return loaded
 
