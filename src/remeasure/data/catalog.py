@@ -141,8 +141,8 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
         raise InputError(f"data {spec.name}: expected {split} labels from 0 up, got {least}")
     if (most := int(loaded.labels.max(initial=0))) >= spec.num_classes:
         raise InputError(
-            f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more: {split} labels reach "
-            f"{most}, and begin with 0"
+            f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more: {split} "
+            f"labels reach {most}, and begin with 0"
         )
     return loaded
 
