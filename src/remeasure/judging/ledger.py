@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from decimal import ROUND_CEILING, Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -39,14 +40,14 @@ def read(path: Path) -> dict[str, Row]:
 def read_with_article(path: Path) -> tuple[dict[str, Row], Article | None]:
     """The rows, and where they were published if the ledger has the key `article`. InputError: as in `read`."""
     rows, article, faults = _read_all(path)
-    _refuse(each for found in faults.values() for each in found)
+    _refuse(chain.from_iterable(faults.values()))
     return rows, article
 
 
 def read_sound(path: Path) -> tuple[dict[str, Row], list[str]]:
     """The rows without a fault, and the faults of all others. InputError: no row is without one, else as in `read`."""
     rows, _, faults = _read_all(path)
-    found = [each for found in faults.values() for each in found]
+    found = list(chain.from_iterable(faults.values()))
     if not rows:
         _refuse(found)
     return rows, found
@@ -56,8 +57,8 @@ def read_for(path: Path, *, model: str, data: str) -> tuple[dict[str, Row], list
     """The rows without a fault, and the faults of rows of other models and data sets. InputError: any other fault."""
     rows, _, faults = _read_all(path)
     own = [name for name in faults if not name or f"{name}-".startswith(f"{model}-{data}-")]
-    _refuse(each for name in own for each in faults.pop(name))
-    return rows, [each for found in faults.values() for each in found]
+    _refuse(chain.from_iterable(faults.pop(name) for name in own))
+    return rows, list(chain.from_iterable(faults.values()))
 
 
 def _read_all(path: Path) -> tuple[dict[str, Row], Article | None, dict[str, list[str]]]:

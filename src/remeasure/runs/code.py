@@ -41,7 +41,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def code_sha256(spec: RunSpec) -> str:
     """The SHA-256 over the files that this spec is trained or evaluated by, as they were when this process began."""
-    return _sha256(canonical_json(_files(*_named(spec))).encode())
+    return _sha256(canonical_json(files(spec)).encode())
 
 
 def files(spec: RunSpec) -> Mapping[str, str]:
@@ -51,8 +51,8 @@ def files(spec: RunSpec) -> Mapping[str, str]:
 
 def own_code_sha256(spec: RunSpec) -> str | None:
     """As `code_sha256`, over the user's own files alone; None if the spec names no module of the user's."""
-    files = _own(*_named(spec))
-    return _sha256(canonical_json(files).encode()) if files else None
+    own = _own(*_named(spec))
+    return _sha256(canonical_json(own).encode()) if own else None
 
 
 def remember(spec: RunSpec) -> None:
@@ -63,8 +63,7 @@ def remember(spec: RunSpec) -> None:
 
 def content(spec: RunSpec) -> bytes:
     """What code.json holds: `code_sha256`, and `files`, path to SHA-256."""
-    files = _files(*_named(spec))
-    return json.dumps({"code_sha256": code_sha256(spec), "files": files}, indent=1).encode()
+    return json.dumps({"code_sha256": code_sha256(spec), "files": files(spec)}, indent=1).encode()
 
 
 def kept(directory: Path) -> str:
@@ -74,7 +73,7 @@ def kept(directory: Path) -> str:
 
 def changed(directory: Path, *, spec: RunSpec) -> str:
     """Which files differ from those that made the run in this folder, such as "models/mlp.py differs"."""
-    before, now = _read(directory).get("files"), _files(*_named(spec))
+    before, now = _read(directory).get("files"), files(spec)
     if not isinstance(before, dict):
         return "an earlier version, which kept no hashes of it"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

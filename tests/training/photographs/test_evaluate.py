@@ -205,12 +205,18 @@ def _evaluate(spec: RunSpec, *, network: nn.Module, listing: Listing, folder: Pa
     return evaluate.evaluate(network, listing, spec=spec, transform=transform, device=CPU, **options)[1]
 
 
-def test_a_net_that_chooses_among_some_classes_gives_no_other_answer(tmp_path: Path) -> None:
+def _tiny_on_r(folder: Path) -> tuple[RunSpec, nn.Module, Listing]:
+    """The spec of an evaluation on ImageNet-R, a small net with random weights, and seven photographs."""
     config = compose(["model=vit_b16", "data=imagenet_r", "precision=float32", *TINY])
     spec = config.spec(data_sha256="0" * 64)
     torch.manual_seed(0)
     network = timm.create_model("test_vit").eval()
-    whole = _listing(tmp_path, photographs())
+    whole = _listing(folder, photographs())
+    return spec, network, whole
+
+
+def test_a_net_that_chooses_among_some_classes_gives_no_other_answer(tmp_path: Path) -> None:
+    spec, network, whole = _tiny_on_r(tmp_path)
     among = (0, 3, 500, 7, 999, 20, 21)
     free, bound = (
         _evaluate(spec, network=network, listing=replace(whole, among=each), folder=tmp_path) for each in (None, among)
@@ -228,11 +234,7 @@ def test_a_net_that_chooses_among_some_classes_gives_no_other_answer(tmp_path: P
 
 
 def test_a_photograph_with_several_right_labels_is_right_where_the_net_names_one_of_them(tmp_path: Path) -> None:
-    config = compose(["model=vit_b16", "data=imagenet_r", "precision=float32", *TINY])
-    spec = config.spec(data_sha256="0" * 64)
-    torch.manual_seed(0)
-    network = timm.create_model("test_vit").eval()
-    whole = _listing(tmp_path, photographs())
+    spec, network, whole = _tiny_on_r(tmp_path)
     num = len(whole)
     images = torch.stack([Photographs(whole, transform=spec.transform)[index] for index in range(num)])
     with torch.inference_mode():
