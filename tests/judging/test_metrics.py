@@ -110,7 +110,7 @@ def test_a_claim_about_each_metric_gets_its_verdict_table_and_verification(
     assert "(macro F1)" in (results / "table.md").read_text()
     assert "(top-5 accuracy)" in (results / "report.html").read_text()
     header = (results / "runs/mlp2-digits-macro_f1.csv").read_text().splitlines()[0]
-    assert header.endswith(",finished_at,macro_f1")
+    assert header.endswith(",finished_at,macro_f1,rule")
 
 
 def test_a_recorded_value_that_the_predictions_do_not_give_is_a_fault(outcomes: list[Outcome], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from remeasure.judging.publish import may_replace, offer, publish, recover, writ
 from remeasure.judging.reader import read_runs
 from remeasure.judging.records import put_together
 from remeasure.judging.report.page import TestSplit
+from remeasure.judging.table import build
 from remeasure.judging.verify import verify
 from remeasure.spec.claim import Row, Rule
 
@@ -68,6 +69,26 @@ def test_a_record_that_holds_the_same_seeds_and_more_stays(tiny: Row) -> None:
     assert not may_replace(seeds(*range(7)), seeds(*range(5)), row=decided, fresh=False)
     assert may_replace(seeds(*range(7)), otherwise_wrong(seeds(*range(5))), row=decided, fresh=False)
     assert may_replace(seeds(*range(7)), seeds(*range(5)), row=decided, fresh=True)
+
+
+def test_a_rule_that_changes_after_its_first_seed_is_told_for_as_long_as_that_seed_is_judged(
+    tiny: Row, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    offer(results, seeds(*range(5)), row=tiny)
+    (before,) = build({ROW: tiny}, records={ROW: read_runs(results, row=ROW)})
+    assert (before.verdict, before.marks) == ("undecided", "")
+    wider = with_margin(tiny, DECIDED)
+    for _ in range(2):  # the second time from new trainings
+        (line,) = build({ROW: wider}, records={ROW: read_runs(results, row=ROW)})
+        assert line.verdict + line.marks == "reproduced (rule changed)"
+        assert line.rule_before == tiny.rule_text
+        assert f"{tiny.rule_text} then, {wider.rule_text} now" in line.reason
+        offer(results, otherwise_wrong(seeds(*range(5))), row=wider, fresh=True)
+    later = dataclasses.replace(wider, rule=Rule(margin_pp=DECIDED, looks=(5, 10), first_seed=5))
+    offer(results, seeds(*range(5, 10)), row=later, fresh=True)
+    (line,) = build({ROW: later}, records={ROW: read_runs(results, row=ROW)})
+    assert line.verdict + line.marks == "reproduced"
 
 
 # ---------------------------------------------------------------- results/ as they are by then

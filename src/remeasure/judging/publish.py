@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from remeasure.judging import ledger
@@ -70,12 +71,20 @@ def offer(
     with held_folder(results, writes=True):
         with suppress(InputError):
             _recover(results, then=then)
-        if not may_replace(read_row(results, row=row.name), new, row=row, fresh=fresh):
+        recorded = read_row(results, row=row.name)
+        if not may_replace(recorded, new, row=row, fresh=fresh):
             return False
-        staging = _stage(results, row=row.name, files=new.to_files())
+        staging = _stage(results, row=row.name, files=_with_rules(new, recorded, row=row).to_files())
         with suppress(InputError):
             _finish(staging, results=results, then=then)
         return True
+
+
+def _with_rules(new: RowResults, recorded: RowResults | None, *, row: Row) -> RowResults:
+    """`new`, each of whose seeds names the rule that was in the ledger when results/ got its first record of it."""
+    known = {record.seed: record.rule for record in recorded.records} if recorded else {}
+    records = (replace(record, rule=known.get(record.seed, row.rule_text)) for record in new.records)
+    return replace(new, records=tuple(records))
 
 
 def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:

@@ -42,7 +42,8 @@ class TableRow:
     Mean, sd, interval and verdict are those of `judge`. `device`, `commit`, `measured_on` (a UTC date) are those of
     the judged seed that finished last; the commit ends in `-dirty` if any judged seed ran on uncommitted changes.
     `data_official` and the other facts about data and net are the same for all seeds. `metric`: what the numbers are;
-    None is accuracy, and a table of accuracies alone has no such column.
+    None is accuracy, and a table of accuracies alone has no such column. `rule_before`: the claim and rule under which
+    the first judged seed was published, where the ledger has changed since; a table without such a row has no column.
     """
 
     row: str
@@ -75,6 +76,12 @@ class TableRow:
     reason: str
     ledger_sha256: str
     metric: Metric | None = None
+    rule_before: str | None = None
+
+    @property
+    def marks(self) -> str:
+        """What a reader must see beside the verdict, such as " (stale)"."""
+        return " (stale)" * bool(self.stale) + " (rule changed)" * bool(self.rule_before)
 
 
 # ---------------------------------------------------------------- the table itself
@@ -87,6 +94,7 @@ def build(rows: Mapping[str, Row], *, records: Records) -> tuple[TableRow, ...]:
 
 def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
     verdict = verdict_of(row, records=records)
+    provenance = _provenance(row, verdict=verdict, records=records)
     return TableRow(
         row=row.name,
         model=row.model,
@@ -105,10 +113,15 @@ def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
         interval_high_percent=verdict.interval_high_percent,
         verdict=verdict.verdict,
         seeds_needed=verdict.seeds_needed,
-        reason=verdict.reason,
+        reason=verdict.reason + _changed(row, before=provenance["rule_before"]),
         metric=None if row.metric == "accuracy_percent" else row.metric,
-        **_provenance(row, verdict=verdict, records=records),
+        **provenance,
     )
+
+
+def _changed(row: Row, *, before: str | None) -> str:
+    """What a reader must know where the claim or its rule is no longer what it was at the first measurement."""
+    return f"; the ledger changed after a number was seen: {before} then, {row.rule_text} now" if before else ""
 
 
 def verdict_of(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
@@ -126,7 +139,7 @@ def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> 
     first = row.rule.first_seed
     judged = [record for record in records if first <= record.seed < first + verdict.num_seeds] or records
     if not judged:
-        return {**dict.fromkeys(_WITHOUT_RECORD), "stale": ""}
+        return {**dict.fromkeys(_WITHOUT_RECORD), "stale": "", "rule_before": None}
     last = max(judged, key=lambda record: (record.finished_at, record.seed))
     low, high = _wilson(row, verdict=verdict, num_test=last.num_test)
     return {
@@ -141,6 +154,7 @@ def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> 
         "wilson_high_percent": high,
         "params_audit": _audit(row.published, num_params=last.num_params),
         "stale": "yes" if last.training_version < TRAINING_VERSION else "",
+        "rule_before": next((each.rule for each in judged if each.rule not in (None, row.rule_text)), None),
     }
 
 
@@ -234,7 +248,7 @@ def _cells(line: TableRow, *, row: Row) -> tuple[str, ...]:
         measured_text(line),
         line.data if official else f"{line.data} (data_official: {line.data_official})",
         "" if low is None else f"{low:.2f} to {high:.2f}",
-        line.verdict + " (stale)" * bool(line.stale),
+        line.verdict + line.marks,
         f"{line.published_params} published"
         + (
             ""

@@ -17,12 +17,12 @@ COLUMNS = ("row", "published %", "measured %", "verdict", "data", "number")
 
 
 def shown(table: Sequence[TableRow], *, rows: Mapping[str, Row], origins: Mapping[str, str]) -> RenderableType:
-    """The table, and below it the reasons of the rows that are not reproduced.
+    """The table, and below it the reasons of the rows that are not reproduced, or by another rule than first.
 
     `origins`: by row, where its number comes from, such as "measured here" or "committed record".
     """
     cells = [_cells(line, row=rows[line.row], origin=origins.get(line.row, "no record")) for line in table]
-    reasons = [Text(f"{line.row}: {line.reason}") for line in table if line.verdict != "reproduced"]
+    reasons = [Text(f"{line.row}: {line.reason}") for line in table if line.verdict != "reproduced" or line.rule_before]
     fitting = Fitting(_grid(cells, columns=COLUMNS), _grid(cells, columns=COLUMNS[:4]), _narrow(cells))
     return Group(fitting, *([Text(), *reasons] if reasons else ()))
 
@@ -33,7 +33,7 @@ def _cells(line: TableRow, *, row: Row, origin: str) -> tuple[str, ...]:
         line.row,
         f"{line.published_percent:.{row.published.num_digits}f}{unit(row)}",
         measured_text(line) or "-",
-        line.verdict + " (stale)" * bool(line.stale),
+        line.verdict + line.marks,
         line.data if official else f"{line.data} (data_official: {line.data_official})",
         origin,
     )
@@ -44,7 +44,7 @@ def _grid(cells: Sequence[Sequence[str]], *, columns: Sequence[str]) -> Table:
     table = grid(*columns)
     for line in cells:
         name, published, measured, verdict, *rest = line[: len(columns)]
-        table.add_row(name, published, measured, Text(verdict, style_of(verdict.removesuffix(" (stale)"))), *rest)
+        table.add_row(name, published, measured, Text(verdict, style_of(verdict.partition(" (")[0])), *rest)
     return table
 
 

@@ -116,6 +116,14 @@ class Row(Strict):
     control: Control = "none"
     engine: Literal["serial", "numpy"] = "serial"
 
+    @property
+    def rule_text(self) -> str:
+        """What decides the row, such as "accuracy_percent 97.8, margin 0.25, confidence 0.95, looks 5 10 20"."""
+        rule, looks = self.rule, " ".join(map(str, self.rule.looks))
+        start = f", first seed {rule.first_seed}" if rule.first_seed else ""
+        claim = f"{self.metric} {self.published.percent:.{self.published.num_digits}f}"
+        return f"{claim}, margin {rule.margin_pp}, confidence {rule.confidence}, looks {looks}{start}"
+
     def _faults(self) -> Iterable[str]:
         if not self.published.metrics:
             yield f"published.{self.metric}: missing; expected a number, not None"

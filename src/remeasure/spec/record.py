@@ -14,10 +14,11 @@ class RunRecord(Strict):
 
     A seed that diverged has a line, too: accuracy_percent, num_correct, loss and predicted_sha256 are None.
 
-    The last four are None in records older than they are; a file none of whose lines has one has no such column.
+    The last five are None in records older than they are; a file none of whose lines has one has no such column.
     `macro_f1` and `balanced_accuracy` (the mean of the classes' recalls) are fractions, with 6 decimals; these and
     `num_top5_correct` are None where the row's claim is not about them. `own_code_sha256`: of the user's own modules
-    that made it; None where the spec names none.
+    that made it; None where the spec names none. `rule`: the row's claim and rule (Row.rule_text) when the seed was
+    first published in results/; None in a run's own folder.
     """
 
     row: str
@@ -45,6 +46,7 @@ class RunRecord(Strict):
     macro_f1: float | None = None
     balanced_accuracy: float | None = None
     own_code_sha256: str | None = None
+    rule: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
