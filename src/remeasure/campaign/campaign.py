@@ -234,10 +234,9 @@ class Campaign:
         campaign.running.difference_update(task.spec.together(task.seed))
         try:
             outcomes = [self.observers.keep(outcome) for outcome in future.result()]
-        except InputError:
-            raise
         except Exception as error:  # one run's fault; the other rows go on
-            self._fail(campaign, f"seed {task.seed}: {type(error).__name__}: {error}")
+            what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            self._fail(campaign, f"seed {task.seed}: {what}{error}")
             return
         made_by = {code.kept(outcome.directory) for outcome in outcomes} - {""}
         if made_by - {code.code_sha256(campaign.spec)}:  # edited before its worker began

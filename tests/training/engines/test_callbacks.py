@@ -64,6 +64,27 @@ def test_a_callback_with_a_state_goes_on_from_it(tmp_path: Path, monkeypatch: py
     assert "resumed" in [event["event"] for event in read(resumed.directory)]
 
 
+class Faulty(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.broken(trainer, pl_module)
+
+    def broken(self, *_: object) -> None:
+        raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (("+callback=early_stopping", "callback.early_stopping.options.monitor=val_los"), "EarlyStopping: .*`val_los`"),
+        ((*STOPPED, "callback.early_stopping.options.patience=x"), "EarlyStopping: TypeError: "),
+        ((own("Faulty"),), r"Faulty: KeyError: 'no such thing' \(test_callbacks.py, line \d+\)"),
+    ],
+)
+def test_what_a_callback_raises_is_told_by_its_name(overrides: tuple[str, ...], fault: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^callback: {fault}"):
+        trained.run(trained.spec(*overrides), tmp_path)
+
+
 def test_the_batched_engine_refuses_a_callback_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"the batched engine takes none, got pytorch_lightning\.callbacks:EarlyStopping"

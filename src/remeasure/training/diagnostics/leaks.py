@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from remeasure.spec.base import InputError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 
@@ -12,7 +13,7 @@ MOST_SHARED = 0.01  # of the scored images may equal training images, byte for b
 _SHARED: dict[tuple[str, int, int], int] = {}  # cached by data and sizes: a worker trains many seeds on the same images
 
 
-class LeakError(ValueError):
+class LeakError(InputError):
     """The scored images were not kept apart from the training."""
 
 

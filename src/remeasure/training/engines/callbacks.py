@@ -1,13 +1,14 @@
 """The callbacks that a spec names: those that its engine would not call are refused, and so are those that change a
 setting of the optimiser."""
 
+import traceback
 from collections.abc import Sequence
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 
 from remeasure.spec.base import InputError
-from remeasure.spec.plugin import Plugin
+from remeasure.spec.plugin import Plugin, raised
 from remeasure.training.engines.steps import StepCallback
 
 NOT_IN_BLOCKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
@@ -40,6 +41,14 @@ def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:
     if unused:
         raise InputError(*unused)
     return made
+
+
+def blamed(error: Exception, *, callbacks: Sequence[Callback]) -> InputError | None:
+    """What to tell of an exception that one of these callbacks raised; None if none did."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if any(frame.f_locals.get("self") is callback for callback in callbacks):
+            return InputError(f"callback: {type(frame.f_locals['self']).__name__}: {raised(error)}")
+    return None
 
 
 Settings = list[dict[str, object]]

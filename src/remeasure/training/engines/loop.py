@@ -20,7 +20,7 @@ from remeasure.spec.run import RunSpec
 from remeasure.system.paths import checkpoint_seconds, naming
 from remeasure.training.checkpoints import keep_checkpoint, unusable
 from remeasure.training.engines.base import Report
-from remeasure.training.engines.callbacks import Kept, SettingsStay, built
+from remeasure.training.engines.callbacks import Kept, SettingsStay, blamed, built
 from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.photographs.connected import Connected
 from remeasure.training.photographs.world import ALONE, World
@@ -202,9 +202,8 @@ def fit(
     """
     reporter = EpochReports(reports, validate=validate)
     keeper = CheckpointCallback(checkpoint, interval_seconds=checkpoint_seconds(between))
-    own = built(spec.callbacks, in_blocks=not module.automatic_optimization)
-    if own:
-        own = [kept := Kept(), *own, SettingsStay(kept, plugins=spec.callbacks)]
+    plugins = built(spec.callbacks, in_blocks=not module.automatic_optimization)
+    own = [kept := Kept(), *plugins, SettingsStay(kept, plugins=spec.callbacks)] if plugins else []
     alone = world.size == 1
     with warnings.catch_warnings():
         for message in HARMLESS_WARNINGS:
@@ -228,10 +227,13 @@ def fit(
         start = checkpoint if checkpoint and checkpoint.exists() else None
         try:
             trainer.fit(module, train_dataloaders=batches, ckpt_path=start, weights_only=True)
-        except MISFITS as error:
-            if start is None or keeper.has_trained or isinstance(error, (InputError, *DEVICE_ERRORS)):
-                raise
-            raise unusable(start, f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            misfit = isinstance(error, MISFITS) and not isinstance(error, (InputError, *DEVICE_ERRORS))
+            if misfit and start and not keeper.has_trained:
+                raise unusable(start, f"{type(error).__name__}: {error}") from error
+            if fault := blamed(error, callbacks=plugins):
+                raise fault from error
+            raise
         epochs = reporter.ended[0] if trainer.should_stop else spec.recipe.epochs_total
         expected = epochs, epochs * module.steps_per_epoch
         if reporter.ended != expected and spec.callbacks:
