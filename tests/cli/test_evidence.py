@@ -24,7 +24,7 @@ def test_the_verdict_is_a_row_s_on_the_same_counts(here: Command, tmp_path: Path
         row = judge(Evidence(num_correct=counts, num_test=1000), published_percent=93.0, rule=rule)
         assert row.verdict == expected
         ended = here(
-            Project(root=tmp_path), "remeasure", "judge", *ASKED, margin, *["93.1", "92.8", "93.4", "93.0", "93.2"]
+            Project(root=tmp_path), "remeasure", "judge", *ASKED, margin, *["93.1,92.8", "93.4", "93.0,", "93.2"]
         )
         assert ended == (0, f"{expected}: 93.100 ± 0.224 % (n = 5); {row.reason}\n", "")
         assert remeasure.judge([93.1, 92.8, 93.4, 93.0, 93.2], published=93.0, margin=float(margin)) == row

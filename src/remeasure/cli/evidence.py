@@ -28,7 +28,9 @@ def judge(arguments: Sequence[str]) -> int:
     looks_help = "planned numbers of seeds at which it is judged, such as 5,10,20 (default: once, at all)"
     parser.add_argument("--looks", type=_numbers, help=looks_help)
     parser.add_argument("--num-test", type=int, help="number of test images (default: as many as the digits resolve)")
-    verdict = judge_accuracies(**vars(parser.parse_args(arguments)))
+    given = parser.parse_args(arguments)
+    given.accuracies = [each for text in given.accuracies for each in text.split(",") if each]
+    verdict = judge_accuracies(**vars(given))
     measured = "" if verdict.mean_percent is None else f"{verdict.mean_percent:.3f}"
     measured += "" if verdict.sd_percent is None else f" ± {verdict.sd_percent:.3f}"
     print(f"{verdict.verdict}: {measured} % (n = {verdict.num_seeds}); {verdict.reason}")

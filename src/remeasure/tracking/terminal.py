@@ -57,7 +57,7 @@ class Progress(Observer):
     def started(self, run: Path, event: Event) -> None:
         shown = self.runs[run] = _Run(event, now=self.clock())
         if not self.is_live or self.is_verbose:
-            epochs = f", {shown.total} epochs" if shown.total else ""
+            epochs = f", {shown.total} epoch{'s' * (shown.total > 1)}" if shown.total else ""
             self._tell(f"{shown.title}: {event['event']}{epochs}")
 
     def images(self, run: Path, event: Event) -> None:
