@@ -16,6 +16,7 @@ from remeasure.campaign.executors.local import Workers
 from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign, config_of
 from remeasure.campaign.schedule import Seed
 from remeasure.config.resolve import identify, network_of, remembered
+from remeasure.data import fingerprint
 from remeasure.judging.comparison import compare
 from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_row
@@ -56,7 +57,7 @@ class Campaign:
         self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
         self._present: dict[str, Presence] = {}  # by row
         self._elsewhere: set[tuple[str, int]] = set()  # (row, seed) that another process trains now
-        self._told: set[str] = set()  # rows already reported as shared with another process
+        self._told: set[str] = set()  # data that differ, and rows shared with another process, already reported
         self._fingerprint = remembered()
 
     def prepare(self, row: Row, *, compose: Compose) -> RowCampaign | NotHere:
@@ -76,6 +77,9 @@ class Campaign:
         spec = identify(config, data_root=place.data_root, device_kind=place.device_kind, fingerprint=self._fingerprint)
         if not isinstance(spec, RunSpec):
             return NotHere(row=row, missing=tuple(spec))
+        if (departs := fingerprint.departure(spec.data, spec.data_sha256)) and departs not in self._told:
+            self._told.add(departs)
+            self.say(departs)
         faults = []
         with gathered(faults):
             network_of(config)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from remeasure.config.resolve import identified, network_of, settled
-from remeasure.data import catalog
+from remeasure.data import catalog, fingerprint
 from remeasure.judging import ledger
 from remeasure.judging.comparison import flat
 from remeasure.judging.metrics import percent, unit
@@ -92,6 +92,8 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
         num_nodes=config.num_nodes,
     )
     spec = identified(config, data_root=data_root, device_kind=device_kind)
+    if departs := fingerprint.departure(spec.data, spec.data_sha256):
+        print(departs, file=sys.stderr)
     if path := pretrained.locate(config):
         pretrained.load(network, path)  # or refuse it now
     return place, spec

@@ -42,6 +42,17 @@ def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
     return official(spec, digest.hexdigest(), verified=verified)
 
 
+def departure(spec: DataSpec, data_sha256: str) -> str:
+    """What to tell before a run on whole splits that are neither those of the data set's config nor a known copy."""
+    expected = spec.official_sha256
+    if expected is None or spec.split != "test" or streamed(spec) or data_sha256 in (expected, *spec.known_copies):
+        return ""
+    return (
+        f"data {spec.name}: its images or labels are not those of conf/data/{spec.name}.yaml (fingerprint "
+        f"{data_sha256[:12]}, there {expected[:12]}); what is measured on them is marked `data_official: unknown`"
+    )
+
+
 def fingerprinted(spec: DataSpec) -> tuple[SplitName, ...]:
     """The splits that a fingerprint of arrays covers."""
     return SPLITS if spec.split == "test" else SPLITS[:1]

@@ -54,6 +54,8 @@ def test_a_run_trains_on_it(here: Command, project: Project) -> None:
     (project.root / "data/mine/train-images-idx3-ubyte").write_bytes(idx(changed))
     again = here(project, "train.py", "model=logreg", "data=insects", "recipe=article", "recipe.epochs_total=1")
     assert "finished before" not in again.stdout
+    assert "data insects: its images or labels are not those of conf/data/insects.yaml" not in ended.stderr
+    assert "data insects: its images or labels are not those of conf/data/insects.yaml" in again.stderr
 
 
 def test_a_config_is_written_over_none_and_only_into_conf_data(here: Command, project: Project) -> None:

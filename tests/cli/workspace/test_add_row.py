@@ -84,7 +84,7 @@ def test_an_entry_is_appended_and_the_rest_of_the_file_stays(written: str, path:
             {"accuracy": "982"},
             "rows.mlp2-digits.published.accuracy_percent: expected a percentage in (0, 100]",
         ),
-        ({"accuracy": "0.93"}, "published.accuracy_percent: 0.93 looks like a fraction; expected percent, such as 93.00"),
+        ({"accuracy": "0.93"}, "published.accuracy_percent: 0.93 looks like a fraction; expected percent, perhaps 93"),
         ({"params": "many"}, "rows.mlp2-digits.published.num_params_text: expected a count like '7,850'"),
         ({"citation": ""}, "rows.mlp2-digits.published.sources.0.citation: must not be empty"),
         ({"grade": "good"}, "argument --grade: invalid choice: 'good'"),

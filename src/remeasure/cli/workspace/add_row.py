@@ -100,7 +100,9 @@ def _entry(given: argparse.Namespace) -> dict[str, Any]:
     metric = next(each for each in METRICS if getattr(given, each) is not None)
     printed: Decimal = getattr(given, metric)
     if printed <= 1 and metric != "error_percent":
-        raise InputError(f"published.{metric}: {printed} looks like a fraction; expected percent, such as {printed * 100:f}")
+        raise InputError(
+            f"published.{metric}: {printed} looks like a fraction; expected percent, perhaps {printed * 100}"
+        )
     num_digits = -int(printed.as_tuple().exponent)
     rule: dict[str, Any] = {"margin_pp": _margin(given, metric=metric, num_digits=num_digits)}
     looks = given.looks or ("1" if given.mode == "evaluate" else "")
