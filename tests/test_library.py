@@ -49,6 +49,18 @@ def test_threads_get_configs_of_their_own() -> None:
 
 
 @pytest.mark.usefixtures("root")
+def test_runs_of_several_threads_are_those_of_one_after_another(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with MLflow, whose export of a network allows one at a time."""
+    configs = [remeasure.compose([*SHORT[:2], f"seed={seed}"]) for seed in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        together = [outcome.record.predicted_sha256 for outcome in threads.map(remeasure.run, configs)]
+    alone = [remeasure.run(remeasure.compose([*SHORT, f"seed={seed}", "fresh=true"])) for seed in range(3)]
+    assert together == [outcome.record.predicted_sha256 for outcome in alone]
+    assert len(set(together)) == 3
+    assert "tracking is behind" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
     ("override", "said"),
     [

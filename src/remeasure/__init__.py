@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from remeasure.spec.config import Config
 
 __version__ = version("remeasure")
+_ONE_RUN = Lock()
 
 
 def compose(overrides: Sequence[str] = ()) -> "Config":
@@ -31,12 +33,15 @@ def compose(overrides: Sequence[str] = ()) -> "Config":
 def run(config: "Config") -> "Outcome":
     """Train one run, or take the finished one; its `record` has the accuracy, its `directory` the files.
 
-    Prints what the command prints. Raises remeasure.spec.base.InputError: the data or the device is not here.
+    Prints what the command prints. Runs that several threads start take turns: a training sets torch's generators and
+    number of threads, which are the process's. Raises remeasure.spec.base.InputError: the data or the device is not
+    here.
     """
     from remeasure.cli.train import run_single  # Lightning: seconds to import
     from remeasure.config.compose import compose
 
-    return run_single(config, compose=compose)
+    with _ONE_RUN:
+        return run_single(config, compose=compose)
 
 
 def table(results: str | Path | None = None) -> "list[TableRow]":

@@ -1,17 +1,13 @@
 """The models of the table: `build` turns a ModelSpec into a torch module whose initial weights follow from a seed.
 
-A builder gets plain keywords: `image_shape` (C, H, W), `num_classes`, an explicit `generator`, and its own options,
-each with an annotation, all of which the config must state. Its module maps images (N, C, H, W) float32, normalised by
-the recipe, to logits (N, num_classes).
-
 `builder` in conf/model is a name in BUILDERS, or "package.module:function" from outside.
 """
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +19,17 @@ from remeasure.spec.base import InputError
 from remeasure.spec.plugin import imported, raised
 from remeasure.spec.run import ModelSpec
 
-Builder = Callable[..., nn.Module]
+
+class Builder(Protocol):
+    """Makes a network on the CPU, whose initial weights follow from a generator.
+
+    Its arguments are keywords: `image_shape`, which is (C, H, W), `num_classes`, `generator` (torch's own generator has
+    the same seed), and its options, each with an annotation, all of which the config states. The network maps images
+    (N, C, H, W) float32, normalised by the recipe, to logits (N, num_classes) float32.
+    """
+
+    def __call__(self, *_: Any, **arguments: Any) -> nn.Module: ...
+
 
 BUILDERS: dict[str, Builder] = {
     "logistic_regression": mlp.logistic_regression,
