@@ -138,3 +138,15 @@ def test_the_table_fits_to_the_row_wherever_a_publication_was_broken_off(
             break
     assert ended
     assert call > 0
+
+
+def test_the_file_of_a_row_that_was_never_measured_goes_with_the_row(tiny: Row, tmp_path: Path) -> None:
+    results, ledger_path = tmp_path / "results", tmp_path / "ledger.yaml"
+    offer(results, seeds(0), row=tiny)
+    write(ledger_path, results=results, readme_path=None)
+    (other,) = ledger.read(ledger_path).keys() - {ROW}
+    assert (results / f"runs/{other}.csv").is_file()
+    ledger_path.write_text(LEDGER.replace(f"{other}:", f"{other}-renamed:"))
+    write(ledger_path, results=results, readme_path=None)
+    assert {path.stem for path in (results / "runs").iterdir()} == {ROW, f"{other}-renamed"}
+    assert verify(ledger_path, results=results, splits=lambda _: None, readme_path=None).ok

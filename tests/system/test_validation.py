@@ -15,6 +15,7 @@ from remeasure.spec.recipe import Optimizer, Recipe, Schedule
 from remeasure.spec.run import DataSpec
 from remeasure.system import paths
 from remeasure.system.validation import convert, did_you_mean
+from remeasure.training import augment, losses, optimizers  # noqa: F401 - the choices
 
 OPTIMIZER: dict[str, Any] = {
     "name": "adam",
@@ -145,7 +146,7 @@ def test_a_missing_key_is_named() -> None:
         ("lr_peak", True, "lr_peak: expected a valid number, got True"),
         ("lr_peak", None, "lr_peak: expected a valid number, got None"),
         ("name", "adm", "name: expected 'adam', 'adamw', 'sgd', 'rmsprop', 'lbfgs', 'muon' or module:Class, got 'adm'"),
-        ("betas", 0.9, "betas: expected a valid array, got 0.9"),
+        ("betas", 0.9, "betas: expected a list, got 0.9"),
         ("betas", [0.9], "betas.1: missing"),
         ("betas", [0.9, "x"], "betas.1: expected a valid number, got 'x'"),
         ("lr_peak", float("nan"), "lr_peak: expected a finite number, got nan"),

@@ -26,6 +26,7 @@ from remeasure.system.formats import decode_yaml, encode_csv
 from remeasure.system.locks import held_folder
 from remeasure.system.paths import read_file, refuse_no_file
 
+_HEADER = encode_csv([], cls=RunRecord)
 _COMPLETE = "COMPLETE"  # marker file in a staging folder: all files are staged, so `recover` finishes the replacement
 
 
@@ -217,7 +218,8 @@ def no_split(_: str) -> None:
 def write(
     ledger_path: Path, *, results: Path, readme_path: Path | None, splits: page.TestSplits = no_split
 ) -> Sequence[str]:
-    """Bring the table, report.html and the README up to date; a row new in the ledger gets its runs file.
+    """Bring the table, report.html and the README up to date; a row new in the ledger gets its runs file, and one that
+    is gone loses it, if it was never measured.
 
     Each file is replaced atomically, and only if it changes. Where a row's evidence is faulty, report.html stays as it
     is, and the faults are returned. InputError: as in `render`, or a fault in the ledger; nothing is written then.
@@ -234,6 +236,9 @@ def write(
         refuse_no_file(path)
     for name in rows:
         ensure_header(results, row=name)
+    for path in (results / "runs").glob("*.csv"):
+        if path.stem not in rows and read_file(path) == _HEADER:  # of a row that was renamed or removed
+            path.unlink()
     for path, data in files.items():
         write_atomic(path, data)
     return faults
@@ -243,4 +248,4 @@ def ensure_header(results: Path, *, row: str) -> None:
     """Write the row's runs file with only a header where there is none; leave an existing file as it is."""
     path = results / "runs" / f"{row}.csv"
     if not path.exists():
-        write_atomic(path, encode_csv([], cls=RunRecord))
+        write_atomic(path, _HEADER)

@@ -161,7 +161,8 @@ def _explain(fault: Mapping[str, Any], *, cls: type, where: str) -> list[str]:
         case "value_error":
             return [_dotted(key, line) for line in str(fault["ctx"]["error"]).splitlines()]
         case _:
-            return [f"{key}: {fault['msg'].replace('Input should be', 'expected')}, got {fault['input']!r}"]
+            expected = fault["msg"].replace("Input should be", "expected").replace("a valid array", "a list")
+            return [f"{key}: {expected}, got {fault['input']!r}"]
 
 
 def _name(choice: type[Choice]) -> str:

@@ -42,7 +42,7 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
         return None
     state = next(event for event in reversed(events) if event["event"] in STATUS)
     record = state.get("record") or {}
-    end_ms = milliseconds(state["time"])
+    end_ms = max(milliseconds(each["time"]) for each in (started, state))  # a clock that was set back
     if record and record["accuracy_percent"] is None:
         state = journal.last(events, "diverged") or {**state, "event": "diverged"}
     status = STATUS[state["event"]]
