@@ -49,11 +49,14 @@ def finished_runs(root: Path) -> list[str]:
 
 
 def test_the_best_trial_becomes_a_recipe_and_the_test_split_stays_unread(mine: Path, here: Command) -> None:
-    swept = ("recipe.epochs_total=1", RATE, "recipe.batch_size=32,64")
+    swept = ("recipe.epochs_total=1", RATE, "recipe.batch_size=32,64", "model.options.channels=8")
     command = ("--conf", str(mine), "sweep", "found", "--trials", "2", "model=my_net", "data=my_data", *swept)
     ended = here(Project(root=CHECKOUT), "remeasure", *command)
     assert ended.status == 0, ended.stderr
     text = (mine / "conf/recipe/found.yaml").read_text()
+    use = "remeasure train recipe=found model=my_net data=my_data model.options.channels=8"
+    assert f"`{use}` trains with it" in ended.stdout
+    assert f"# To train with it: {use}\n" in text
     done = trials(mine, "found")
     assert [trial.state.name for trial in done] == ["COMPLETE"] * 2
     best = max(done, key=lambda trial: trial.value or 0)

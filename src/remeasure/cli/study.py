@@ -75,9 +75,12 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_FAILED
     if config is not None:
         sweeping.end(config, state="finished")
-    lines = list(_recipe(study, fixed=fixed, space=space, command=["remeasure", "sweep", *arguments]))
+    beside = _beside_recipe([*fixed, *study.best_trial.user_attrs["overrides"]])
+    use = shlex.join(["remeasure", "train", f"recipe={given.name}", *beside])
+    lines = list(_recipe(study, fixed=fixed, command=["remeasure", "sweep", *arguments], use=use))
     write_atomic(recipe, ("\n".join(lines) + "\n").encode())
     print(f"{recipe}: the best of {len(study.trials)} trials, {study.best_value:.3f} % on the validation images")
+    print(f"`{use}` trains with it")
     return 0
 
 
@@ -224,7 +227,12 @@ def _so_far(study: "Study") -> Sweeping:
     return sweeping
 
 
-def _recipe(study: "Study", *, fixed: Sequence[str], space: "Space", command: Sequence[str]) -> Iterator[str]:
+def _beside_recipe(overrides: Sequence[str]) -> list[str]:
+    """The overrides that a recipe cannot hold, but for those of tuning: model, its options, callbacks."""
+    return [each for each in overrides if not each.lstrip("+").startswith(("recipe", "experiment=", "data."))]
+
+
+def _recipe(study: "Study", *, fixed: Sequence[str], command: Sequence[str], use: str) -> Iterator[str]:
     """The best trial as the lines of a recipe, with the table of all trials as a comment."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -233,14 +241,13 @@ def _recipe(study: "Study", *, fixed: Sequence[str], space: "Space", command: Se
     yield f"{_first_line(study.study_name)}: mean accuracy in percent on the last {config.data.num_validation} training"
     yield f"# images of {config.data.title}, which were held back; the test split was not read. The command:"
     yield f"#   {shlex.join(command)}"
+    yield f"# To train with it: {use}"
     yield from (f"# {line}".rstrip() for line in _so_far(study).standing("finished").table)
     recipe: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides([*fixed, *best.user_attrs["overrides"]]):
         key = override.get_key_element().lstrip("+")
         if key.startswith("recipe."):
             _put(recipe, key.split(".")[1:], override.value())
-        elif override.get_key_element() in space:
-            yield f"# Beside this recipe: {override.input_line}"
     text = yaml.safe_dump({"name": study.study_name, **recipe}, sort_keys=False, default_flow_style=None)
     yield f"defaults: [{config.recipe.name}, _self_]"
     yield re.sub(r"\n$", "", text)
