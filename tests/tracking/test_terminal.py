@@ -38,8 +38,8 @@ def epoch(number: int) -> dict[str, Any]:
     return {"event": "epoch", "split": "train", "epoch": number, "loss": 0.25, "accuracy_percent": 93.384}
 
 
-def finished() -> dict[str, Any]:
-    return {"event": "finished", "record": {"accuracy_percent": 97.81, "wall_seconds": 9.84}}
+def finished(epochs: int = 10) -> dict[str, Any]:
+    return {"event": "finished", "record": {"accuracy_percent": 97.81, "wall_seconds": 9.84, "epochs": epochs}}
 
 
 @pytest.fixture
@@ -124,6 +124,7 @@ def test_a_resumed_run_counts_its_time_from_where_it_goes_on(clock: Clock) -> No
         ({"event": "failed", "reason": "OSError('disk')"}, "failed: OSError('disk')"),
         ({"event": "finished", "reason": "not finite", "record": {"accuracy_percent": None}}, "diverged: not finite"),
         (finished(), "97.810 % in 9.8 s"),
+        (finished(7), "97.810 % in 9.8 s, stopped by a callback after 7 of 10 epochs"),
     ],
 )
 def test_how_a_run_ended_is_said_in_words(event: dict[str, Any], expected: str, clock: Clock) -> None:

@@ -121,7 +121,7 @@ class Progress(Observer):
         """A run's last line; on a terminal, its row's live line tells of it instead, unless something went wrong."""
         went_wrong = event["event"] == "failed" or (event["event"] == "finished" and event.get("reason"))
         if went_wrong or self.is_verbose or not self.is_live or run.row not in self.rows:
-            self._tell(f"{run.title}: {_ending(event)}")
+            self._tell(f"{run.title}: {_ending(event, epochs_total=run.total)}")
 
     def _advance(self, run: "_Run", *, event: Event) -> None:
         now = self.clock()
@@ -256,11 +256,13 @@ def _found(event: Event) -> str:
     return f"{event['name']}: {event['evidence']}\n  try first: {event['next_steps'][0]} (docs/doctor.md)"
 
 
-def _ending(event: Event) -> str:
+def _ending(event: Event, *, epochs_total: int) -> str:
     """Such as "97.810 % in 9.8 s", "diverged: …" or "interrupted; …"."""
     record = event.get("record") or {}
     if record.get("accuracy_percent") is not None:
-        return f"{record['accuracy_percent']:.3f} % in {record['wall_seconds']:.1f} s"
+        stopped = f", stopped by a callback after {record['epochs']} of {epochs_total} epochs"
+        early = stopped if record["epochs"] < epochs_total else ""
+        return f"{record['accuracy_percent']:.3f} % in {record['wall_seconds']:.1f} s{early}"
     if event["event"] == "interrupted":
         return "interrupted; start it again and it goes on"
     ended = "diverged" if record else event["event"]
