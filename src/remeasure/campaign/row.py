@@ -1,13 +1,12 @@
 """One row of a campaign: its seeds that are done, running and wanted, and what they cost."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from remeasure.campaign.schedule import Seed
 from remeasure.judging import metrics
 from remeasure.judging.records import RowResults, SeedResults
 from remeasure.judging.table import verdict_of
-from remeasure.judging.verdict import judge
 from remeasure.runs import code
 from remeasure.spec.base import Keep
 from remeasure.spec.claim import Row, Verdict
@@ -67,9 +66,9 @@ class RowCampaign:
     shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that resume from a checkpoint
 
     def verdict(self) -> Verdict:
-        records, num_test = [part.record for part in self.done.values()], self.spec.data.num_test
-        evidence = metrics.evidence(records, metric=self.row.metric, num_test=num_test)
-        return judge(evidence, published_percent=self.row.published.percent, rule=self.row.rule)
+        rules = {record.seed: record.rule for record in self.committed.records} if self.committed else {}
+        records = [replace(part.record, rule=rules.get(seed)) for seed, part in self.done.items()]
+        return verdict_of(self.row, records=records)
 
     def state(self) -> State:
         """Whether the row is under way; if not, how it ended."""

@@ -8,7 +8,7 @@ README.md            a short form, between `<!-- table:begin` and `<!-- table:en
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from remeasure.judging import ledger, metrics
@@ -94,7 +94,6 @@ def build(rows: Mapping[str, Row], *, records: Records) -> tuple[TableRow, ...]:
 
 def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
     verdict = verdict_of(row, records=records)
-    provenance = _provenance(row, verdict=verdict, records=records)
     return TableRow(
         row=row.name,
         model=row.model,
@@ -113,15 +112,10 @@ def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
         interval_high_percent=verdict.interval_high_percent,
         verdict=verdict.verdict,
         seeds_needed=verdict.seeds_needed,
-        reason=verdict.reason + _changed(row, before=provenance["rule_before"]),
+        reason=verdict.reason,
         metric=None if row.metric == "accuracy_percent" else row.metric,
-        **provenance,
+        **_provenance(row, verdict=verdict, records=records),
     )
-
-
-def _changed(row: Row, *, before: str | None) -> str:
-    """What a reader must know where the claim or its rule is no longer what it was at the first measurement."""
-    return f"; the ledger changed after a number was seen: {before} then, {row.rule_text} now" if before else ""
 
 
 def verdict_of(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
@@ -131,13 +125,27 @@ def verdict_of(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
     if why := metrics.missing(row, records=records):
         return Verdict(verdict="not measured", reason=why, num_seeds=0)
     evidence = metrics.evidence(records, metric=row.metric, num_test=records[0].num_test)
-    return judge(evidence, published_percent=row.published.percent, rule=row.rule)
+    verdict = judge(evidence, published_percent=row.published.percent, rule=row.rule)
+    if before := _rule_before(row, judged=_judged(row, verdict=verdict, records=records)):
+        changed = f"the ledger changed after a number was seen: {before} then, {row.rule_text} now"
+        return replace(verdict, reason=f"{verdict.reason}; {changed}")
+    return verdict
+
+
+def _judged(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> Sequence[RunRecord]:
+    """The records of the judged seeds, or of all seeds where none was judged."""
+    first = row.rule.first_seed
+    return [record for record in records if first <= record.seed < first + verdict.num_seeds] or records
+
+
+def _rule_before(row: Row, *, judged: Sequence[RunRecord]) -> str | None:
+    """The claim and rule of the first of these records that another one than the ledger's was published under."""
+    return next((record.rule for record in judged if record.rule not in (None, row.rule_text)), None)
 
 
 def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> dict[str, Any]:
-    """The provenance columns, from the records of the judged seeds, or of all seeds where none was judged."""
-    first = row.rule.first_seed
-    judged = [record for record in records if first <= record.seed < first + verdict.num_seeds] or records
+    """The provenance columns, from the judged records."""
+    judged = _judged(row, verdict=verdict, records=records)
     if not judged:
         return {**dict.fromkeys(_WITHOUT_RECORD), "stale": "", "rule_before": None}
     last = max(judged, key=lambda record: (record.finished_at, record.seed))
@@ -154,7 +162,7 @@ def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> 
         "wilson_high_percent": high,
         "params_audit": _audit(row.published, num_params=last.num_params),
         "stale": "yes" if last.training_version < TRAINING_VERSION else "",
-        "rule_before": next((each.rule for each in judged if each.rule not in (None, row.rule_text)), None),
+        "rule_before": _rule_before(row, judged=judged),
     }
 
 
