@@ -139,8 +139,9 @@ def _judged(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> Sequ
 
 
 def _rule_before(row: Row, *, judged: Sequence[RunRecord]) -> str | None:
-    """The claim and rule of the first of these records that another one than the ledger's was published under."""
-    return next((record.rule for record in judged if record.rule not in (None, row.rule_text)), None)
+    """The claim and rule that the first of these records was published under which has others than the ledger's."""
+    own = (record.rule for record in judged if record.seed >= row.rule.first_seed)
+    return next((rule for rule in own if rule not in (None, row.rule_text)), None)
 
 
 def _provenance(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> dict[str, Any]:
