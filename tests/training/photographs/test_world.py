@@ -22,7 +22,7 @@ from remeasure.spec.base import DeviceKind, InputError
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.base import engine_of
-from remeasure.training.photographs.world import World, connected, find, refuse_uneven
+from remeasure.training.photographs.world import World, connected, find, gathered, joined, refuse_uneven
 
 TORCHRUN = {
     **{"TORCHELASTIC_RUN_ID": "none", "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"},
@@ -198,6 +198,19 @@ def test_a_device_without_a_batch_of_its_own_has_all_answers_too(root: Path) -> 
         one.record.num_correct,
         one.record.predicted_sha256,
     )
+
+
+def no_photograph(world: World) -> None:
+    with connected(world, device_kind="cpu"):
+        raise InputError("photograph 3 cannot be decoded")
+
+
+def test_a_device_that_fails_ends_the_others_with_a_line_and_not_with_its_connection_s_error() -> None:
+    with (
+        pytest.raises(ChildProcessError, match="a process of another device has failed"),
+        joined(World(devices=2), device_kind="cpu", share=no_photograph) as world,
+    ):
+        gathered(0, world=world)
 
 
 def test_a_port_that_another_program_has_is_named() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
@@ -170,13 +171,22 @@ def joined(world: World, *, device_kind: DeviceKind, share: Callable[[World], No
         with connected(world, device_kind=device_kind), _watching(others):
             try:
                 yield world
-            except BaseException:
+            except BaseException as error:
+                failed = isinstance(error, RuntimeError) and _has_failed(others)
                 _end(others)  # before this process leaves the group, which can wait for them
+                if failed:  # the error says only that the connection is gone
+                    raise ChildProcessError("a process of another device has failed") from error
                 raise
         for process in others:
             process.join()
     finally:
         _end(others)
+
+
+def _has_failed(processes: list[BaseProcess]) -> bool:
+    """Whether one has ended with a fault; a connection is gone some moments before its process."""
+    connection.wait([process.sentinel for process in processes], timeout=2.0)
+    return any(process.exitcode for process in processes)
 
 
 def _end(processes: list[BaseProcess]) -> None:
