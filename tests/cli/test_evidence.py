@@ -30,10 +30,12 @@ def test_the_verdict_is_a_row_s_on_the_same_counts(here: Command, tmp_path: Path
         assert remeasure.judge([93.1, 92.8, 93.4, 93.0, 93.2], published=93.0, margin=float(margin)) == row
 
 
-def test_looks_and_the_number_of_images_count() -> None:
+def test_looks_and_the_number_of_images_count(here: Command, tmp_path: Path) -> None:
     same = [93.0] * 5
     assert remeasure.judge(same, published=93.0, margin=0.5).sd_percent == pytest.approx(0.1 / 12**0.5)
     assert remeasure.judge(same, published=93.0, margin=0.5, num_test=100).sd_percent == pytest.approx(1 / 12**0.5)
+    for decimal_comma in ("92,9", "92,9,"):
+        assert here(Project(root=tmp_path), "remeasure", "judge", *ASKED, "0.5", decimal_comma, "93.1").status == 2
     fine = remeasure.judge(["93.00"] * 5, published=93.0, margin=0.5, looks=[2, 5])
     assert (fine.num_seeds, fine.sd_percent) == (2, pytest.approx(0.01 / 12**0.5))
 

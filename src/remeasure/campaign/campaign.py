@@ -21,6 +21,7 @@ from remeasure.judging.comparison import compare
 from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_row
 from remeasure.judging.records import SeedResults, from_results, put_together
+from remeasure.judging.rules import first_rules
 from remeasure.runs import code, timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
 from remeasure.runs.provenance import device_name
@@ -273,6 +274,7 @@ class Campaign:
         fresh = self.options.fresh and campaign.has_what_was_asked()
         if not campaign.done or (campaign.offered == len(campaign.done) and not (fresh and not campaign.published)):
             return
+        campaign.under(first_rules(self.place.runs, row=campaign.row, seeds=campaign.done))
         new = put_together(campaign.row.name, seeds=list(campaign.done.values()))
         campaign.published = offer(self.results, new, row=campaign.row, fresh=fresh, then=self.retable)
         campaign.offered = len(campaign.done)

@@ -71,10 +71,9 @@ def _time(campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Exe
     say(f"{line}, at load {load:.1f} on {num} cores{busy}")
     try:
         seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
-    except InputError:
-        raise
     except Exception as error:  # one row's fault; the others go on
-        campaign.failures.append(f"timing it: {type(error).__name__}: {error}")
+        what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        campaign.failures.append(f"timing it: {what}{error}")
         say(f"{campaign.row.name} failed: {campaign.failures[-1]}")
         return
     for entry in sharing:

@@ -1,6 +1,6 @@
 """One row of a campaign: its seeds that are done, running and wanted, and what they cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from remeasure.campaign.schedule import Seed
@@ -66,9 +66,14 @@ class RowCampaign:
     shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that resume from a checkpoint
 
     def verdict(self) -> Verdict:
-        rules = {record.seed: record.rule for record in self.committed.records} if self.committed else {}
-        records = [replace(part.record, rule=rules.get(seed)) for seed, part in self.done.items()]
-        return verdict_of(self.row, records=records)
+        return verdict_of(self.row, records=[part.record for part in self.done.values()])
+
+    def under(self, rules: Mapping[int, str]) -> None:
+        """Let the records name the rule by seed, but for those of results/, which name their own."""
+        committed = {record.seed: record.rule for record in self.committed.records} if self.committed else {}
+        for seed, part in self.done.items():
+            rule = committed[seed] if seed in committed else rules[seed]
+            self.done[seed] = replace(part, record=replace(part.record, rule=rule))
 
     def state(self) -> State:
         """Whether the row is under way; if not, how it ended."""

@@ -29,12 +29,18 @@ def judge(arguments: Sequence[str]) -> int:
     parser.add_argument("--looks", type=_numbers, help=looks_help)
     parser.add_argument("--num-test", type=int, help="number of test images (default: as many as the digits resolve)")
     given = parser.parse_args(arguments)
-    given.accuracies = [each for text in given.accuracies for each in text.split(",") if each]
+    given.accuracies = [each for text in given.accuracies for each in _parted(text)]
     verdict = judge_accuracies(**vars(given))
     measured = "" if verdict.mean_percent is None else f"{verdict.mean_percent:.3f}"
     measured += "" if verdict.sd_percent is None else f" ± {verdict.sd_percent:.3f}"
     print(f"{verdict.verdict}: {measured} % (n = {verdict.num_seeds}); {verdict.reason}")
     return 0
+
+
+def _parted(text: str) -> list[str]:
+    """The numbers between commas; but "92,9" is one that `judge_accuracies` refuses."""
+    parts = text.rstrip(",").split(",")
+    return parts if all("." in part for part in parts) else [text.rstrip(",")]
 
 
 def _numbers(text: str) -> tuple[int, ...]:

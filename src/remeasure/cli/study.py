@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     if config is not None:
         sweeping.end(config, state="finished")
     beside = _beside_recipe([*fixed, *study.best_trial.user_attrs["overrides"]])
-    use = shlex.join(["remeasure", "train", f"recipe={given.name}", *beside])
+    use = f"{paths.command('train')} {shlex.join([f'recipe={given.name}', *beside])}"
     lines = list(_recipe(study, fixed=fixed, command=["remeasure", "sweep", *arguments], use=use))
     write_atomic(recipe, ("\n".join(lines) + "\n").encode())
     print(f"{recipe}: the best of {len(study.trials)} trials, {study.best_value:.3f} % on the validation images")
@@ -107,6 +107,8 @@ def _parsed(overrides: Sequence[str]) -> tuple[list[str], "Space"]:
 
 
 def _refuse_foreign(recipe: Path, *, name: str) -> None:
+    if any((conf / "recipe" / recipe.name).exists() for conf in paths.conf_dirs()[1:]):
+        raise InputError(f"{name}: is a recipe of remeasure's own, which the one found would hide; choose another NAME")
     if recipe.exists() and not recipe.read_text(errors="replace").startswith(_first_line(name)):
         raise InputError(f"{recipe}: is there, and no sweep has written it; choose another NAME")
 
@@ -228,8 +230,20 @@ def _so_far(study: "Study") -> Sweeping:
 
 
 def _beside_recipe(overrides: Sequence[str]) -> list[str]:
-    """The overrides that a recipe cannot hold, but for those of tuning: model, its options, callbacks."""
-    return [each for each in overrides if not each.lstrip("+").startswith(("recipe", "experiment=", "data."))]
+    """The overrides that a recipe cannot hold, but for those of tuning: model, its options, callbacks.
+
+    A callback may monitor the score of the images that were held back, so these stay held back beside one.
+    """
+    of_tuning = ["recipe", "experiment=", "data.split", "seed"]
+    of_tuning += [] if any(each.lstrip("+").startswith("callback") for each in overrides) else ["data.num_validation"]
+    config = compose(overrides)
+    names = {group: f"{group}={getattr(config, group).name}" for group in ("model", "data")}
+    given = [each for each in overrides if not each.lstrip("+").startswith(tuple(of_tuning))]
+    return [*(name for group, name in names.items() if not _names(given, group)), *given]
+
+
+def _names(overrides: Sequence[str], group: str) -> bool:
+    return any(each.startswith(f"{group}=") for each in overrides)
 
 
 def _recipe(study: "Study", *, fixed: Sequence[str], command: Sequence[str], use: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from remeasure.data import catalog, fingerprint
 from remeasure.judging import ledger
 from remeasure.judging.comparison import flat
 from remeasure.judging.metrics import percent, unit
+from remeasure.judging.rules import first_rules
 from remeasure.models import pretrained
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Outcome, Place, finished, other_code, tuned
@@ -59,6 +60,8 @@ def run_single(config: Config, *, compose: Compose, sweep: Sweep | None = None, 
                 keeps={"all": together, "first": [0], "none": ()}[config.keep],
             )
             outcome = [observers.keep(each) for each in done][config.seed - together[0]]
+    if row and not departures and config.data.split == "test":
+        first_rules(place.runs, row=row, seeds=[config.seed])  # before its number is told
     for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
         print(line)
     return outcome

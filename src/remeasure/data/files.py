@@ -20,6 +20,7 @@ from remeasure.system.paths import read_file
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
 PARTIAL = ".partial-"
+MOST_SHARED = 0.01  # of the test images may equal training images, byte for byte; official sets share a few
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,9 +82,9 @@ def offer(
 
 
 def _with_rules(new: RowResults, recorded: RowResults | None, *, row: Row) -> RowResults:
-    """`new`, each of whose seeds names the rule that was in the ledger when results/ got its first record of it."""
+    """`new`, each of whose seeds names the rule of the record that results/ have of it, else its own, else today's."""
     known = {record.seed: record.rule for record in recorded.records} if recorded else {}
-    records = (replace(record, rule=known.get(record.seed, row.rule_text)) for record in new.records)
+    records = (replace(record, rule=known.get(record.seed, record.rule or row.rule_text)) for record in new.records)
     return replace(new, records=tuple(records))
 
 

@@ -17,8 +17,8 @@ class RunRecord(Strict):
     The last five are None in records older than they are; a file none of whose lines has one has no such column.
     `macro_f1` and `balanced_accuracy` (the mean of the classes' recalls) are fractions, with 6 decimals; these and
     `num_top5_correct` are None where the row's claim is not about them. `own_code_sha256`: of the user's own modules
-    that made it; None where the spec names none. `rule`: the row's claim and rule (Row.rule_text) when the seed was
-    first published in results/; None in a run's own folder.
+    that made it; None where the spec names none. `rule`: the row's claim and rule (Row.rule_text) when the seed's
+    number was first seen; None in a run's own folder.
     """
 
     row: str

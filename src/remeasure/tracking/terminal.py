@@ -121,7 +121,7 @@ class Progress(Observer):
         """A run's last line; on a terminal, its row's live line tells of it instead, unless something went wrong."""
         went_wrong = event["event"] == "failed" or (event["event"] == "finished" and event.get("reason"))
         if went_wrong or self.is_verbose or not self.is_live or run.row not in self.rows:
-            self._tell(f"{run.title}: {_ending(event, epochs_total=run.total)}")
+            self._tell(f"{run.title}: {_ending(event, epochs_total=run.epochs_total)}")
 
     def _advance(self, run: "_Run", *, event: Event) -> None:
         now = self.clock()
@@ -174,7 +174,8 @@ class _Run:
     def __init__(self, event: Event, *, now: float) -> None:
         self.row = event["row"]
         self.title = f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
-        self.unit, self.total = "epoch", int(event["epochs_total"])
+        self.epochs_total = int(event["epochs_total"])
+        self.unit, self.total = "epoch", self.epochs_total
         self.started = self.spoke = self.taken = now
         self.done = self.done_before = 0
         self.seconds_each: float | None = None

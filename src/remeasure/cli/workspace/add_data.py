@@ -12,7 +12,7 @@ import yaml
 from remeasure.cli.options import Parser
 from remeasure.data import fingerprint
 from remeasure.data.catalog import SPLITS
-from remeasure.data.files import Split
+from remeasure.data.files import MOST_SHARED, Split
 from remeasure.data.folder import layouts
 from remeasure.spec.base import CONFIG_NAME, InputError
 from remeasure.spec.run import DataSpec
@@ -38,8 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     shape = layouts.shape(place, pixels=given.pixels)
     train, test = (layouts.read(place, split, image_shape=shape) for split in SPLITS)
     num_classes = _num_classes(train, test=test, where=place)
-    if not given.accept_duplicates:
-        _refuse_duplicates(train, test=test, where=place)
+    shared = _shared_images(train, test=test)
+    if shared and not given.accept_duplicates:
+        first, trained = next(iter(shared.items()))
+        raise InputError(
+            f"{place}: {len(shared):,} of the {len(test.images):,} test images are among the training images, such as "
+            f"test image {first}, which is training image {trained}; --accept-duplicates adds it all the same"
+        )
     spec = DataSpec(
         name=given.name,
         source=source,
@@ -63,7 +68,10 @@ def main(arguments: Sequence[str]) -> int:
     text = _HEAD.format(title=spec.title, num_train=spec.num_train, num_test=spec.num_test)
     write_atomic(path, (text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
     sizes = f"{spec.num_train:,} training and {spec.num_test:,} test images {shape}, {num_classes} classes"
-    print(f"{path}: {sizes}; `{paths.command('train')} model=mlp2 data={given.name} recipe=article` trains on it")
+    use = f"`{paths.command('train')} model=mlp2 data={given.name} recipe=article` trains on it"
+    if len(shared) > MOST_SHARED * len(test.images):
+        use = f"{len(shared):,} of the test images are among the training images, so a training on it is refused"
+    print(f"{path}: {sizes}; {use}")
     return 0
 
 
@@ -74,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("path", nargs="?", help=path_help)
     parser.add_argument("--title", help="in words, for the report (default: NAME)")
     parser.add_argument("--pixels", type=int, help="height and width of pictures that have several sizes")
-    duplicates_help = "also where test images are among the training images"
+    duplicates_help = "also where test images are among the training images; of more than 1 %%, trainings are refused"
     parser.add_argument("--accept-duplicates", action="store_true", help=duplicates_help)
     return parser
 
@@ -103,15 +111,13 @@ def _num_classes(train: Split, *, test: Split, where: Path) -> int:
     return num
 
 
-def _refuse_duplicates(train: Split, *, test: Split, where: Path) -> None:
-    """A net that has learned a test image by heart scores it, whatever it has understood."""
+def _shared_images(train: Split, *, test: Split) -> dict[int, int]:
+    """The test images that are among the training images, each with its number there: a net that has learned one by
+    heart scores it, whatever it has understood.
+    """
     known = {image.tobytes(): index for index, image in enumerate(train.images)}
-    found = [known.get(image.tobytes()) for image in test.images]
-    if shared := [index for index, trained in enumerate(found) if trained is not None]:
-        raise InputError(
-            f"{where}: {len(shared):,} of the {len(found):,} test images are among the training images, such as test "
-            f"image {shared[0]}, which is training image {found[shared[0]]}; --accept-duplicates adds it all the same"
-        )
+    found = ((index, known.get(image.tobytes())) for index, image in enumerate(test.images))
+    return {index: trained for index, trained in found if trained is not None}
 
 
 def _fingerprint(train: Split, test: Split) -> str:

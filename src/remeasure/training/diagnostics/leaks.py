@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from remeasure.data.files import MOST_SHARED
 from remeasure.spec.base import InputError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
-
-MOST_SHARED = 0.01  # of the scored images may equal training images, byte for byte; official sets share a few
 
 _SHARED: dict[tuple[str, int, int], int] = {}  # cached by data and sizes: a worker trains many seeds on the same images
 

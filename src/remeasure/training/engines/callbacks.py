@@ -44,8 +44,12 @@ def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:
 
 
 def blamed(error: Exception, *, callbacks: Sequence[Callback]) -> InputError | None:
-    """What to tell of an exception that one of these callbacks raised; None if none did."""
+    """What to tell of an exception that one of these callbacks raised; None if none did, or as its state was restored,
+    which may be another callback's.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "load_state_dict":
+            return None
         if any(frame.f_locals.get("self") is callback for callback in callbacks):
             return InputError(f"callback: {type(frame.f_locals['self']).__name__}: {raised(error)}")
     return None

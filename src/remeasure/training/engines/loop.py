@@ -228,11 +228,11 @@ def fit(
         try:
             trainer.fit(module, train_dataloaders=batches, ckpt_path=start, weights_only=True)
         except Exception as error:
+            if fault := blamed(error, callbacks=plugins):
+                raise fault from error
             misfit = isinstance(error, MISFITS) and not isinstance(error, (InputError, *DEVICE_ERRORS))
             if misfit and start and not keeper.has_trained:
                 raise unusable(start, f"{type(error).__name__}: {error}") from error
-            if fault := blamed(error, callbacks=plugins):
-                raise fault from error
             raise
         epochs = reporter.ended[0] if trainer.should_stop else spec.recipe.epochs_total
         expected = epochs, epochs * module.steps_per_epoch
