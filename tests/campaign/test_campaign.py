@@ -360,10 +360,15 @@ def test_a_row_whose_cost_is_known_is_not_timed(tmp_path: Path, workers: type[In
     assert workers.timed == []
 
 
-def test_a_row_that_cannot_be_timed_has_failed_and_others_go_on(tmp_path: Path, workers: type[InProcess]) -> None:
-    workers.seconds = {"article": MemoryError("no room")}
+@pytest.mark.parametrize(
+    ("error", "told"), [(MemoryError("no room"), "MemoryError: no room"), (InputError("leak: 3"), "leak: 3")]
+)
+def test_a_row_that_cannot_be_timed_has_failed_and_others_go_on(
+    error: Exception, told: str, tmp_path: Path, workers: type[InProcess]
+) -> None:
+    workers.seconds = {"article": error}
     failed, other = measure(tmp_path, row(), keras())
-    assert failed.failures == ["timing it: MemoryError: no room"]
+    assert failed.failures == [f"timing it: {told}"]
     assert (other.failures, len(other.done)) == ([], 2)
 
 

@@ -84,6 +84,9 @@ def test_the_best_trial_becomes_a_recipe_and_the_test_split_stays_unread(mine: P
     scored = here(Project(root=CHECKOUT), "remeasure", *command[:3], "tested", RATE, "data.split=test")
     assert scored.status == 2
     assert "data.split: a sweep is scored on held-back training images, got split=test" in scored.stderr
+    hiding = here(Project(root=CHECKOUT), "remeasure", *command[:3], "lenet5", RATE, "model=lenet5")
+    assert (hiding.status, hiding.stderr.partition(",")[0]) == (2, "lenet5: is a recipe of remeasure's own")
+    assert not (mine / "conf/recipe/lenet5.yaml").exists()
 
 
 def test_a_study_that_is_killed_goes_on_and_trains_nothing_twice(project: Project, tmp_path: Path) -> None:

@@ -135,6 +135,15 @@ def test_how_a_run_ended_is_said_in_words(event: dict[str, Any], expected: str, 
     assert stream.getvalue().splitlines()[1:] == [f"mlp2-mnist seed 0: {expected}"]
 
 
+def test_an_evaluation_of_images_was_not_stopped_by_a_callback(clock: Clock) -> None:
+    stream = StringIO()
+    progress = Progress(stream, clock=clock)
+    progress(FIRST, started(seed=0) | {"epochs_total": 0})
+    progress(FIRST, {"event": "images", "done": 512, "total": 50_000, "images_per_second": 20.0})
+    progress(FIRST, finished(0))
+    assert stream.getvalue().splitlines()[-1] == "mlp2-mnist seed 0: 97.810 % in 9.8 s"
+
+
 def test_a_dumb_terminal_gets_plain_lines(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     terminal = Terminal()

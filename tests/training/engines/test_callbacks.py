@@ -85,6 +85,21 @@ def test_what_a_callback_raises_is_told_by_its_name(overrides: tuple[str, ...], 
         trained.run(trained.spec(*overrides), tmp_path)
 
 
+class LaterFaulty(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        if trainer.current_epoch == 2:
+            raise KeyError("no such thing")
+
+
+def test_what_it_raises_right_after_a_resume_is_not_the_checkpoint_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
+    for _ in range(2):
+        with pytest.raises(InputError, match="^callback: LaterFaulty: KeyError"):
+            trained.run(trained.spec(own("LaterFaulty"), "recipe.epochs_total=4"), tmp_path)
+
+
 def test_the_batched_engine_refuses_a_callback_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"the batched engine takes none, got pytorch_lightning\.callbacks:EarlyStopping"
