@@ -96,7 +96,7 @@ def test_what_it_raises_right_after_a_resume_is_not_the_checkpoint_s_fault(
 ) -> None:
     monkeypatch.setenv("REMEASURE_CHECKPOINT_SECONDS", "0.0")
     for _ in range(2):
-        with pytest.raises(InputError, match="^callback: LaterFaulty: KeyError"):
+        with pytest.raises(InputError, match=r"^callback: LaterFaulty: KeyError"):
             trained.run(trained.spec(own("LaterFaulty"), "recipe.epochs_total=4"), tmp_path)
 
 
