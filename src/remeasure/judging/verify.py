@@ -71,7 +71,8 @@ def _check_row(
     """The line of the report, and the faults."""
     if group is None:
         return f"{row.name}: no record yet", ()
-    seeds = f"{row.name}: {len(group.records)} seeds, {group.predicted.size:,} predictions"
+    num = len(group.records)
+    seeds = f"{row.name}: {num} seed{'s' * (num > 1)}, {group.predicted.size:,} predictions"
     if why := metrics.missing(row, records=group.records):
         return f"{seeds}: FAULTY", (f"{results}/runs/{row.name}.csv: {row.metric}: {why}",)
     if (split := splits(row.data)) is None:
