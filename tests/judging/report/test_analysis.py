@@ -1,12 +1,14 @@
-"""What the page computes from predictions and labels: by hand, and against scikit-learn and statsmodels."""
+"""What the page computes from predictions and labels: by hand, and against scikit-learn, torchmetrics, statsmodels."""
 
 import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 from tests.support.measured import LABELS, group, record
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from remeasure.judging.report import analysis
 
@@ -26,6 +28,19 @@ def test_calibration_by_hand() -> None:
     first = (abs(2 - 2.85) + abs(0 - 0.5)) / 4
     assert found.ece_percent == pytest.approx(100 * (first + 0) / 2)
     np.testing.assert_allclose(found.bins, [(0.5, 0, 1 / 8), (6.85 / 7, 6 / 7, 7 / 8)])
+
+
+def test_the_calibration_error_is_torchmetrics() -> None:
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 4, 500), rng.integers(0, 4, (1, 500))
+    confidence = rng.uniform(0.3, 1.0, (1, 500))
+    found = analysis.calibration(predicted, confidence=confidence, labels=labels)
+    probabilities = np.repeat((1 - confidence[0, :, None]) / 3, 4, axis=1)
+    probabilities[np.arange(500), predicted[0]] = confidence[0]
+    expected = multiclass_calibration_error(
+        torch.from_numpy(probabilities), torch.from_numpy(labels), num_classes=4, n_bins=analysis.NUM_BINS
+    )
+    assert found.ece_percent == pytest.approx(100 * expected.item(), abs=1e-4)
 
 
 def test_the_most_confidently_wrong_come_first_with_what_most_seeds_took_them_for() -> None:
