@@ -225,6 +225,9 @@ def _kept_runs(campaign: Campaign) -> Iterator[tuple[str, object]]:
             events = journal.read(path.parent)
             points = [{**point, "time": "", "seconds": ""} for point in journal.curve(events)]
             yield name, (points, events[-1]["event"])
+        elif path.parent.name == "rules":
+            for seed, rule in json.loads(path.read_bytes() or "{}").items():
+                yield f"{name} seed {seed}", rule
         elif path.is_file() and path.stat().st_size > 0:  # locks, and notes of campaigns that ended well, are empty
             yield name, path.read_bytes()
 

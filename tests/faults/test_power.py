@@ -61,5 +61,6 @@ def of_one_run(unbroken: Unbroken) -> dict[str, object]:
     run, kept = "MLflow: shaken-digits seed 000", unbroken.kept
     own = [name for name in kept if name.startswith(("runs/shaken", "weights of shaken")) and "-s0-a1" in name]
     points = [name for name in kept if name.startswith(f"{run}, ")]
+    points += ["runs/rules/shaken-digits.json seed 0"]
     readme = (unbroken.template.root / "README.md").read_bytes()
     return {name: kept[name] for name in [*own, *points]} | {run: ("FINISHED", None), "README.md": readme}

@@ -18,8 +18,9 @@ def first_rules(runs: Path, *, row: Row, seeds: Iterable[int]) -> dict[int, str]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{row.name}.json"
     with locks.held(folder):
-        known: dict[str, str] = json.loads(read_bytes(path)) if path.is_file() else {}
-        found = known | {str(seed): row.rule_text for seed in seeds if str(seed) not in known}
+        content = json.loads(read_bytes(path)) if path.is_file() else {}
+        known = {int(seed): str(text) for seed, text in content.items()}
+        found = dict(sorted((dict.fromkeys(seeds, row.rule_text) | known).items()))
         if found != known:
             write_atomic(path, json.dumps(found, indent=1).encode())
-    return {int(seed): text for seed, text in found.items()}
+    return found

@@ -8,6 +8,7 @@ import pytest
 from tests.support.project import CHECKOUT, Command, Project
 
 from remeasure.cli.workspace import new
+from remeasure.judging.reader import read_runs
 
 NET = """from torch import Generator, nn
 
@@ -103,8 +104,8 @@ def test_a_claim_without_a_source_is_named_and_the_other_rows_go_on(tmp_path: Pa
     assert "the other rows go on; the table waits until the ledger is right" in measured.stderr
     runs = root / "results/runs"
     assert len((runs / "my_net-my_data.csv").read_text().splitlines()) == 3, measured
-    (own,) = {line.rpartition(",")[2] for line in (runs / "my_net-my_data.csv").read_text().splitlines()[1:]}
-    assert re.fullmatch("[0-9a-f]{64}", own), "the seeds are of one code of the user's own, which their record names"
+    (own,) = {record.own_code_sha256 for record in read_runs(root / "results", row="my_net-my_data")}
+    assert re.fullmatch("[0-9a-f]{64}", own or ""), "one code of the user's own, which the seeds' records name"
     trained = here(mine, "remeasure", "--conf", str(root), "train", "model=mlp2", "data=my_data", "observer=[terminal]")
     assert trained.status == 0, trained.stderr
     assert trained.stderr.splitlines()[0].startswith(fault)
