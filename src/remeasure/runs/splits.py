@@ -26,20 +26,16 @@ class Splits:
     place: Place = field(kw_only=True)
 
     def to_train(self, *, seed: int) -> tuple[Tensor, Tensor]:
-        leaks.refuse_shared_images(*self._kept_apart(), spec=self.spec)
         return trained_on(self.spec, seed=seed, place=self.place)
 
     def to_validate(self) -> tuple[Tensor, Tensor] | None:
         return held_back(self.spec, place=self.place) if self.place.curve and self.spec.data.num_validation else None
 
     def to_score(self) -> tuple[Tensor, Tensor]:
+        images, labels = scored_on(self.spec, place=self.place)
         refuse_changed_files(self.spec, place=self.place)
-        leaks.refuse_shared_images(*self._kept_apart(), spec=self.spec)
-        return scored_on(self.spec, place=self.place)
-
-    def _kept_apart(self) -> tuple[Tensor, Tensor]:
-        """The images that a training sees, and those that it is scored on."""
-        return kept_to_train(self.spec, place=self.place)[0], scored_on(self.spec, place=self.place)[0]
+        leaks.refuse_shared_images(kept_to_train(self.spec, place=self.place)[0], images, spec=self.spec)
+        return images, labels
 
     def listing(self, split: Literal["train", "test"]) -> Listing:
         return catalog.load_listing(self.spec.data, split, root=self.place.data_root)

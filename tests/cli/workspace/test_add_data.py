@@ -85,7 +85,7 @@ def test_test_images_that_were_trained_on_are_told(here: Command, project: Proje
     assert not (project.root / "conf/data/mine.yaml").exists()
     accepted = add_data(here, project, "mine", "--accept-duplicates")
     assert accepted.status == 0
-    assert "among the training images, so a training on it is refused" in accepted.stdout
+    assert "among the training images: trained networks are not scored on it" in accepted.stdout
     assert yaml.safe_load((project.root / "conf/data/mine.yaml").read_text())["num_test"] == 4
 
 

@@ -10,6 +10,7 @@ from tests.support import trained
 
 import remeasure.runs.splits
 from remeasure.data import catalog
+from remeasure.runs.journal import read
 from remeasure.system import paths
 from remeasure.training.diagnostics import leaks
 from remeasure.training.diagnostics.leaks import LeakError, refuse_early_scores, refuse_shared_images
@@ -36,7 +37,7 @@ def test_copies_of_training_images_are_a_leak_beyond_one_in_a_hundred() -> None:
         refuse_shared_images(TRAINED[:999], scored(3), spec=trained.spec())
 
 
-def test_a_run_on_images_that_it_is_scored_on_is_refused_and_leaves_nothing(
+def test_a_run_on_images_that_it_is_scored_on_fails_and_leaves_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = remeasure.runs.splits._load
@@ -48,7 +49,9 @@ def test_a_run_on_images_that_it_is_scored_on_is_refused_and_leaves_nothing(
     monkeypatch.setattr(remeasure.runs.splits, "_load", leaking)
     with pytest.raises(LeakError, match="1,297 of the 1,297"):
         trained.run(trained.spec(), tmp_path)
-    assert not [*tmp_path.rglob("journal.jsonl"), *tmp_path.rglob("record.json")], "refused before it trains"
+    (journal,) = (tmp_path / "runs").glob("*/journal.jsonl")
+    assert read(journal.parent)[-1]["event"] == "failed"
+    assert not (journal.parent / "record.json").exists()
 
 
 def test_a_split_that_is_scored_on_before_the_last_epoch_is_a_leak() -> None:

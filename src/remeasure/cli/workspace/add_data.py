@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     sizes = f"{spec.num_train:,} training and {spec.num_test:,} test images {shape}, {num_classes} classes"
     use = f"`{paths.command('train')} model=mlp2 data={given.name} recipe=article` trains on it"
     if len(shared) > MOST_SHARED * len(test.images):
-        use = f"{len(shared):,} of the test images are among the training images, so a training on it is refused"
+        use = f"{len(shared):,} of the test images are among the training images: trained networks are not scored on it"
     print(f"{path}: {sizes}; {use}")
     return 0
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("path", nargs="?", help=path_help)
     parser.add_argument("--title", help="in words, for the report (default: NAME)")
     parser.add_argument("--pixels", type=int, help="height and width of pictures that have several sizes")
-    duplicates_help = "also where test images are among the training images; of more than 1 %%, trainings are refused"
+    duplicates_help = "also where test images are among the training images; above 1 %%, no training is scored"
     parser.add_argument("--accept-duplicates", action="store_true", help=duplicates_help)
     return parser
 

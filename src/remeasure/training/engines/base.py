@@ -32,7 +32,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Data(Protocol):
-    """The images of one spec. Each method reads them when it is called."""
+    """The images of one spec. Each method reads them when it is called: the test split only after training."""
 
     def to_train(self, *, seed: int) -> "tuple[Tensor, Tensor]":
         """Images (N, C, H, W) uint8 and labels (N,) int64."""

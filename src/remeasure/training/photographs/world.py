@@ -185,7 +185,7 @@ def joined(world: World, *, device_kind: DeviceKind, share: Callable[[World], No
 
 def _has_failed(processes: list[BaseProcess]) -> bool:
     """Whether one has ended with a fault; a connection is gone some moments before its process."""
-    connection.wait([process.sentinel for process in processes], timeout=2.0)
+    connection.wait([process.sentinel for process in processes], timeout=END_SECONDS)
     return any(process.exitcode for process in processes)
 
 
