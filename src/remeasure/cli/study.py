@@ -234,7 +234,7 @@ def _beside_recipe(overrides: Sequence[str]) -> list[str]:
 
     A callback may monitor the score of the images that were held back, so these stay held back beside one.
     """
-    of_tuning = ["recipe", "experiment=", "data.split", "seed"]
+    of_tuning = ["recipe", "experiment=", "data.split", "seed", "observer", "verbosity"]
     of_tuning += [] if any(each.lstrip("+").startswith("callback") for each in overrides) else ["data.num_validation"]
     config = compose(overrides)
     names = {group: f"{group}={getattr(config, group).name}" for group in ("model", "data")}
