@@ -269,8 +269,9 @@ def _gap(line: Mapping[str, Any]) -> figures.Gap | None:
 
 
 def _by_verdict(lines: Sequence[Mapping[str, Any]]) -> list[tuple[VerdictName, list[str]]]:
-    """The verdicts that occur, each with the titles of its rows."""
-    found = ((name, [line["title"] for line in lines if line["cells"].verdict == name]) for name in SYMBOLS)
+    """The verdicts that occur, each with the titles of its rows, and what a reader must see beside them."""
+    marked = [(line["cells"].verdict, line["title"] + line["cells"].marks) for line in lines]
+    found = ((name, [title for verdict, title in marked if verdict == name]) for name in SYMBOLS)
     return [(name, titles) for name, titles in found if titles]
 
 
