@@ -240,20 +240,18 @@ class Campaign:
         try:
             outcomes = [self.observers.keep(outcome) for outcome in future.result()]
         except Exception as error:  # one run's fault; the other rows go on
-            what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            self._fail(campaign, f"seed {task.seed}: {what}{error}")
+            self._fail(campaign, error, seed=task.seed)
             return
         made_by = {code.kept(outcome.directory) for outcome in outcomes} - {""}
         if made_by - {code.code_sha256(campaign.spec)}:  # edited before its worker began
             differs = code.changed(outcomes[0].directory, spec=campaign.spec)
-            self._fail(campaign, f"seed {task.seed}: the code has changed since the start ({differs}); start again")
+            self._fail(campaign, f"the code has changed since the start ({differs}); start again", seed=task.seed)
             return
         self._trained |= {(campaign.spec.spec_sha256, outcome.record.seed): outcome for outcome in outcomes}
         self._keep(campaign, outcomes=outcomes)
 
-    def _fail(self, campaign: RowCampaign, reason: str) -> None:
-        campaign.failures.append(reason)
-        self.say(f"{campaign.row.name} failed: {reason}")
+    def _fail(self, campaign: RowCampaign, error: Exception | str, *, seed: int) -> None:
+        campaign.fail(f"seed {seed}", error, say=self.say)
         if campaign.row.name in self._present:
             self._track(campaign, state=campaign.state())
 

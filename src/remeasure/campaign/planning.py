@@ -10,7 +10,6 @@ from remeasure.campaign import schedule
 from remeasure.campaign.executors.base import Executor
 from remeasure.campaign.row import Options, RowCampaign
 from remeasure.campaign.schedule import Forecast, Planned
-from remeasure.spec.base import InputError
 from remeasure.system.startup import num_cores
 from remeasure.tracking.terminal import duration
 
@@ -72,9 +71,7 @@ def _time(campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Exe
     try:
         seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
     except Exception as error:  # one row's fault; the others go on
-        what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        campaign.failures.append(f"timing it: {what}{error}")
-        say(f"{campaign.row.name} failed: {campaign.failures[-1]}")
+        campaign.fail("timing it", error, say=say)
         return
     for entry in sharing:
         if entry.spec.spec_sha256 == campaign.spec.spec_sha256:

@@ -8,7 +8,7 @@ from remeasure.judging import metrics
 from remeasure.judging.records import RowResults, SeedResults
 from remeasure.judging.table import verdict_of
 from remeasure.runs import code
-from remeasure.spec.base import Keep
+from remeasure.spec.base import InputError, Keep
 from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
@@ -74,6 +74,12 @@ class RowCampaign:
         for seed, part in self.done.items():
             rule = committed[seed] if seed in committed else rules[seed]
             self.done[seed] = replace(part, record=replace(part.record, rule=rule))
+
+    def fail(self, where: str, error: Exception | str, *, say: Callable[[str], None]) -> None:
+        """Note that one of its runs failed, and say so: the row is lost, and the other rows go on."""
+        raised = isinstance(error, Exception) and not isinstance(error, InputError)
+        self.failures.append(f"{where}: {type(error).__name__ + ': ' if raised else ''}{error}")
+        say(f"{self.row.name} failed: {self.failures[-1]}")
 
     def state(self) -> State:
         """Whether the row is under way; if not, how it ended."""

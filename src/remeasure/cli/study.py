@@ -26,7 +26,7 @@ from remeasure.system.atomic import write_atomic
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from optuna import Study
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import Trial
 
 Space = Mapping[str, "Override"]
 DIGITS = 4  # significant, of a number that Optuna chooses
@@ -75,9 +75,12 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_FAILED
     if config is not None:
         sweeping.end(config, state="finished")
-    beside = _beside_recipe([*fixed, *study.best_trial.user_attrs["overrides"]])
+    overrides = [*fixed, *study.best_trial.user_attrs["overrides"]]
+    best = compose(overrides)
+    beside = _beside_recipe(overrides, config=best)
     use = f"{paths.command('train')} {shlex.join([f'recipe={given.name}', *beside])}"
-    lines = list(_recipe(study, fixed=fixed, command=["remeasure", "sweep", *arguments], use=use))
+    command = shlex.join(["remeasure", "sweep", *arguments])
+    lines = list(_recipe(study, overrides=overrides, config=best, command=command, use=use))
     write_atomic(recipe, ("\n".join(lines) + "\n").encode())
     print(f"{recipe}: the best of {len(study.trials)} trials, {study.best_value:.3f} % on the validation images")
     print(f"`{use}` trains with it")
@@ -229,36 +232,29 @@ def _so_far(study: "Study") -> Sweeping:
     return sweeping
 
 
-def _beside_recipe(overrides: Sequence[str]) -> list[str]:
+def _beside_recipe(overrides: Sequence[str], *, config: Config) -> list[str]:
     """The overrides that a recipe cannot hold, but for those of tuning: model, its options, callbacks.
 
     A callback may monitor the score of the images that were held back, so these stay held back beside one.
     """
     of_tuning = ["recipe", "experiment=", "data.split", "seed", "observer", "verbosity"]
     of_tuning += [] if any(each.lstrip("+").startswith("callback") for each in overrides) else ["data.num_validation"]
-    config = compose(overrides)
-    names = {group: f"{group}={getattr(config, group).name}" for group in ("model", "data")}
     given = [each for each in overrides if not each.lstrip("+").startswith(tuple(of_tuning))]
-    return [*(name for group, name in names.items() if not _names(given, group)), *given]
+    unnamed = [group for group in ("model", "data") if not any(each.startswith(f"{group}=") for each in given)]
+    return [*(f"{group}={getattr(config, group).name}" for group in unnamed), *given]
 
 
-def _names(overrides: Sequence[str], group: str) -> bool:
-    return any(each.startswith(f"{group}=") for each in overrides)
-
-
-def _recipe(study: "Study", *, fixed: Sequence[str], command: Sequence[str], use: str) -> Iterator[str]:
-    """The best trial as the lines of a recipe, with the table of all trials as a comment."""
+def _recipe(study: "Study", *, overrides: Sequence[str], config: Config, command: str, use: str) -> Iterator[str]:
+    """The best trial, of these overrides, as the lines of a recipe, with the table of all trials as a comment."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    best: FrozenTrial = study.best_trial
-    config = compose([*fixed, *best.user_attrs["overrides"]])
     yield f"{_first_line(study.study_name)}: mean accuracy in percent on the last {config.data.num_validation} training"
     yield f"# images of {config.data.title}, which were held back; the test split was not read. The command:"
-    yield f"#   {shlex.join(command)}"
+    yield f"#   {command}"
     yield f"# To train with it: {use}"
     yield from (f"# {line}".rstrip() for line in _so_far(study).standing("finished").table)
     recipe: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides([*fixed, *best.user_attrs["overrides"]]):
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element().lstrip("+")
         if key.startswith("recipe."):
             _put(recipe, key.split(".")[1:], override.value())

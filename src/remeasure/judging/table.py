@@ -43,7 +43,7 @@ class TableRow:
     the judged seed that finished last; the commit ends in `-dirty` if any judged seed ran on uncommitted changes.
     `data_official` and the other facts about data and net are the same for all seeds. `metric`: what the numbers are;
     None is accuracy, and a table of accuracies alone has no such column. `rule_before`: the claim and rule under which
-    the first judged seed was published, where the ledger has changed since; a table without such a row has no column.
+    a judged seed's number was first seen, where the ledger has changed since; a table without such a row has no column.
     """
 
     row: str
@@ -139,7 +139,7 @@ def _judged(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> Sequ
 
 
 def _rule_before(row: Row, *, judged: Sequence[RunRecord]) -> str | None:
-    """The claim and rule that the first of these records was published under which has others than the ledger's."""
+    """The claim and rule of the first of these records that has others than the ledger's."""
     own = (record.rule for record in judged if record.seed >= row.rule.first_seed)
     return next((rule for rule in own if rule not in (None, row.rule_text)), None)
 

@@ -50,8 +50,9 @@ def blamed(error: Exception, *, callbacks: Sequence[Callback]) -> InputError | N
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "load_state_dict":
             return None
-        if any(frame.f_locals.get("self") is callback for callback in callbacks):
-            return InputError(f"callback: {type(frame.f_locals['self']).__name__}: {raised(error)}")
+        for callback in callbacks:
+            if frame.f_locals.get("self") is callback:
+                return InputError(f"callback: {type(callback).__name__}: {raised(error)}")
     return None
 
 
