@@ -2,18 +2,22 @@
 has found a project of the user's there.
 """
 
+import functools
+import importlib.util
 import math
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from remeasure.spec.base import InputError
 
 LEDGER = "benchmark.yaml"
 _OWN_CONF = "REMEASURE_CONF"  # the environment variable: worker processes have it, too
+_ENTRY_POINTS = "remeasure.conf"
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -42,18 +46,41 @@ def project_root() -> Path:
 
 
 def conf_dirs() -> tuple[Path, ...]:
-    """Where configs are looked for, in this order: the user's folder, then the package's: its own in a wheel, else the
-    checkout's.
+    """Where configs are looked for, in this order: the user's folder, then this package's (its own in a wheel, else the
+    checkout's), then those of installed packages. Raises InputError.
     """
+    return (*_own_conf_dirs(), *_installed_conf_dirs())
+
+
+def _own_conf_dirs() -> tuple[Path, ...]:
     shipped = Path(__file__).resolve().parents[1] / "conf"
     packaged = shipped if shipped.is_dir() else _CHECKOUT / "conf"
     own = os.environ.get(_OWN_CONF)
     return (Path(own), packaged) if own and Path(own) != packaged else (packaged,)
 
 
+@functools.cache
+def _installed_conf_dirs() -> tuple[Path, ...]:
+    """The folder conf/ of each installed package that has an entry point `remeasure.conf`, in the order of their names.
+    No package is imported for it. Raises InputError: one has no such folder.
+    """
+    folders = []
+    for entry in sorted(entry_points(group=_ENTRY_POINTS), key=lambda entry: entry.name):
+        package = importlib.util.find_spec(entry.value.partition(".")[0])
+        root = Path(package.origin).parent if package and package.origin else Path()
+        folders.append(root.joinpath(*entry.value.split(".")[1:], "conf"))
+        if not folders[-1].is_dir():
+            named = entry.dist.name if entry.dist else entry.name
+            raise InputError(
+                f"the installed package {named}: its entry point {_ENTRY_POINTS} names {entry.value}, which has no "
+                f"folder conf; mend or uninstall it"
+            )
+    return tuple(folders)
+
+
 def conf_dir() -> Path:
     """The folder of the ledger: the first of `conf_dirs`."""
-    return conf_dirs()[0]
+    return _own_conf_dirs()[0]
 
 
 def conf_file(name: str, *, folders: Sequence[Path]) -> Path:
