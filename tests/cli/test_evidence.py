@@ -88,6 +88,8 @@ def test_merged_seeds_are_judged_and_tracked_without_training(here: Command, mea
     assert (merged.status, merged.stderr) == (0, "")
     assert merged.stdout.splitlines()[0] == "logreg-digits: merged: seeds 0, 1"
     before = project.journals()
+    rules = "rules/logreg-digits.json"
+    assert (project.runs / rules).read_bytes() == (measured.runs / rules).read_bytes()
     ended = here(project, "reproduce.py", "reproduce", "logreg-digits", "--seeds", "2")
     assert ended.status == 0, ended.stderr
     assert project.journals() == before == measured.journals()

@@ -11,7 +11,7 @@ from remeasure.cli.workspace import new
 from remeasure.judging import ledger
 from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_runs
-from remeasure.judging.rules import first_rules
+from remeasure.judging.rules import first_rules, take_over
 from remeasure.spec.claim import Rule
 
 
@@ -25,6 +25,17 @@ def test_a_seed_keeps_its_first_rule_and_new_seeds_get_today_s(tmp_path: Path) -
     records = tuple(replace(record, rule=row.rule_text) for record in known.records)
     offer(tmp_path / "results", replace(known, records=records), row=later)
     assert [record.rule for record in read_runs(tmp_path / "results", row=ROW)] == [row.rule_text]
+
+
+def test_a_seed_of_another_machine_keeps_the_rule_under_which_that_machine_saw_it(tmp_path: Path) -> None:
+    (tmp_path / "ledger.yaml").write_text(LEDGER)
+    row = ledger.read(tmp_path / "ledger.yaml")[ROW]
+    first_rules(tmp_path / "theirs", row=replace(row, rule=Rule(margin_pp=0.1)), seeds=[0, 1])
+    ours = first_rules(tmp_path / "ours", row=row, seeds=[0])
+    take_over(tmp_path / "theirs", runs=tmp_path / "ours")
+    after = first_rules(tmp_path / "ours", row=row, seeds=[0, 1, 2])
+    assert after[0] == ours[0] == after[2]
+    assert "margin 0.1," in after[1]
 
 
 def test_a_rule_written_after_a_number_was_seen_is_told_though_results_never_had_it(

@@ -7,6 +7,7 @@ from typing import get_args
 
 from remeasure.cli.options import Parser
 from remeasure.config.errors import EXIT_FAILED
+from remeasure.judging import rules
 from remeasure.judging.comparison import compare_folders
 from remeasure.judging.verdict import judge_accuracies
 from remeasure.runs.merge import Merged
@@ -73,7 +74,9 @@ def merge(arguments: Sequence[str]) -> int:
     for folder in parser.parse_args(arguments).folders:
         source = folder / "runs" if (folder / "runs").is_dir() else folder
         with gathered(faults):
-            for each in merge_runs(source, runs=paths.writable(paths.project_root() / "runs")):
+            runs = paths.writable(paths.project_root() / "runs")
+            rules.take_over(source, runs=runs)
+            for each in merge_runs(source, runs=runs):
                 if isinstance(each, Merged):
                     found.append(each)
                 else:

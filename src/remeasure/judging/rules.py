@@ -14,13 +14,27 @@ def first_rules(runs: Path, *, row: Row, seeds: Iterable[int]) -> dict[int, str]
 
     It outlives the seed's attempts and its record in results/, so that a later rule never looks like the first one.
     """
+    return _with_new(runs, row=row.name, rules=dict.fromkeys(seeds, row.rule_text))
+
+
+def take_over(source: Path, *, runs: Path) -> None:
+    """Let the seeds that another machine has in `source`, its folder of runs, keep the rule under which it saw them."""
+    for path in sorted((source / "rules").glob("*.json")):
+        _with_new(runs, row=path.stem, rules=_read(path))
+
+
+def _with_new(runs: Path, *, row: str, rules: dict[int, str]) -> dict[int, str]:
+    """The row's rules by seed, with these of seeds that had none; kept."""
     folder = runs / "rules"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{row.name}.json"
+    path = folder / f"{row}.json"
     with locks.held(folder):
-        content = json.loads(read_bytes(path)) if path.is_file() else {}
-        known = {int(seed): str(text) for seed, text in content.items()}
-        found = dict(sorted((dict.fromkeys(seeds, row.rule_text) | known).items()))
+        known = _read(path) if path.is_file() else {}
+        found = dict(sorted((rules | known).items()))
         if found != known:
             write_atomic(path, json.dumps(found, indent=1).encode())
     return found
+
+
+def _read(path: Path) -> dict[int, str]:
+    return {int(seed): str(text) for seed, text in json.loads(read_bytes(path)).items()}
