@@ -63,7 +63,13 @@ def read_row(results: Path, *, row: str) -> RowResults | None:
     if not records:
         return None
     with _faults_in(results):
-        faults = list(_seal_faults(files, row=row))
+        seal, others = (
+            f"sums/{row}.sha256",
+            {name: data for name, data in files.items() if not name.startswith("sums/")},
+        )
+        faults = list[str]()
+        if files[seal] != seal_of_files(others, row=row):
+            faults += list(_altered(results, row=row)) or [f"{seal}: not as remeasure writes it"]
         with gathered(faults):
             group = _parse(files, row=row, records=records)
         refuse(faults)
@@ -143,14 +149,3 @@ def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
         path = results / name
         if name.startswith(folder) and path.is_file() and hashlib.sha256(read_bytes(path)).hexdigest() != sha256:
             yield f"{name}: differs from the SHA-256 that {seal} gives for it"
-
-
-def _seal_faults(files: Mapping[str, bytes], *, row: str) -> Iterator[str]:
-    """Faults of the files that differ from the seal; if none does, of a seal that is not one of these files."""
-    seal = f"sums/{row}.sha256"
-    others = {name: data for name, data in files.items() if name != seal}
-    expected, sealed = seal_of_files(others, row=row).splitlines(keepends=True), files[seal].splitlines(keepends=True)
-    altered = [line.split()[1].decode() for line in expected[1:] if line not in sealed]
-    yield from (f"{name}: differs from the SHA-256 that {seal} gives for it" for name in altered)
-    if not altered and sealed != expected:
-        yield f"{seal}: not as remeasure writes it"

@@ -56,12 +56,11 @@ def _kept(results: Path, *, archive: Path) -> Iterator[None]:
 
 def _row_line(name: str, records: Sequence[RunRecord]) -> dict[str, Any]:
     scored = [record.accuracy_percent for record in records if record.accuracy_percent is not None]
-    seconds = sorted(record.wall_seconds for record in records)
     return {
         "row": name,
         "seeds": len(records),
         "mean_percent": round(statistics.fmean(scored), 3) if scored else None,
         "sd_percent": round(statistics.stdev(scored), 3) if len(scored) > 1 else None,
         "first_seed_seconds": records[0].wall_seconds,
-        "median_seed_seconds": statistics.median(seconds),
+        "median_seed_seconds": statistics.median(record.wall_seconds for record in records),
     }

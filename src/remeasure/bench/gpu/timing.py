@@ -8,9 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 
@@ -64,37 +63,28 @@ def modes(*, deterministic: bool, fill: bool = False, benchmark: bool = False) -
         memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark = False, False
 
 
-class Apart:
+class Apart(ExitStack):
     """A separate process, restarted after an exception: a failed capture may leave the device's generator unusable."""
 
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._pool:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = None
+    _pool: ProcessPoolExecutor | None = None
 
     def __call__(self, function: Callable[..., R], *arguments: Any, **named: Any) -> R:
         """The result of the function in that process; raises what it raises."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked torch can hang
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+            self.callback(self._end, self._pool)
         try:
             return self._pool.submit(functools.partial(function, *arguments, **named)).result()
         except BaseException:
-            self._end()
+            self.close()
             raise
+
+    def _end(self, pool: ProcessPoolExecutor) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
 
 
 def _begin() -> None:

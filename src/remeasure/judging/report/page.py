@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from remeasure.judging import metrics
 from remeasure.judging.records import RowResults, by_finding
 from remeasure.judging.report import analysis, figures, images
+from remeasure.judging.report.analysis import TestSplit as TestSplit
 from remeasure.judging.report.beside import Beside
 from remeasure.spec.claim import Article, Row, VerdictName
 from remeasure.system.formats import Array
@@ -46,17 +46,6 @@ MEANING: dict[VerdictName, str] = {
     "not measured": "there is no record yet",
 }
 _SECTION = re.compile(r'<section data-needs="([^"]*)">.*?</section>', re.DOTALL)
-
-
-@dataclass(frozen=True)
-class TestSplit:
-    """A data set's official test split: `labels` (N,), `images` (N, C, H, W) uint8 or None, and class names."""
-
-    __test__ = False  # pytest: not a class of tests
-
-    labels: Array
-    images: Array | None = None
-    classes: tuple[str, ...] = ()
 
 
 TestSplits = Callable[[str], TestSplit | None]
@@ -170,7 +159,6 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
     if group is None:
         return line
     shape = tuple(group.spec["data"].get("image_shape", ()))
-    environment = next(iter(group.environments.values()))
     return {
         **line,
         "found": list(by_finding(group.findings)),
@@ -179,9 +167,7 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
         ),
         "seeds": [(record, metrics.percent(record, metric=row.metric)) for record in group.records],
         "filters": images.filter_sheet(group.filters, image_shape=shape),
-        "seconds": sum(record.wall_seconds for record in group.records),
-        "environment": {key: environment.get(key) for key in ("python", "device", "system", "cpu_capability", "cuda")},
-        "packages": environment.get("packages", {}),
+        "environment": next(iter(group.environments.values())),
         "seen": _seen(group, row=row, splits=splits) if len(group.seeds) else None,
     }
 
