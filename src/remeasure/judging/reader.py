@@ -63,11 +63,8 @@ def read_row(results: Path, *, row: str) -> RowResults | None:
     if not records:
         return None
     with _faults_in(results):
-        seal, others = (
-            f"sums/{row}.sha256",
-            {name: data for name, data in files.items() if not name.startswith("sums/")},
-        )
-        faults = list[str]()
+        seal, faults = f"sums/{row}.sha256", list[str]()
+        others = {name: data for name, data in files.items() if name != seal}
         if files[seal] != seal_of_files(others, row=row):
             faults += list(_altered(results, row=row)) or [f"{seal}: not as remeasure writes it"]
         with gathered(faults):

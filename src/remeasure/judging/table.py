@@ -197,14 +197,11 @@ def to_markdown(
         "",
         "Measured: mean ± standard deviation over the n seeds that were judged, last epoch, test split.",
         "",
-        *(
-            f"- **{line.row}**: "
-            + "; ".join(
-                _notes(line, row=rows[line.row], records=records.get(line.row, ()), findings=findings.get(line.row, ()))
-            )
-            for line in table
-        ),
     ]
+    for line in table:
+        own, found = records.get(line.row, ()), findings.get(line.row, ())
+        notes = _notes(line, row=rows[line.row], records=own, findings=found)
+        lines.append(f"- **{line.row}**: {'; '.join(notes)}")
     return "\n".join(lines) + "\n"
 
 

@@ -65,7 +65,7 @@ def lightning_template(
             enable_model_summary=False,
         )
         trainer.fit(module, datamodule=ArticleData(root, num_images=num_images))
-    test = pytorch_loops.article_loader(root, split="test") if scored else None
-    scored_percent = pytorch_loops.accuracy_percent(module.model, test) if test else None
+    test = pytorch_loops.article_loader(root, split="test")
+    scored_percent = pytorch_loops.accuracy_percent(module.model, test) if scored else None
     seconds = tuple(end - start for start, end in zip(began, ended, strict=True))
     return Timed(seconds=seconds, accuracy_percent=scored_percent)

@@ -7,7 +7,9 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -189,15 +191,15 @@ def way_seconds(
     """`median_seconds` of a step in these modes."""
     device = torch.device(kind)
     with modes(**{"deterministic": False, **switches}):
-        call = speeds.training_call(config, compiled=False, device=device)
+        call: Callable[[], object] = speeds.training_call(config, compiled=False, device=device)
         if captured:
-            take, captor, chosen = call, Captured(), torch.zeros((), device=device)
+            take = call
 
             def step(_: Tensor) -> tuple[Tensor, ...]:
                 take()
                 return ()
 
+            call = partial(Captured(), step, torch.zeros((), device=device), key=None)
             for _ in range(4):  # the last one captures
-                captor(step, chosen, key=None)
-            return median_seconds(lambda: captor(step, chosen, key=None), device=device, repeats=repeats)
+                call()
         return median_seconds(call, device=device, repeats=repeats)

@@ -10,6 +10,7 @@ from torch import Tensor
 from remeasure.bench.gpu.report import Figures
 from remeasure.bench.gpu.sizes import Sizes
 from remeasure.bench.gpu.speeds import network_of, noise
+from remeasure.bench.gpu.timing import wait
 from remeasure.config.compose import compose
 from remeasure.data import catalog
 from remeasure.spec.config import Config
@@ -64,8 +65,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
 
 def _rate(batches: Iterable[Tensor], *, device: torch.device, num_first: int = 0) -> float:
     """Images per second, timed from the first request, or the result of batch `num_first`, to the last result."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     began, num = time.monotonic(), 0
     for number, size in enumerate(paced((len(batch) for batch in batches), device=device), start=1):
         num += size

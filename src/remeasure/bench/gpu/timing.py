@@ -18,34 +18,29 @@ from remeasure.runs.hardware import settle
 R = TypeVar("R")
 
 
-@contextmanager
-def clock(device: torch.device) -> Iterator[list[float]]:
-    """Seconds of the block, including its work on the device, in a list that is filled at the end."""
-    seconds: list[float] = []
-    _wait(device)
-    began = time.perf_counter()
-    yield seconds
-    _wait(device)
-    seconds.append(time.perf_counter() - began)
-
-
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait for the work that was given to the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def _seconds(call: Callable[[], object], *, device: torch.device, times: int = 1) -> float:
+    """Seconds of so many calls, including their work on the device."""
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait(device)
+    return time.perf_counter() - began
+
+
 def median_seconds(call: Callable[[], object], *, device: torch.device, repeats: int) -> tuple[float, float]:
     """(seconds of the first call, which may compile; median seconds of a later call, over five equal groups)."""
-    with clock(device) as first:
-        call()
+    first = _seconds(call, device=device)
     call()
-    group, times = max(1, repeats // 5), list[float]()
-    for _ in range(min(5, repeats)):
-        with clock(device) as seconds:
-            for _ in range(group):
-                call()
-        times.append(seconds[0] / group)
-    return first[0], statistics.median(times)
+    group = max(1, repeats // 5)
+    groups = [_seconds(call, device=device, times=group) for _ in range(min(5, repeats))]
+    return first, statistics.median(groups) / group
 
 
 @contextmanager

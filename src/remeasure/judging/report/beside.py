@@ -11,6 +11,7 @@ from pathlib import Path
 from remeasure.system.atomic import read_bytes
 
 Line = dict[str, str]  # a table's line: column to cell
+Short = Callable[[list[Line]], tuple[str, list[Line]]]  # a table's lines to the sentence, and the lines to show
 _LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
 
@@ -83,9 +84,8 @@ def _speed(lines: list[Line]) -> tuple[str, list[Line]]:
     return f"{len(lines) - len(missed)} of {len(lines)} targets are met.", shown
 
 
-# By the file that is read: the file that is linked, title and command, and what makes of the table's lines the sentence
-# and the lines that are shown.
-READERS: Mapping[str, tuple[str, str, str, Callable[[list[Line]], tuple[str, list[Line]]]]] = {
+# By the file that is read: the file that is linked, title, command, and what is said of its table.
+READERS: Mapping[str, tuple[str, str, str, Short]] = {
     "claims.md": ("claims.md", "What the article claims beside its table", "make claims", _claims),
     "controls/table.csv": ("controls/report.html", "Negative controls", "make controls", _controls),
     "determinism.md": ("determinism.md", "Determinism", "make determinism", _determinism),

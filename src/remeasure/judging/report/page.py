@@ -74,20 +74,18 @@ def to_html(
         for cells in _article_first(table, rows=rows)
     ]
     gaps = tuple(gap for line in lines if (gap := _gap(line)))
-    body = (
-        _template().render(
-            article=article,
-            lines=lines,
-            verdicts=_by_verdict(lines),
-            total=_totals(list(groups.values())),
-            forest=[figures.forest(gaps, narrow=narrow) for narrow in (False, True)] if gaps else [],
-            comparisons=list(_comparisons(lines, groups=groups, splits=splits)),
-            titles=titles,
-            beside=beside,
-            files=files or {},
-        )
-        + "\n"
+    page = _template().render(
+        article=article,
+        lines=lines,
+        verdicts=_by_verdict(lines),
+        total=_totals(list(groups.values())),
+        forest=[figures.forest(gaps, narrow=narrow) for narrow in (False, True)] if gaps else [],
+        comparisons=list(_comparisons(lines, splits=splits)),
+        titles=titles,
+        beside=beside,
+        files=files or {},
     )
+    body = f"{page}\n"
     return body + _seal(body)
 
 
@@ -275,16 +273,15 @@ def _totals(groups: Sequence[RowResults]) -> dict[str, Any]:
 
 
 def _comparisons(
-    lines: Sequence[Mapping[str, Any]], *, groups: Mapping[str, RowResults], splits: TestSplits
+    lines: Sequence[Mapping[str, Any]], *, splits: TestSplits
 ) -> Iterator[tuple[str, list[analysis.Pair]]]:
     """Each data set with two measured rows or more, and its pairs; no pairs where its labels are left out."""
     for data in dict.fromkeys(line["row"].data for line in lines):
         own = [line for line in lines if line["row"].data == data and line.get("seen")]
         if len(own) < 2:
             continue
-        split, right = splits(data), dict[str, Array]()
-        for line in own if split else ():
-            group = groups[line["cells"].row]
-            if split is not None and not line["seen"]["missing"]:
-                right[group.row] = group.predicted[0] == split.labels
+        right: dict[str, Array] = {}
+        if split := splits(data):
+            groups = (line["group"] for line in own if not line["seen"]["missing"])
+            right = {group.row: group.predicted[0] == split.labels for group in groups}
         yield data, list(analysis.pairs(right))
