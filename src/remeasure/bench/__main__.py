@@ -23,6 +23,7 @@ from remeasure.config import errors
 from remeasure.runs.journal import now
 from remeasure.spec.base import InputError
 from remeasure.system import paths, startup
+from remeasure.system.formats import refuse
 from remeasure.system.validation import did_you_mean
 
 ROUNDS, TINY_ROUNDS = 5, 2
@@ -31,10 +32,10 @@ ROUNDS, TINY_ROUNDS = 5, 2
 def all_parts() -> dict[str, Measure]:
     """Every part by its name, in the order of the report."""
     from remeasure.bench.overheads import HOUSEKEEPING
-    from remeasure.bench.parity import ACCURACY  # torch, Lightning, scikit-learn: seconds
+    from remeasure.bench.parity import accuracy  # torch, Lightning, scikit-learn: seconds
     from remeasure.bench.speed import CONTESTS
 
-    return {**CONTESTS, **ACCURACY, **HOUSEKEEPING}
+    return {**CONTESTS, "accuracy": accuracy, **HOUSEKEEPING}
 
 
 def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None) -> int:
@@ -87,13 +88,11 @@ def _rounds(text: str) -> int:
 
 def _chosen(names: Sequence[str], *, valid: Sequence[str]) -> list[str]:
     """The named parts, once each; all if none is named. Raises InputError that lists the valid names."""
-    faults = [
+    refuse(
         f"part: there is no {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}"
         for name in names
         if name not in valid
-    ]
-    if faults:
-        raise InputError(*faults)
+    )
     return list(dict.fromkeys(names or valid))
 
 
@@ -127,16 +126,13 @@ def _setting(*, num_rounds: int, tiny: bool) -> Iterator[Setting]:
 
 @contextmanager
 def _environment(**changes: str) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in changes}
+    before = dict(os.environ)
     os.environ.update(changes)
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _say(line: str) -> None:

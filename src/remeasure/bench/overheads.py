@@ -1,6 +1,7 @@
 """What a run costs beside its training: commands from shell to shell, data loading, tracking, memory, table, verify."""
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -8,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from remeasure.bench.baselines import pytorch_loops
+from remeasure.bench.baselines.ours import compose_spec
 from remeasure.bench.memory import Footprint
 from remeasure.bench.series import Measure, Part, Ratio, Series, Setting, interleaved, ratio
+from remeasure.bench.speed import place_of
 from remeasure.campaign.executors.base import Task
 from remeasure.campaign.executors.local import Workers
 from remeasure.config import compose
@@ -204,17 +208,15 @@ def _torchvision(name: str, *, root: Path) -> None:
 
 def tracking(setting: Setting) -> Part:
     """Runs with MLflow on a SQLite file against the same runs without tracking."""
-    specs = {name: _spec(name, setting=setting) for name in ("mlp2", "logreg")}
-    place = Place(
-        runs=setting.scratch / "runs", project=setting.scratch, data_root=setting.data_root, device_kind="cpu"
-    )
+    small = ("data=digits", "recipe.epochs_total=2") if setting.tiny else ()
+    specs = {model: compose_spec(f"model={model}", *small, data_root=setting.data_root) for model in ("mlp2", "logreg")}
+    place = replace(place_of(setting), project=setting.scratch)
     calls: dict[str, Callable[[], object]] = {}
     with Workers(place) as workers:
-        for name, spec in specs.items():
-            for how in ("plain", "tracked"):
-                tracked = how == "tracked"
-                calls[f"{name}, one run, {how}"] = partial(_single, spec, place=place, tracked=tracked)
-                calls[f"{name}, campaign, {how}"] = partial(_campaign, spec, workers=workers, tracked=tracked)
+        for (name, spec), tracked in itertools.product(specs.items(), (False, True)):
+            how = "tracked" if tracked else "plain"
+            calls[f"{name}, one run, {how}"] = partial(_single, spec, place=place, tracked=tracked)
+            calls[f"{name}, campaign, {how}"] = partial(_campaign, spec, workers=workers, tracked=tracked)
         found = rounds(calls, num_rounds=setting.num_rounds)
     pairs = [f"{name}, {way}" for way in ("one run", "campaign") for name in specs]
     epochs = " and ".join(f"{spec.recipe.epochs_total} epochs of {name}" for name, spec in specs.items())
@@ -235,12 +237,6 @@ def tracking(setting: Setting) -> Part:
             f"Campaign: {2 * workers.num} seeds on {workers.num} workers; their parent sends what they journal.",
         ),
     )
-
-
-def _spec(model: str, *, setting: Setting) -> RunSpec:
-    """The row's own spec; in the rehearsal, two epochs on the digits."""
-    config = compose.compose([f"model={model}", *(["data=digits", "recipe.epochs_total=2"] if setting.tiny else [])])
-    return config.spec(data_sha256=fingerprint.fingerprint(config.data, root=setting.data_root).data_sha256)
 
 
 def _observers(place: Place) -> Observers:
@@ -363,10 +359,4 @@ def _split(name: str, *, setting: Setting) -> TestSplit | None:
         return None
 
 
-HOUSEKEEPING: dict[str, Measure] = {
-    "commands": commands,
-    "loading": loading,
-    "tracking": tracking,
-    "memory": memory,
-    "scoring": scoring,
-}
+HOUSEKEEPING: dict[str, Measure] = {part.__name__: part for part in (commands, loading, tracking, memory, scoring)}

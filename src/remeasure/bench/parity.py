@@ -15,7 +15,7 @@ from scipy import stats
 
 from remeasure.bench.baselines import ours, pytorch_loops
 from remeasure.bench.baselines.processes import own_process
-from remeasure.bench.series import Measure, Part, Ratio, Series, Setting
+from remeasure.bench.series import Part, Ratio, Series, Setting
 from remeasure.bench.speed import held_back, place_of, sizes_of
 from remeasure.campaign.executors.local import Workers, num_workers
 from remeasure.runs import journal, provenance
@@ -82,6 +82,10 @@ class Kept:
         events = (event for event in journal.read(self.folder) if event["contestant"] == contestant)
         return {event["seed"]: event["accuracy_percent"] for event in events}
 
+    def missing(self, contestant: str, *, seeds: Sequence[int]) -> list[int]:
+        done = self.of(contestant)
+        return [seed for seed in seeds if seed not in done]
+
 
 def folder_of(setting: Setting) -> Path:
     """The folder for values of this commit; a checkout with changes has a separate one."""
@@ -100,7 +104,10 @@ def accuracy(setting: Setting) -> Part:
     by_hand(setting, kept=kept, seeds=range(num_seeds), epochs=epochs)
     for name, precision in ((FLOAT32, "float32"), (BFLOAT16, "bfloat16")):
         by_us(setting, name, kept=kept, seeds=range(num_seeds), epochs=epochs, precision=precision)
-    series = {name: _series(name, kept=kept, num=num_seeds) for name in (ARTICLE_LOOP, FLOAT32, BFLOAT16)}
+    series = {
+        name: Series(name=name, unit="percent", values=tuple(kept.of(name)[seed] for seed in range(num_seeds)))
+        for name in (ARTICLE_LOOP, FLOAT32, BFLOAT16)
+    }
     pairs = ((FLOAT32, ARTICLE_LOOP), (BFLOAT16, FLOAT32))
     compared = {pair: compare(series[pair[0]].values, series[pair[1]].values) for pair in pairs}
     return Part(
@@ -114,8 +121,7 @@ def accuracy(setting: Setting) -> Part:
 
 def by_hand(setting: Setting, *, kept: Kept, seeds: Sequence[int], epochs: int) -> None:
     """The article's loop, in one process of one thread on each core."""
-    missing = _missing(ARTICLE_LOOP, kept=kept, seeds=seeds)
-    if not missing:
+    if not (missing := kept.missing(ARTICLE_LOOP, seeds=seeds)):
         return
     root = pytorch_loops.unpack(setting.data_root, root=setting.scratch / "torchvision")
     given: dict[str, Any] = {"root": root, "epochs": epochs, "num_images": sizes_of(setting).num_images, "scored": True}
@@ -129,7 +135,7 @@ def by_hand(setting: Setting, *, kept: Kept, seeds: Sequence[int], epochs: int) 
 
 def by_us(setting: Setting, name: str, *, kept: Kept, seeds: Sequence[int], epochs: int, precision: str) -> None:
     """This project, on the workers of a campaign. Raises ArithmeticError if a seed diverged."""
-    if not (missing := _missing(name, kept=kept, seeds=seeds)):
+    if not (missing := kept.missing(name, seeds=seeds)):
         return
     overrides = ["model=article_mlp", f"recipe.epochs_total={epochs}", f"precision={precision}"]
     spec = ours.compose_spec(*overrides, *held_back(sizes_of(setting)), data_root=setting.data_root)
@@ -145,25 +151,14 @@ def by_us(setting: Setting, name: str, *, kept: Kept, seeds: Sequence[int], epoc
         workers.run(ours.tasks(spec, seeds=missing), keep=keep)
 
 
-def _missing(name: str, *, kept: Kept, seeds: Sequence[int]) -> list[int]:
-    done = kept.of(name)
-    return [seed for seed in seeds if seed not in done]
-
-
-def _series(name: str, *, kept: Kept, num: int) -> Series:
-    values = kept.of(name)
-    return Series(name=name, unit="percent", values=tuple(values[seed] for seed in range(num)))
-
-
 def _p_value(first: str, second: str, *, found: Comparison) -> Ratio:
     """TOST's p-value with its target; `low` and `high` equal it, as it has no spread."""
-    level = 1 - CONFIDENCE
     return Ratio(
         name=f"p-value of TOST, {first} and {second} within ±{MARGIN_PP:.2f} points",
         value=found.p_tost,
         low=found.p_tost,
         high=found.p_tost,
-        target=f"at most {level:.2g}",
+        target=f"at most {1 - CONFIDENCE:.2g}",
         met=found.alike,
     )
 
@@ -176,6 +171,3 @@ def remark(first: str, second: str, *, found: Comparison) -> str:
         f"to {found.high:+.3f} (Welch, p = {found.p_welch:.3f}); two one-sided tests with a margin of "
         f"{MARGIN_PP:.2f} points: p = {found.p_tost:.2g}; Kolmogorov-Smirnov: p = {found.p_ks:.3f}. They are {verdict}."
     )
-
-
-ACCURACY: dict[str, Measure] = {"accuracy": accuracy}

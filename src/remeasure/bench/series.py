@@ -1,7 +1,7 @@
 """Results of a benchmark: repeated values, their ratios, and the targets of the ratios."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,11 +82,7 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], *, num_rounds: i
     """The values of each contestant, one a round; each round starts with another one, so that none is always first."""
     names, values = list(contestants), {name: list[float]() for name in contestants}
     for index in range(num_rounds):
-        for name in rotated(names, by=index):
+        start = index % len(names)
+        for name in names[start:] + names[:start]:
             values[name].append(contestants[name]())
     return values
-
-
-def rotated(names: Sequence[str], *, by: int) -> list[str]:
-    start = by % len(names)
-    return [*names[start:], *names[:start]]

@@ -33,18 +33,16 @@ ROWS = {"logreg": "logreg-mnist", "mlp2": "mlp2-mnist", "mlp4": "mlp4-mnist", "l
 class Sizes:
     """Amounts of training. `epochs`: of a rival in one round; `num_seeds` and `campaign_epochs`: of our campaigns."""
 
-    num_images: int
-    epochs: int
-    num_seeds: int
-    campaign_epochs: int
-    iterations: int
-    matrix: int
-    matrix_seconds: float
+    num_images: int = NUM_TRAIN
+    epochs: int = 2
+    num_seeds: int = 10
+    campaign_epochs: int = 10
+    iterations: int = 100
+    matrix: int = 2048
+    matrix_seconds: float = 1.0
 
 
-FULL = Sizes(
-    num_images=NUM_TRAIN, epochs=2, num_seeds=10, campaign_epochs=10, iterations=100, matrix=2048, matrix_seconds=1.0
-)
+FULL = Sizes()
 TINY = Sizes(num_images=2_000, epochs=1, num_seeds=2, campaign_epochs=1, iterations=5, matrix=256, matrix_seconds=0.05)
 
 
@@ -223,7 +221,8 @@ def rows(setting: Setting) -> Part:
             contest.add(f"(d) {row}", pytorch_loops.hand_row, threads=1, spec=spec, epochs=measured, times=times)
             campaign = partial(contest.campaign_seconds, workers, spec=spec, epochs=epochs)
             contest.contestants[f"(e) {row}"] = campaign
-        _add_logistic(contest)
+        iterations = contest.sizes.iterations
+        contest.add(SKLEARN_LOGISTIC, pytorch_loops.sklearn_logistic, threads=None, epochs=iterations)
         series = contest.run()
     ours_sum = total("(e) the four rows", [series[f"(e) {row}"] for row in ROWS.values()])
     hand_sum = total("(d) the four rows", [series[f"(d) {row}"] for row in ROWS.values()])
@@ -253,17 +252,6 @@ def _one_epoch(contest: Contest, model: str) -> tuple[RunSpec, int]:
         return contest.spec(f"model={model}", f"recipe.epochs_total={epochs}"), epochs
     warmup = f"recipe.schedule.epochs_warmup={recipe.schedule.epochs_warmup / recipe.epochs_total}"
     return contest.spec(f"model={model}", "recipe.epochs_total=1", warmup), recipe.epochs_total
-
-
-def _add_logistic(contest: Contest) -> None:
-    process, sizes = contest.enter_context(own_process(threads=None)), contest.sizes
-
-    def fit(*, iterations: int) -> "Future[Timed]":
-        images: dict[str, Any] = {"root": contest.root, "num_images": sizes.num_images}
-        return process.submit(pytorch_loops.sklearn_logistic, **images, iterations=iterations)
-
-    contest.warming.append(fit(iterations=1))
-    contest.contestants[SKLEARN_LOGISTIC] = lambda: fit(iterations=sizes.iterations).result().mean_seconds
 
 
 def total(name: str, parts: Sequence[Series]) -> Series:
@@ -344,10 +332,4 @@ def variants(setting: Setting) -> Part:
     )
 
 
-CONTESTS: dict[str, Measure] = {
-    "article": article,
-    "rows": rows,
-    "lenet": lenet,
-    "lightning": lightning,
-    "variants": variants,
-}
+CONTESTS: dict[str, Measure] = {part.__name__: part for part in (article, rows, lenet, lightning, variants)}

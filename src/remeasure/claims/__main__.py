@@ -23,10 +23,10 @@ from remeasure.config.compose import compose
 from remeasure.runs import provenance
 from remeasure.runs.folder import Place
 from remeasure.runs.journal import now
-from remeasure.spec.base import DataMissingError, InputError
+from remeasure.spec.base import DataMissingError
 from remeasure.system import paths, startup
 from remeasure.system.atomic import write_atomic
-from remeasure.system.formats import decode_json, encode_json
+from remeasure.system.formats import decode_json, encode_json, refuse
 
 KEYS = {
     *("measured_with", "seeds", "specs", "data_sha256", "pictures"),
@@ -44,13 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         return check(claims, measured=measured, results=options.results)
     judged = {name: judge(claim, measured=measured.get(name)) for name, claim in chosen.items()}
     wanted = [claim for name, claim in chosen.items() if options.fresh or judged[name].verdict == "not measured"]
-    num_missing = 0
-    for claim, entry in _measurements(wanted, results=options.results, runs=options.runs):
-        if entry is None:
-            num_missing += 1
-        else:
-            measured[claim.name] = entry
-            publish(claims, measured=measured, results=options.results)
+    num_missing = len(wanted)
+    for name, entry in _measurements(wanted, results=options.results, runs=options.runs):
+        num_missing -= 1
+        measured[name] = entry
+        publish(claims, measured=measured, results=options.results)
     publish(claims, measured=measured, results=options.results)
     for name, claim in chosen.items():
         verdict = judge(claim, measured=measured.get(name))
@@ -77,11 +75,10 @@ def read_measured(results: Path, *, claims: Mapping[str, Claim]) -> dict[str, di
     if not paths.refuse_no_file(path).exists():
         return {}
     measured = decode_json(paths.read_file(path), name=str(path))
-    if odd := [name for name, entry in measured.items() if not isinstance(entry, dict) or entry.keys() != KEYS]:
-        raise InputError(*(f"{path}: {name}: expected the keys {', '.join(sorted(KEYS))}" for name in odd))
+    odd = [name for name, entry in measured.items() if not isinstance(entry, dict) or entry.keys() != KEYS]
+    refuse(f"{path}: {name}: expected the keys {', '.join(sorted(KEYS))}" for name in odd)
     unlike = [claim.name for claim in claims.values() if _is_unlike(claim, entry=measured.get(claim.name))]
-    if unlike:
-        raise InputError(*(f"{path}: {name}: not the numbers that its experiment gives" for name in unlike))
+    refuse(f"{path}: {name}: not the numbers that its experiment gives" for name in unlike)
     return measured
 
 
@@ -115,10 +112,8 @@ def publish(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any
     write_atomic(results / "claims.md", to_markdown(claims, measured=known).encode())
 
 
-def _measurements(
-    claims: Sequence[Claim], *, results: Path, runs: Path
-) -> Iterator[tuple[Claim, dict[str, Any] | None]]:
-    """Measure one claim after the other; None and a line on stderr for a claim whose data are missing."""
+def _measurements(claims: Sequence[Claim], *, results: Path, runs: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure one claim after the other: name and entry; a line on stderr for a claim whose data are missing."""
     if not claims:
         return
     paths.writable(results)
@@ -142,10 +137,9 @@ def _measurements(
             print(f"{number}/{len(claims)} {claim.name} …", file=sys.stderr, flush=True)
             lab = Lab(place=place, results=results, train=train)
             try:
-                yield claim, measure(claim, lab=lab)
+                yield claim.name, measure(claim, lab=lab)
             except DataMissingError as error:
                 print(f"{claim.name} is not measured here: {error}", file=sys.stderr)
-                yield claim, None
 
 
 def measure(claim: Claim, *, lab: Any) -> dict[str, Any]:
@@ -181,11 +175,11 @@ def experiments() -> dict[str, Experiment]:
         "committed": analytic.committed,
         "filters": filters.filters,
     }
-    together: dict[str, Experiment] = {
+    return {
+        **{name: functools.partial(_each, each) for name, each in alone.items()},
         "scratch_trainings": numpy_trainings.scratch_trainings,
         "trainings": trainings.trainings,
     }
-    return {**{name: functools.partial(_each, each) for name, each in alone.items()}, **together}
 
 
 def _each(

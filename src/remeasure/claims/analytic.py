@@ -27,7 +27,7 @@ from remeasure.claims.ledger import (
 from remeasure.judging import reader
 from remeasure.models.scratch import losses
 from remeasure.models.scratch.activations import ACTIVATIONS, Activation, Array
-from remeasure.models.scratch.layers import Activate, Dense, Layer
+from remeasure.models.scratch.layers import Activate, Dense
 from remeasure.models.scratch.network import Network, dense, std
 from remeasure.spec.base import InputError
 
@@ -107,11 +107,8 @@ def _decades(parameters: DepthVariance, *, scale: float, activation: str, seed: 
     values: Array = rng.standard_normal((parameters.num_inputs, width))
     squares = []
     for _ in range(parameters.num_layers):
-        layer: list[Layer] = [
-            dense(width, width, std=scale, rng=rng, dtype=np.float64),
-            Activate(ACTIVATIONS[activation]),
-        ]
-        values = Network(layer).forward(values)
+        layer = dense(width, width, std=scale, rng=rng, dtype=np.float64)
+        values = Network([layer, Activate(ACTIVATIONS[activation])]).forward(values)
         squares.append(float((values**2).mean()))
     return math.log10(squares[-1] / squares[0])
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from remeasure.claims.context import Lab, Numbers
 from remeasure.claims.ledger import Filters
+from remeasure.judging.report.images import sheet
 from remeasure.models.scratch.activations import Array
 from remeasure.spec.base import InputError
 from remeasure.system.formats import decode_npz
@@ -68,13 +69,6 @@ def draw(kernels: Array, *, path: Path) -> str:
     grey = (255 * (kernels - low) / np.where(high > low, high - low, 1)).astype(np.uint8)
     tiles = np.repeat(np.repeat(grey, SCALE, axis=2), SCALE, axis=3).transpose(0, 2, 3, 1)  # (N, H, W, C)
     framed = np.pad(tiles, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-    columns = math.ceil(math.sqrt(len(framed)))
-    rows = math.ceil(len(framed) / columns)
-    num, height, width, channels = framed.shape
-    sheet = np.full((rows * columns, height, width, channels), 255, dtype=np.uint8)
-    sheet[:num] = framed
-    whole = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    pixels = whole.reshape(rows * height, columns * width, channels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(path)
+    Image.fromarray(sheet(framed, columns=math.ceil(math.sqrt(len(framed))))).save(path)
     return path.name

@@ -6,14 +6,14 @@ here, which also lists the names of the experiment's numbers; a rule about any o
 
 import hashlib
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from remeasure.judging import ledger
-from remeasure.spec.base import InputError, Strict, canonical_json
+from remeasure.spec.base import Strict, canonical_json, gathered
+from remeasure.system.formats import refuse
 from remeasure.system.validation import convert, did_you_mean
 
 MEASURES_VERSION = 1  # raise it whenever an experiment measures something else
@@ -26,48 +26,47 @@ _NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters(Strict, ABC):
-    """An experiment's parameters. `draws`: whether its numbers depend on the seed; else it is measured once."""
+class Parameters(Strict):
+    """An experiment's parameters. `draws`: whether its numbers depend on the seed; else it is measured once.
+
+    `gives`: the names of its numbers, where they do not depend on the parameters.
+    """
 
     draws: ClassVar[bool] = False
+    gives: ClassVar[Sequence[str]] = ()
 
-    @abstractmethod
     def numbers(self) -> list[str]:
         """The names of the numbers that the experiment gives for each seed."""
+        return list(self.gives)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(Parameters):
     """The six activations against torch's, extremes by minimisation, and whether the slope is 0 on a half-line."""
 
-    def numbers(self) -> list[str]:
-        return [f"{name}.{kind}" for name in SIX for kind in ("formula_error", "lowest", "highest", "can_die")]
+    gives: ClassVar = [f"{name}.{kind}" for name in SIX for kind in ("formula_error", "lowest", "highest", "can_die")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearMap(Parameters):
     """Dense layers of these sizes against the product of their matrices; `relu`: the same with ReLUs between."""
 
-    draws: ClassVar[bool] = True
+    draws: ClassVar = True
+    gives: ClassVar = ("linear.relative_error", "relu.relative_error")
     sizes: list[int]
-
-    def numbers(self) -> list[str]:
-        return ["linear.relative_error", "relu.relative_error"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthVariance(Parameters):
     """Mean square of the activations after the last of `num_layers` layers over that after the first, in decades."""
 
-    draws: ClassVar[bool] = True
+    draws: ClassVar = True
+    gives: ClassVar = [f"{scale}.decades" for scale in ("he", "xavier", "small", "large", "he_tanh", "xavier_tanh")]
     num_layers: int
     width: int
     num_inputs: int
     small_std: float
     large_std: float
-
-    def numbers(self) -> list[str]:
-        return [f"{scale}.decades" for scale in ("he", "xavier", "small", "large", "he_tanh", "xavier_tanh")]
 
     def _faults(self) -> Iterable[str]:
         if self.num_layers < 2:
@@ -78,24 +77,20 @@ class DepthVariance(Parameters):
 class InitialisationName(Parameters):
     """The article's scale √(2/fan_in) over the standard deviation of the weights that torch draws by each name."""
 
-    draws: ClassVar[bool] = True
+    draws: ClassVar = True
+    gives: ClassVar = ("article_over_he", "article_over_xavier")
     fan_in: int
     fan_out: int
-
-    def numbers(self) -> list[str]:
-        return ["article_over_he", "article_over_xavier"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutExpectation(Parameters):
     """A dense layer's expected outputs over all masks of its inputs, which are enumerated."""
 
-    draws: ClassVar[bool] = True
+    draws: ClassVar = True
+    gives: ClassVar = ("scaled_error", "inverted_error", "unscaled_error", "torch_factor_error")
     num_units: int
     keep: float
-
-    def numbers(self) -> list[str]:
-        return ["scaled_error", "inverted_error", "unscaled_error", "torch_factor_error"]
 
     def _faults(self) -> Iterable[str]:
         if not 1 <= self.num_units <= 16:
@@ -108,16 +103,17 @@ class DropoutExpectation(Parameters):
 class Losses(Parameters):
     """Losses and slopes at errors of 10 and 1; two classes by both cross-entropies; slopes of a wrong answer."""
 
-    def numbers(self) -> list[str]:
-        costs = [f"{loss}.{kind}" for loss in ("mse", "huber") for kind in ("cost_ratio", "slope_ratio")]
-        return [*costs, "cross_entropies.difference", "wrong.cross_entropy_slope", "wrong.mse_slope"]
+    gives: ClassVar = (
+        *("mse.cost_ratio", "mse.slope_ratio", "huber.cost_ratio", "huber.slope_ratio"),
+        *("cross_entropies.difference", "wrong.cross_entropy_slope", "wrong.mse_slope"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Committed(Parameters):
     """Accuracies of committed records, seed by seed."""
 
-    draws: ClassVar[bool] = True
+    draws: ClassVar = True
     rows: list[str]
 
     def numbers(self) -> list[str]:
@@ -139,7 +135,7 @@ class Filters(Parameters):
 class _Arms(Parameters):
     """Settings to compare, by name."""
 
-    draws: ClassVar[bool] = True
+    draws: ClassVar = True
     measures: ClassVar[tuple[str, ...]] = ()
     arms: Mapping[str, object]
 
@@ -279,19 +275,15 @@ class Claim(Strict):
 
 def read(path: Path) -> dict[str, Claim]:
     """The claims of the ledger at `path`, in file order. Raises InputError with one line for each fault."""
-    entries, faults = ledger.plain_entries(path, top="claims")
+    document, faults = ledger.plain_document(path, top="claims")
     claims: dict[str, Claim] = {}
-    for name, entry in entries.items():
+    for name, entry in document["claims"].items():
         if not _NAME.fullmatch(name):
             faults.append(f"claims.{name}: expected a name of a-z, 0-9 and '_', parted by single '-'")
-        try:
-            named = {**entry, "name": name} if isinstance(entry, dict) else entry
-            claims[name] = claim = convert(Claim, named, where=f"claims.{name}")
+        with gathered(faults):
+            claims[name] = claim = convert(Claim, ledger.with_name(entry, name), where=f"claims.{name}")
             faults += _unknown_numbers(claim)
-        except InputError as error:
-            faults += error.faults
-    if faults:
-        raise InputError(*(f"{path}: {fault}" for fault in faults))
+    refuse(f"{path}: {fault}" for fault in faults)
     return claims
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -52,24 +53,15 @@ def scratch_trainings(parameters: ScratchTrainings, *, seeds: Sequence[int], lab
         {name: fit(arm, parameters=parameters, images=seen, seed=seed) for name, arm in arms.items()} for seed in seeds
     ]
     test = _images(spec, "test", lab=lab)
-    return [
-        {
-            f"{name}.{measure}": value
-            for name, each in by_arm.items()
-            for measure, value in _measured(each, lr=arms[name].lr, test=test).items()
-        }
-        for by_arm in trained
-    ]
-
-
-def _measured(trained: Trained, *, lr: float, test: Images) -> Numbers:
-    finite = 0 < trained.first_norm < math.inf
-    return {
-        "score_percent": score_percent(trained, images=test),
-        "diverged": float(trained.diverged),
-        "first_norm_decades": math.log10(trained.first_norm) if finite else None,
-        "lr": lr,
-    }
+    numbers: list[Numbers] = [{} for _ in seeds]
+    for of_seed, by_arm in zip(numbers, trained, strict=True):
+        for name, each in by_arm.items():
+            finite = 0 < each.first_norm < math.inf
+            of_seed[f"{name}.score_percent"] = score_percent(each, images=test)
+            of_seed[f"{name}.diverged"] = float(each.diverged)
+            of_seed[f"{name}.first_norm_decades"] = math.log10(each.first_norm) if finite else None
+            of_seed[f"{name}.lr"] = arms[name].lr
+    return numbers
 
 
 def _images(spec: DataSpec, split: Literal["train", "test"], *, lab: Lab) -> Images:
@@ -126,11 +118,10 @@ def fit(arm: ScratchArm, *, parameters: ScratchTrainings, images: Images, seed: 
 def _network(arm: ScratchArm, *, sizes: list[int], rng: np.random.Generator) -> Network:
     """Dense layers and activations; with the squared error, a softmax at the end."""
     layers: list[Layer] = []
-    for index in range(len(sizes) - 1):
-        scale = arm.std_factor * std("he", fan_in=sizes[index], fan_out=sizes[index + 1])
-        layers += [Activate(ACTIVATIONS[arm.activation])] if layers else []
-        layers.append(dense(sizes[index], sizes[index + 1], std=scale, rng=rng))
-    return Network([*layers, Softmax()] if arm.loss == "mse" else layers)
+    for fan_in, fan_out in pairwise(sizes):
+        scale = arm.std_factor * std("he", fan_in=fan_in, fan_out=fan_out)
+        layers += [dense(fan_in, fan_out, std=scale, rng=rng), Activate(ACTIVATIONS[arm.activation])]
+    return Network([*layers[:-1], *([Softmax()] if arm.loss == "mse" else [])])
 
 
 def _backward(network: Network, *, arm: ScratchArm, inputs: Array, labels: Labels) -> None:

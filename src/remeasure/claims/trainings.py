@@ -37,17 +37,14 @@ def trainings(parameters: Trainings, *, seeds: Sequence[int], lab: Lab) -> list[
         extra = [parameters.choose[chosen[arm]]] if parameters.choose else []
         specs[arm] = lab.spec([*parameters.common, *overrides, *extra])
     lab.specs |= {arm: spec.spec_sha256 for arm, spec in specs.items()}
-    wanted = [(arm, _own_seed(spec, seed=seed)) for seed in seeds for arm, spec in specs.items()]
+    first = {arm: 0 if spec.data.split == "test" else FIRST_TUNING_SEED for arm, spec in specs.items()}
+    wanted = [(arm, first[arm] + seed) for seed in seeds for arm in specs]
     outcomes = lab.train([(specs[arm], seed) for arm, seed in wanted])
     numbers: list[Numbers] = [{} for _ in seeds]
     for index, ((arm, _), outcome) in enumerate(zip(wanted, outcomes, strict=True)):
         measured = {**measure(specs[arm], outcome=outcome, lab=lab), "chosen": float(chosen[arm])}
         numbers[index // len(specs)] |= {f"{arm}.{name}": value for name, value in measured.items()}
     return numbers
-
-
-def _own_seed(spec: RunSpec, *, seed: int) -> int:
-    return seed if spec.data.split == "test" else FIRST_TUNING_SEED + seed
 
 
 def _chosen(parameters: Trainings, *, lab: Lab) -> dict[str, int]:
@@ -73,8 +70,8 @@ def _chosen(parameters: Trainings, *, lab: Lab) -> dict[str, int]:
 
 def measure(spec: RunSpec, *, outcome: Outcome, lab: Lab) -> Numbers:
     """The numbers of `Trainings.measures`, without `chosen`; a diverged run has the accuracy of guessing."""
-    record, num_params = outcome.record, float(outcome.record.num_params)
-    if record.accuracy_percent is None:
+    score_percent, num_params = outcome.record.accuracy_percent, float(outcome.record.num_params)
+    if score_percent is None:
         guess = 100 / spec.data.num_classes
         lost = {"score_percent": guess, "train_percent": guess, "gap_pp": 0.0, "dead_share": None}
         return {**lost, "diverged": 1.0, "num_params": num_params}
@@ -84,9 +81,9 @@ def measure(spec: RunSpec, *, outcome: Outcome, lab: Lab) -> Numbers:
     predicted = predict(network, images, labels=labels, spec=spec, device=torch.device("cpu")).predicted
     train_percent = 100 * int((predicted == labels).sum()) / num
     return {
-        "score_percent": record.accuracy_percent,
+        "score_percent": score_percent,
         "train_percent": train_percent,
-        "gap_pp": train_percent - record.accuracy_percent,
+        "gap_pp": train_percent - score_percent,
         "dead_share": dead_share(network, normalise(images[:NUM_PROBES], normalisation=spec.recipe.normalisation)),
         "diverged": 0.0,
         "num_params": num_params,
@@ -114,12 +111,10 @@ def train_all(wanted: Sequence[tuple[RunSpec, int]], *, workers: Workers, observ
     """The outcomes of (spec, seed), in the same order: those that are not finished in runs/claims are trained on all
     cores, and shown by `observers`. Raises what a run raises.
     """
-    waiting = {(spec.spec_sha256, seed): spec for spec, seed in wanted}
-    done: dict[tuple[str, int], Outcome] = {}
-    for key, spec in list(waiting.items()):
-        if outcome := ended(spec, seed=key[1], place=workers.place):
-            done[key] = outcome
-            del waiting[key]
+    specs = {(spec.spec_sha256, seed): spec for spec, seed in wanted}
+    found = {key: ended(spec, seed=key[1], place=workers.place) for key, spec in specs.items()}
+    done = {key: outcome for key, outcome in found.items() if outcome}
+    waiting = {key: spec for key, spec in specs.items() if key not in done}
     tasks = [Task(row="", seed=seed, spec=spec, fresh=False, keeps=(seed,)) for (_, seed), spec in waiting.items()]
     done |= zip(waiting, workers.run(tasks, watch=observers, keep=observers.keep), strict=True)
     return [done[spec.spec_sha256, seed] for spec, seed in wanted]

@@ -50,15 +50,10 @@ def judge(claim: Claim, *, measured: Measured | None) -> Judged:
         return Judged(verdict="not measured", reason="the measurement is of another experiment or other parameters")
     alpha = (1 - claim.confidence) / len(claim.checks)
     findings = tuple(_finding(check, seeds=measured["seeds"], alpha=alpha) for check in claim.checks)
-    verdicts = [finding.verdict for finding in findings]
-    for verdict, reason in (("does not hold", "lies beyond its bounds"), ("undecided", "crosses a bound")):
-        if verdict in verdicts:
-            numbers = [_name(finding.check) for finding in findings if finding.verdict == verdict]
-            return Judged(
-                verdict=findings[verdicts.index(verdict)].verdict,
-                reason=f"{', '.join(numbers)} {reason}",
-                findings=findings,
-            )
+    reasons: dict[VerdictName, str] = {"does not hold": "lies beyond its bounds", "undecided": "crosses a bound"}
+    for verdict, reason in reasons.items():
+        if numbers := [_name(finding.check) for finding in findings if finding.verdict == verdict]:
+            return Judged(verdict=verdict, reason=f"{', '.join(numbers)} {reason}", findings=findings)
     return Judged(verdict="holds", reason="every check holds", findings=findings)
 
 
@@ -105,29 +100,30 @@ def to_markdown(claims: Mapping[str, Claim], *, measured: Mapping[str, Measured]
         "",
         "| claim | where | verdict |",
         "| --- | --- | --- |",
-        *(
-            f"| [{name}](#{name}): {_cell(claims[name].claim)} | {_cell(claims[name].where)} | {each.verdict} |"
-            for name, each in judged.items()
-        ),
     ]
     for name, claim in claims.items():
-        lines += ["", *_section(claim, judged=judged[name], measured=measured.get(name))]
+        cells = (f"[{name}](#{name}): {_cell(claim.claim)}", _cell(claim.where), judged[name].verdict)
+        lines.append(f"| {' | '.join(cells)} |")
+    for name, claim in claims.items():
+        for block in _section(claim, judged=judged[name], measured=measured.get(name)):
+            lines += ["", block]
     return "\n".join(lines) + "\n"
 
 
 def _section(claim: Claim, *, judged: Judged, measured: Measured | None) -> Iterator[str]:
-    yield from (f"## {claim.name}", "", f"{claim.claim} ({claim.where})", "")
+    """The blocks of a claim, between which is an empty line."""
+    yield f"## {claim.name}"
+    yield f"{claim.claim} ({claim.where})"
     yield f"**{judged.verdict}**: {judged.reason}."
-    yield from ("", f"Experiment `{claim.experiment}`. {claim.notes}")
+    yield f"Experiment `{claim.experiment}`. {claim.notes}"
     if measured is None or not judged.findings:
         return
-    yield from ("", "| number | holds within | mean | interval | seeds | |", "| --- | --- | --- | --- | --- | --- |")
-    yield from (_finding_line(finding) for finding in judged.findings)
-    yield from ("", *_numbers(measured["seeds"], names=claim.typed().numbers()))
-    for picture in measured["pictures"]:
-        yield from ("", f"![{picture}](claims/{picture})")
-    commit = (measured["commit"] or "unknown") + ("-dirty" if measured["dirty"] else "")
-    yield from ("", f"Measured on {measured['measured_on']} at commit {commit}, {measured['environment']['cpu']}.")
+    head = ("| number | holds within | mean | interval | seeds | |", "| --- | --- | --- | --- | --- | --- |")
+    yield "\n".join([*head, *map(_finding_line, judged.findings)])
+    yield "\n".join(_numbers(measured["seeds"], names=claim.typed().numbers()))
+    yield from (f"![{picture}](claims/{picture})" for picture in measured["pictures"])
+    commit = (measured["commit"] or "unknown") + "-dirty" * bool(measured["dirty"])
+    yield f"Measured on {measured['measured_on']} at commit {commit}, {measured['environment']['cpu']}."
 
 
 def _finding_line(finding: Finding) -> str:

@@ -17,6 +17,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.record import RunRecord
 from remeasure.system.formats import Array
 
+Outcome = Literal["identical", "equal within noise", "different", "not compared"]
 _CAMPAIGN = ("spec_sha256", "data_sha256", "device_kind", "own_code_sha256")
 
 
@@ -81,9 +82,12 @@ def _welch(old: Sequence[RunRecord], new: Sequence[RunRecord], *, confidence: fl
     if len(before) < 2 or len(after) < 2:
         return ""
     p_value, same = agree(before, after, num_test=new[0].num_test, confidence=confidence)
-    means = [f"{statistics.fmean(values):.3f} % ({len(values)} seeds)" for values in (before, after)]
     outcome = "agree" if same else "differ"
-    return f"{means[0]} before, {means[1]} now: they {outcome} (Welch's t-test, p = {p_value:.3f})"
+    return f"{_mean(before)} before, {_mean(after)} now: they {outcome} (Welch's t-test, p = {p_value:.3f})"
+
+
+def _mean(accuracies: Sequence[float]) -> str:
+    return f"{statistics.fmean(accuracies):.3f} % ({len(accuracies)} seeds)"
 
 
 def _accuracies(records: Sequence[RunRecord]) -> list[float]:
@@ -99,7 +103,7 @@ class Compared:
     """A row in two results folders. `differences`: a line for each thing that differs around the numbers."""
 
     row: str
-    outcome: Literal["identical", "equal within noise", "different", "not compared"]
+    outcome: Outcome
     evidence: str
     differences: tuple[str, ...] = ()
 
@@ -125,23 +129,23 @@ def compare_folders(first: Path, second: Path, *, confidence: float) -> list[Com
 def _compared(old: RowResults, new: RowResults, *, confidence: float) -> Compared:
     """Seeds that both have, on the same data, prediction by prediction; if one differs, all seeds by Welch's t-test."""
     same_data = old.records[0].data_sha256 == new.records[0].data_sha256
-    changed = differing(old, new) if same_data else {}
-    parts = []
+    changed, evidence = differing(old, new) if same_data else {}, list[str]()
     if changed:
         num_same = sum(not num for num in changed.values())
-        parts.append(f"{num_same} of {len(changed)} shared seeds have identical predictions")
-    around = tuple(_around(old, new))
-    if changed and not any(changed.values()):
-        return Compared(row=old.row, outcome="identical", evidence=parts[0], differences=around)
+        evidence.append(f"{num_same} of {len(changed)} shared seeds have identical predictions")
     accuracies = [_accuracies(group.records) for group in (old, new)]
-    if min(map(len, accuracies)) < 2:
-        parts.append("fewer than two seeds with a score on a side, too few for a test")
-        return Compared(row=old.row, outcome="not compared", evidence="; ".join(parts), differences=around)
-    p_value, same = agree(*accuracies, num_test=new.records[0].num_test, confidence=confidence)
-    means = " and ".join(f"{statistics.fmean(each):.3f} % ({len(each)} seeds)" for each in accuracies)
-    evidence = "; ".join([*parts, f"{means}, Welch's t-test, p = {p_value:.3f}"])
-    outcome: Literal["equal within noise", "different"] = "equal within noise" if same else "different"
-    return Compared(row=old.row, outcome=outcome, evidence=evidence, differences=around)
+    outcome: Outcome
+    if changed and not any(changed.values()):
+        outcome = "identical"
+    elif min(map(len, accuracies)) < 2:
+        outcome = "not compared"
+        evidence.append("fewer than two seeds with a score on a side, too few for a test")
+    else:
+        p_value, same = agree(*accuracies, num_test=new.records[0].num_test, confidence=confidence)
+        outcome = "equal within noise" if same else "different"
+        evidence.append(f"{' and '.join(map(_mean, accuracies))}, Welch's t-test, p = {p_value:.3f}")
+    differences = tuple(_around(old, new))
+    return Compared(row=old.row, outcome=outcome, evidence="; ".join(evidence), differences=differences)
 
 
 def _around(old: RowResults, new: RowResults) -> Iterator[str]:

@@ -18,6 +18,7 @@ import yaml
 
 from remeasure.spec.base import InputError, Mode, canonical_json, gathered
 from remeasure.spec.claim import Article, Metric, Row
+from remeasure.system.formats import refuse
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
 
@@ -40,7 +41,7 @@ def read(path: Path) -> dict[str, Row]:
 def read_with_article(path: Path) -> tuple[dict[str, Row], Article | None]:
     """The rows, and where they were published if the ledger has the key `article`. InputError: as in `read`."""
     rows, article, faults = _read_all(path)
-    _refuse(chain.from_iterable(faults.values()))
+    refuse(chain.from_iterable(faults.values()))
     return rows, article
 
 
@@ -49,7 +50,7 @@ def read_sound(path: Path) -> tuple[dict[str, Row], list[str]]:
     rows, _, faults = _read_all(path)
     found = list(chain.from_iterable(faults.values()))
     if not rows:
-        _refuse(found)
+        refuse(found)
     return rows, found
 
 
@@ -57,43 +58,34 @@ def read_for(path: Path, *, model: str, data: str) -> tuple[dict[str, Row], list
     """The rows without a fault, and the faults of rows of other models and data sets. InputError: any other fault."""
     rows, _, faults = _read_all(path)
     own = [name for name in faults if not name or f"{name}-".startswith(f"{model}-{data}-")]
-    _refuse(chain.from_iterable(faults.pop(name) for name in own))
+    refuse(chain.from_iterable(faults.pop(name) for name in own))
     return rows, list(chain.from_iterable(faults.values()))
 
 
 def _read_all(path: Path) -> tuple[dict[str, Row], Article | None, dict[str, list[str]]]:
     """The rows without a fault, the article, and all faults by row ("" for the file's), each with the file's name."""
     document, of_file = plain_document(path, top="rows", beside=("article",))
-    rows, article, document_is_faulty = dict[str, Row](), None, bool(of_file)
-    faults = {"": of_file}
+    rows, article, faults = dict[str, Row](), None, {"": of_file}
     for name, entry in document["rows"].items():
-        own = list(_entry_faults(entry, name=name))
-        named = {**entry, "name": name} if isinstance(entry, dict) else entry
+        faults[name] = own = list(_entry_faults(entry, name=name))
         with gathered(own):
-            rows[name] = convert(Row, named, where=f"rows.{name}")
-        if own or document_is_faulty:
-            rows.pop(name, None)
-        faults[name] = own
+            row = convert(Row, with_name(entry, name), where=f"rows.{name}")
+            if not (own or of_file):
+                rows[name] = row
     if "article" in document:
-        with gathered(of_article := list[str]()):
+        faults["article"] = of_article = list[str]()
+        with gathered(of_article):
             article = convert(Article, document["article"], where="article")
             if unknown := [name for name in article.names if name not in document["rows"]]:
                 of_article.append(f"article.names: no such row: {', '.join(unknown)}")
-        faults["article"] = of_article
     return rows, article, {name: [f"{path}: {fault}" for fault in found] for name, found in faults.items()}
 
 
-def plain_entries(path: Path, *, top: str) -> tuple[dict[str, Any], list[str]]:
-    """The entries under the ledger's one top-level key `top`, as plain values, and the faults of its keys.
-
-    Raises InputError for a file that is not plain YAML.
-    """
-    document, faults = plain_document(path, top=top)
-    return document[top], faults
-
-
 def plain_document(path: Path, *, top: str, beside: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The whole ledger, whose key `top` has a mapping; the keys `beside` are optional, others are faults."""
+    """The whole ledger as plain values, whose key `top` has a mapping, and the faults of its keys.
+
+    The keys `beside` are optional, others are faults. Raises InputError for a file that is not plain YAML.
+    """
     root = _compose(path)
     faults = list(_key_faults(root, tops=(top, *beside)))
     document = _plain(root) if root else None
@@ -107,12 +99,17 @@ def plain_document(path: Path, *, top: str, beside: tuple[str, ...] = ()) -> tup
     return document, faults
 
 
+def with_name(entry: Any, name: str) -> Any:
+    """A ledger's entry with the key that it stands under; what is no mapping as it is."""
+    return {**entry, "name": name} if isinstance(entry, dict) else entry
+
+
 def check_configs(rows: Mapping[str, Row], *, conf_dirs: Sequence[Path]) -> None:
     """Raise InputError unless the model, data and recipe of each row are files in one of these folders.
 
     Pass only the rows that are about to be measured: other rows may name configs that do not exist yet.
     """
-    _refuse(
+    refuse(
         f"row {row.name}: {group}: no {conf_dirs[0] / group / value}.yaml{did_you_mean(value, valid)}; "
         f"valid: {', '.join(valid)}"
         for row in rows.values()
@@ -143,27 +140,20 @@ def row_sha256(row: Row) -> str:
     Defaults of `confidence` and `looks` are included; a `first_seed` of 0, a `num_params_note` of null, a `control` of
     none, an `engine` of serial, a `metric` of accuracy and the other metrics' numbers are left out.
     """
-    entry = {key: value for key, value in asdict(row).items() if key != "name"}
+    left_out = {"name": row.name, "control": "none", "engine": "serial", "metric": "accuracy_percent"}
+    entry = {key: value for key, value in asdict(row).items() if (key, value) not in left_out.items()}
     if row.rule.first_seed == 0:
         del entry["rule"]["first_seed"]
-    if row.control == "none":
-        del entry["control"]
-    if row.engine == "serial":
-        del entry["engine"]
-    if row.metric == "accuracy_percent":
-        del entry["metric"]
-    for metric in get_args(Metric):
-        if metric != row.metric:
-            del entry["published"][metric]
-    if row.published.num_params_note is None:
-        del entry["published"]["num_params_note"]
+    for key in (*get_args(Metric), "num_params_note"):
+        if entry["published"][key] is None:
+            del entry["published"][key]
     return hashlib.sha256(canonical_json(entry).encode()).hexdigest()
 
 
 def select(entries: Mapping[str, T], names: Sequence[str], *, kind: str = "row") -> dict[str, T]:
     """The entries with these names, in the ledger's order; all if `names` is empty. InputError for an unknown name."""
     unknown = [name for name in names if name not in entries]
-    _refuse(f"no {kind} {name!r}{did_you_mean(name, entries)}; valid: {', '.join(entries)}" for name in unknown)
+    refuse(f"no {kind} {name!r}{did_you_mean(name, entries)}; valid: {', '.join(entries)}" for name in unknown)
     return {name: entry for name, entry in entries.items() if name in names or not names}
 
 
@@ -171,13 +161,6 @@ def for_configs(rows: Mapping[str, Row], *, model: str, data: str, recipe: str, 
     """The first row of the ledger with these configs, or None."""
     wanted = (model, data, recipe, "numpy" if engine == "numpy" else "serial")
     return next((row for row in rows.values() if (row.model, row.data, row.recipe, row.engine) == wanted), None)
-
-
-def _refuse(faults: Iterable[str]) -> None:
-    """Raise one InputError that names every fault."""
-    found = tuple(faults)
-    if found:
-        raise InputError(*found)
 
 
 def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
@@ -208,7 +191,7 @@ def _compose(path: Path) -> yaml.Node | None:
         raise InputError(f"{path}: {_at(error.problem_mark)}not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML overflows on an escape such as "\UFFFFFFFF"
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    _refuse(f"{path}: {fault}" for fault in faults)
+    refuse(f"{path}: {fault}" for fault in faults)
     return root
 
 

@@ -3,12 +3,11 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from remeasure.judging.records import RowResults, from_results
-from remeasure.judging.report.analysis import calibration, fits
+from remeasure.judging.report.analysis import TestSplit, calibration, fits
 from remeasure.spec.claim import Evidence, Metric, Row
 from remeasure.spec.record import RunRecord
 from remeasure.system.formats import Array
@@ -69,17 +68,7 @@ def _images(record: RunRecord, *, metric: Metric) -> float | None:
     return value * record.num_test
 
 
-class Split(Protocol):
-    """A test split: `labels` (N,), and the names of the classes, () where they have none."""
-
-    @property
-    def labels(self) -> Array: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-
-def told(row: Row, *, group: RowResults | None, split: Split | None) -> Iterator[str]:
+def told(row: Row, *, group: RowResults | None, split: TestSplit | None) -> Iterator[str]:
     """A line for each metric of a row's predictions, mean and sample sd over its seeds, and for each class its recall;
     or why there is none.
     """

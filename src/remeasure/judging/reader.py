@@ -63,7 +63,10 @@ def read_row(results: Path, *, row: str) -> RowResults | None:
     if not records:
         return None
     with _faults_in(results):
-        faults = list(_seal_faults(files, row=row))
+        seal, faults = f"sums/{row}.sha256", list[str]()
+        others = {name: data for name, data in files.items() if name != seal}
+        if files[seal] != seal_of_files(others, row=row):
+            faults += list(_altered(results, row=row)) or [f"{seal}: not as remeasure writes it"]
         with gathered(faults):
             group = _parse(files, row=row, records=records)
         refuse(faults)
@@ -100,29 +103,22 @@ def _faults_in(results: Path) -> Iterator[None]:
 
 
 def _parse(files: Mapping[str, bytes], *, row: str, records: Sequence[RunRecord]) -> RowResults:
-    predictions, curves, filters, spec = (
-        f"predictions/{row}.npz",
-        f"curves/{row}.csv",
-        f"filters/{row}.npz",
-        f"specs/{row}.yaml",
-    )
-    findings = f"findings/{row}.csv"
     faults, parts, environments = list[str](), dict[str, Any](), dict[str, Any]()
-    with gathered(faults):
-        parts |= decode_npz(files[predictions], name=predictions, dtypes=_PREDICTION_TYPES, optional=("top5",))
-    with gathered(faults):
-        parts["curves"] = tuple(decode_csv(files[curves], cls=CurvePoint, name=curves))
-    with gathered(faults):
-        parts["findings"] = tuple(
-            decode_csv(files[findings], cls=FoundPoint, name=findings) if findings in files else ()
-        )
-    with gathered(faults):
-        parts["filters"] = decode_npz(files[filters], name=filters, dtypes={"weights": ("<f2",)})["weights"]
-    with gathered(faults):
-        parts["spec"] = decode_yaml(files[spec], name=spec)
-    for name in (name for name in files if name.startswith("environments/")):
+    for name, data in files.items():
         with gathered(faults):
-            environments[Path(name).stem] = decode_json(files[name], name=name)
+            match name.partition("/")[0]:
+                case "predictions":
+                    parts |= decode_npz(data, name=name, dtypes=_PREDICTION_TYPES, optional=("top5",))
+                case "curves":
+                    parts["curves"] = tuple(decode_csv(data, cls=CurvePoint, name=name))
+                case "filters":
+                    parts["filters"] = decode_npz(data, name=name, dtypes={"weights": ("<f2",)})["weights"]
+                case "findings":
+                    parts["findings"] = tuple(decode_csv(data, cls=FoundPoint, name=name))
+                case "specs":
+                    parts["spec"] = decode_yaml(data, name=name)
+                case "environments":
+                    environments[Path(name).stem] = decode_json(data, name=name)
     refuse(faults)
     return RowResults(row=row, records=tuple(records), environments=environments, **parts)
 
@@ -150,16 +146,3 @@ def _altered(results: Path, *, row: str, folder: str = "") -> Iterator[str]:
         path = results / name
         if name.startswith(folder) and path.is_file() and hashlib.sha256(read_bytes(path)).hexdigest() != sha256:
             yield f"{name}: differs from the SHA-256 that {seal} gives for it"
-
-
-def _seal_faults(files: Mapping[str, bytes], *, row: str) -> Iterator[str]:
-    """Faults of the files that differ from the seal; if none does, of a seal that is not one of these files."""
-    seal = f"sums/{row}.sha256"
-    expected = seal_of_files({name: data for name, data in files.items() if name != seal}, row=row).splitlines(
-        keepends=True
-    )
-    sealed = files[seal].splitlines(keepends=True)
-    altered = [line.split()[1].decode() for line in expected[1:] if line not in sealed]
-    yield from (f"{name}: differs from the SHA-256 that {seal} gives for it" for name in altered)
-    if not altered and sealed != expected:
-        yield f"{seal}: not as remeasure writes it"

@@ -182,13 +182,12 @@ def _prediction_faults(group: RowResults) -> Iterator[str]:
     if group.seeds.tolist() != seeds:
         yield mismatch(f"{name}, seeds", expected=seeds, found=group.seeds.tolist())
     shape = (len(scored), group.records[0].num_test) if scored else group.predicted.shape
-    shapes = {key: getattr(group, key).shape for key in ("predicted", "confidence")}
-    for key, found in shapes.items():
-        if found != shape:
+    for key in ("predicted", "confidence"):
+        if (found := getattr(group, key).shape) != shape:
             yield mismatch(f"{name}, shape of {key}", expected=shape, found=found)
     if group.top5 is not None and group.top5.shape[:-1] != shape:
         yield mismatch(f"{name}, shape of top5", expected=(*shape, 5), found=group.top5.shape)
-    if not shapes["predicted"]:  # a scalar array cannot be iterated
+    if not group.predicted.ndim:  # a scalar array cannot be iterated
         return
     for record, predicted in zip(scored, group.predicted, strict=False):  # another length is a fault above
         if (sha256 := predicted_sha256(predicted)) != record.predicted_sha256:

@@ -7,8 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from remeasure.judging.metrics import unit
-from remeasure.judging.table import TableRow, measured_text
+from remeasure.judging.table import TableRow, cells
 from remeasure.spec.claim import Row
 from remeasure.system.console import Fitting, grid, style_of
 
@@ -21,37 +20,34 @@ def shown(table: Sequence[TableRow], *, rows: Mapping[str, Row], origins: Mappin
 
     `origins`: by row, where its number comes from, such as "measured here" or "committed record".
     """
-    cells = [_cells(line, row=rows[line.row], origin=origins.get(line.row, "no record")) for line in table]
+    seen = (cells(line, row=rows[line.row]) for line in table)
+    lines = [
+        {**line, "measured %": line["measured %"] or "-", "number": origins.get(line["row"], "no record")}
+        for line in seen
+    ]
     reasons = [Text(f"{line.row}: {line.reason}") for line in table if line.verdict != "reproduced" or line.rule_before]
-    fitting = Fitting(_grid(cells, columns=COLUMNS), _grid(cells, columns=COLUMNS[:4]), _narrow(cells))
+    fitting = Fitting(_grid(lines, columns=COLUMNS), _grid(lines, columns=COLUMNS[:4]), _narrow(lines))
     return Group(fitting, *([Text(), *reasons] if reasons else ()))
 
 
-def _cells(line: TableRow, *, row: Row, origin: str) -> tuple[str, ...]:
-    official = line.data_official in (None, "yes")
-    return (
-        line.row,
-        f"{line.published_percent:.{row.published.num_digits}f}{unit(row)}",
-        measured_text(line) or "-",
-        line.verdict + line.marks,
-        line.data if official else f"{line.data} (data_official: {line.data_official})",
-        origin,
-    )
-
-
-def _grid(cells: Sequence[Sequence[str]], *, columns: Sequence[str]) -> Table:
-    """The table with these columns, the first ones of its cells."""
+def _grid(lines: Sequence[Mapping[str, str]], *, columns: Sequence[str]) -> Table:
+    """The table with these columns of its lines."""
     table = grid(*columns)
-    for line in cells:
-        name, published, measured, verdict, *rest = line[: len(columns)]
-        table.add_row(name, published, measured, Text(verdict, style_of(verdict.partition(" (")[0])), *rest)
+    for line in lines:
+        verdict = Text(line["verdict"], style_of(line["verdict"].partition(" (")[0]))
+        table.add_row(*(verdict if column == "verdict" else line[column] for column in columns))
     return table
 
 
-def _narrow(cells: Sequence[Sequence[str]]) -> Table:
+def _narrow(lines: Sequence[Mapping[str, str]]) -> Table:
     """Names and measured values on two lines where they are long."""
-    lines = [
-        ("\n".join(textwrap.wrap(name, NAME_COLUMNS)), published, measured.replace(" (", "\n("), verdict)
-        for name, published, measured, verdict, *_ in cells
+    folded = [
+        {
+            **line,
+            "row": "\n".join(textwrap.wrap(line["row"], NAME_COLUMNS)),
+            "claim %": line["published %"],
+            "measured %": line["measured %"].replace(" (", "\n("),
+        }
+        for line in lines
     ]
-    return _grid(lines, columns=("row", "claim %", "measured %", "verdict"))
+    return _grid(folded, columns=("row", "claim %", "measured %", "verdict"))

@@ -158,8 +158,7 @@ def _floored_sd(percents: Sequence[float], *, num_test: int) -> float:
 def _decide(summary: Verdict, *, published_percent: float, rule: Rule) -> Verdict:
     """The verdict on exactly the seeds of this summary, with its interval and its reason."""
     low, high = interval = _interval(summary, num_seeds=summary.num_seeds, rule=rule)
-    name = _name(interval, published_percent=published_percent, rule=rule)
-    where = _where(name, interval=interval, published_percent=published_percent, rule=rule)
+    name, where = _placed(interval, published_percent=published_percent, rule=rule)
     if summary.sd_percent is None:
         return replace(summary, verdict=name, reason=f"{low:.3f} {where}")
     reason = f"interval [{low:.3f}, {high:.3f}] {where}"
@@ -177,26 +176,19 @@ def _interval(summary: Verdict, *, num_seeds: int, rule: Rule) -> tuple[float, f
     return mean - half_width, mean + half_width
 
 
-def _name(interval: tuple[float, float], *, published_percent: float, rule: Rule) -> VerdictName:
+def _placed(interval: tuple[float, float], *, published_percent: float, rule: Rule) -> tuple[VerdictName, str]:
+    """The verdict by this interval, and where it lies relative to p-δ and p+δ, in words."""
     low, high = (bound - published_percent for bound in interval)
     margin = rule.margin_pp + TOLERANCE_PP
     if -margin <= low and high <= margin:
-        return "reproduced"
-    if low > margin:
-        return "exceeds"
-    return "falls short" if high < -margin else "undecided"
-
-
-def _where(name: VerdictName, *, interval: tuple[float, float], published_percent: float, rule: Rule) -> str:
-    """Where the interval lies relative to p-δ and p+δ, in words."""
-    if name == "reproduced":
-        return f"inside {published_percent:.10g} ± {rule.margin_pp:.10g}"
+        return "reproduced", f"inside {published_percent:.10g} ± {rule.margin_pp:.10g}"
     bounds = (published_percent - rule.margin_pp, published_percent + rule.margin_pp)
-    if name == "exceeds":
-        return f"above {bounds[1]:.10g}"
-    if name == "falls short":
-        return f"below {bounds[0]:.10g}"
-    return "crosses " + " and ".join(f"{bound:.10g}" for bound in bounds if interval[0] <= bound <= interval[1])
+    if low > margin:
+        return "exceeds", f"above {bounds[1]:.10g}"
+    if high < -margin:
+        return "falls short", f"below {bounds[0]:.10g}"
+    crossed = (f"{bound:.10g}" for bound in bounds if interval[0] <= bound <= interval[1])
+    return "undecided", f"crosses {' and '.join(crossed)}"
 
 
 def _seeds_needed(verdict: Verdict, *, published_percent: float, rule: Rule, looks: Sequence[int]) -> int | None:
@@ -208,7 +200,7 @@ def _seeds_needed(verdict: Verdict, *, published_percent: float, rule: Rule, loo
         return None
     for look in looks:
         interval = _interval(verdict, num_seeds=look, rule=rule)
-        if _name(interval, published_percent=published_percent, rule=rule) != "undecided":
+        if _placed(interval, published_percent=published_percent, rule=rule)[0] != "undecided":
             return look
     return None
 

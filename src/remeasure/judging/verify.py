@@ -15,7 +15,7 @@ from remeasure.judging import ledger, metrics, publish
 from remeasure.judging.reader import read_row
 from remeasure.judging.records import FOLDERS, RowResults, from_results
 from remeasure.judging.report import page
-from remeasure.spec.base import InputError
+from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.system.atomic import read_bytes
 from remeasure.system.formats import Array, mismatch
@@ -84,9 +84,8 @@ def _check_row(
 def _accuracy_faults(group: RowResults, *, truth: Array, data: str) -> Iterator[str]:
     num_test = group.records[0].num_test
     if truth.shape != (num_test,):
-        yield mismatch(
-            f"runs/{group.row}.csv, num_test", expected=f"{len(truth)}, the labels of {data}", found=num_test
-        )
+        expected_num = f"{len(truth)}, the labels of {data}"
+        yield mismatch(f"runs/{group.row}.csv, num_test", expected=expected_num, found=num_test)
         return
     for part in from_results(group):
         expected: dict[str, float] = {}
@@ -126,11 +125,9 @@ def _check_table(
         yield "table: FAULTY, not compared", error.faults
         return
     for path, expected in files.items():
-        try:
-            faults = tuple(_difference(path, expected=expected, found=read_bytes(path)))
-        except InputError as error:
-            faults = error.faults
-        yield f"{path.name}: {'FAULTY' if faults else 'ok'}", faults
+        with gathered(faults := list[str]()):
+            faults += _difference(path, expected=expected, found=read_bytes(path))
+        yield f"{path.name}: {'FAULTY' if faults else 'ok'}", tuple(faults)
 
 
 def _check_page(path: Path, *, expected: str) -> tuple[str, tuple[str, ...]]:

@@ -149,7 +149,7 @@ def test_a_row_by_hand_makes_our_steps_and_learns(model: str, root: Path, data_r
 def test_l_bfgs_by_hand_comes_to_scikit_learns_answer(root: Path) -> None:
     penalty = f"recipe.loss.l2_penalty={1 / NUM_IMAGES}"  # scikit-learn's C = 1 for so many images
     by_hand = row("logreg", root=root, epochs=100, overrides=(penalty,), scored=True).accuracy_percent
-    sklearn = pytorch_loops.sklearn_logistic(root=root, iterations=100, num_images=NUM_IMAGES, scored=True)
+    sklearn = pytorch_loops.sklearn_logistic(root=root, epochs=100, seed=0, num_images=NUM_IMAGES, scored=True)
     assert len(sklearn.seconds) == 1
     assert by_hand == pytest.approx(sklearn.accuracy_percent, abs=0.5)
     assert by_hand is not None

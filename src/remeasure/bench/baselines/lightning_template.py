@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -39,19 +40,6 @@ class ArticleData(LightningDataModule):
         return pytorch_loops.article_loader(self.root, split="train", num_images=self.num_images)
 
 
-class Stopwatch(Callback):
-    """`seconds` of each epoch."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self.began = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self.seconds.append(time.perf_counter() - self.began)
-
-
 def lightning_template(
     *, root: Path, epochs: int, seed: int, num_images: int | None = None, scored: bool = False
 ) -> Timed:
@@ -59,7 +47,11 @@ def lightning_template(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     seed_everything(seed)
-    stopwatch, module = Stopwatch(), ArticleModule()
+    module, began, ended = ArticleModule(), list[float](), list[float]()
+    stopwatch = LambdaCallback(
+        on_train_epoch_start=lambda *_: began.append(time.perf_counter()),
+        on_train_epoch_end=lambda *_: ended.append(time.perf_counter()),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on workers, and calls that torch has deprecated
         trainer = Trainer(
@@ -73,9 +65,7 @@ def lightning_template(
             enable_model_summary=False,
         )
         trainer.fit(module, datamodule=ArticleData(root, num_images=num_images))
-    accuracy_percent = None
-    if scored:
-        accuracy_percent = pytorch_loops.loader_accuracy_percent(
-            module.model, pytorch_loops.article_loader(root, split="test")
-        )
-    return Timed(seconds=tuple(stopwatch.seconds), accuracy_percent=accuracy_percent)
+    test = pytorch_loops.article_loader(root, split="test")
+    scored_percent = pytorch_loops.accuracy_percent(module.model, test) if scored else None
+    seconds = tuple(end - start for start, end in zip(began, ended, strict=True))
+    return Timed(seconds=seconds, accuracy_percent=scored_percent)

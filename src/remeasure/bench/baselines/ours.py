@@ -14,7 +14,7 @@ from remeasure.config.compose import compose
 from remeasure.data import fingerprint
 from remeasure.runs import journal
 from remeasure.runs.execute import job_of
-from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.folder import Place
 from remeasure.runs.hardware import processor
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.loop import train
@@ -51,14 +51,10 @@ def campaign_seconds(workers: Workers, *, spec: RunSpec, seeds: Sequence[int], e
     outcomes = workers.run(tasks(spec, seeds=seeds))
     wall_seconds = time.perf_counter() - began
     assert not any(outcome.reused for outcome in outcomes)
-    trained = sum(sum(_epoch_seconds(outcome)) for outcome in outcomes) / spec.recipe.epochs_total
+    points = [point for outcome in outcomes for point in journal.curve(journal.read(outcome.directory))]
+    trained: float = sum(point["seconds"] for point in points if point["split"] == "train") / spec.recipe.epochs_total
     side_by_side = min(workers.num // workers.cores(spec), len(seeds))
     return wall_seconds + (epochs - spec.recipe.epochs_total) * trained / side_by_side
-
-
-def _epoch_seconds(outcome: Outcome) -> list[float]:
-    points = journal.curve(journal.read(outcome.directory))
-    return [point["seconds"] for point in points if point["split"] == "train"]
 
 
 # ---------------------------------------------------------------- one seed

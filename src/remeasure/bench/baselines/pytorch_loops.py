@@ -7,10 +7,10 @@ clipped at norm 1. The loop with Lightning is in bench/baselines/lightning_templ
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -102,8 +102,8 @@ def article_loop(*, root: Path, epochs: int, seed: int, num_images: int | None =
             nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
             optimizer.step()
         seconds.append(time.perf_counter() - began)
-    accuracy_percent = loader_accuracy_percent(model, article_loader(root, split="test")) if scored else None
-    return Timed(seconds=tuple(seconds), accuracy_percent=accuracy_percent)
+    scored_percent = accuracy_percent(model, article_loader(root, split="test")) if scored else None
+    return Timed(seconds=tuple(seconds), accuracy_percent=scored_percent)
 
 
 def article_loader(root: Path, *, split: Split, num_images: int | None = None) -> "DataLoader[tuple[Tensor, Tensor]]":
@@ -118,10 +118,11 @@ def article_loader(root: Path, *, split: Split, num_images: int | None = None) -
 
 
 @torch.no_grad()
-def loader_accuracy_percent(model: nn.Module, loader: "DataLoader[tuple[Tensor, Tensor]]") -> float:
+def accuracy_percent(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Accuracy on the images of these batches."""
     model.eval()
     num_correct = num_seen = 0
-    for images, labels in loader:
+    for images, labels in batches:
         num_correct += int((model(images).argmax(dim=1) == labels).sum())
         num_seen += len(labels)
     return 100 * num_correct / num_seen
@@ -135,10 +136,8 @@ def sklearn_mlp(*, root: Path, epochs: int, seed: int, num_images: int | None = 
 
     Its epochs cannot be timed separately: each has the mean.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    images, labels = arrays(root, split="train", num_images=num_images, mean=MEAN, std=STD)
     classifier = MLPClassifier(
         hidden_layer_sizes=(256, 128, 64),
         solver="adam",
@@ -147,54 +146,44 @@ def sklearn_mlp(*, root: Path, epochs: int, seed: int, num_images: int | None = 
         max_iter=epochs,
         random_state=seed,
     )
+    fitted = _fitted(classifier, root=root, num_images=num_images, scored=scored, mean=MEAN, std=STD)
+    assert classifier.n_iter_ == epochs
+    return replace(fitted, seconds=(fitted.mean_seconds / epochs,) * epochs)
+
+
+def sklearn_logistic(
+    *, root: Path, epochs: int, seed: int, num_images: int | None = None, scored: bool = False
+) -> Timed:
+    """LogisticRegression on pixels in [0, 1]; `epochs` are L-BFGS iterations, `seconds` one value, of the whole fit."""
+    from sklearn.linear_model import LogisticRegression
+
+    classifier = LogisticRegression(solver="lbfgs", max_iter=epochs, random_state=seed)
+    return _fitted(classifier, root=root, num_images=num_images, scored=scored, mean=0.0, std=1.0)
+
+
+def _fitted(classifier: Any, *, root: Path, num_images: int | None, scored: bool, mean: float, std: float) -> Timed:
+    """Seconds of the whole fit, on pixels x in [0, 1] as (x - mean) / std."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    def arrays(split: Split, *, num: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = in_memory(root, split=split, num_images=num, mean=mean, std=std)
+        return images.flatten(1).numpy(), labels.numpy()
+
+    images, labels = arrays("train", num=num_images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed
         began = time.perf_counter()
         classifier.fit(images, labels)
         seconds = time.perf_counter() - began
-    assert classifier.n_iter_ == epochs
-    return Timed(
-        seconds=(seconds / epochs,) * epochs,
-        accuracy_percent=_sklearn_accuracy_percent(classifier, root=root, mean=MEAN, std=STD) if scored else None,
-    )
-
-
-def sklearn_logistic(*, root: Path, iterations: int, num_images: int | None = None, scored: bool = False) -> Timed:
-    """LogisticRegression (L-BFGS) on pixels in [0, 1]; `seconds` is one value, of the whole fit."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    images, labels = arrays(root, split="train", num_images=num_images, mean=0.0, std=1.0)
-    classifier = LogisticRegression(solver="lbfgs", max_iter=iterations)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        began = time.perf_counter()
-        classifier.fit(images, labels)
-        seconds = time.perf_counter() - began
-    return Timed(
-        seconds=(seconds,),
-        accuracy_percent=_sklearn_accuracy_percent(classifier, root=root, mean=0.0, std=1.0) if scored else None,
-    )
-
-
-def arrays(
-    root: Path, *, split: Split, num_images: int | None = None, mean: float, std: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 784) float32, x -> (x - mean) / std for pixels x in [0, 1], and labels (N,)."""
-    images, labels = in_memory(root, split=split, num_images=num_images, mean=mean, std=std)
-    return images.flatten(1).numpy(), labels.numpy()
-
-
-def _sklearn_accuracy_percent(classifier: object, *, root: Path, mean: float, std: float) -> float:
-    images, labels = arrays(root, split="test", mean=mean, std=std)
-    return float(100 * classifier.score(images, labels))  # type: ignore[attr-defined]
+    scored_percent = float(100 * classifier.score(*arrays("test"))) if scored else None
+    return Timed(seconds=(seconds,), accuracy_percent=scored_percent)
 
 
 # ---------------------------------------------------------------- (d) by hand, all images in memory
 
 
 def in_memory(
-    root: Path, *, split: Split, num_images: int | None = None, mean: float, std: float
+    root: Path, *, split: Split, num_images: int | None = None, mean: float = MEAN, std: float = STD
 ) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) float32, x -> (x - mean) / std for pixels x in [0, 1], and labels (N,) int64."""
     images, labels = (
@@ -237,37 +226,39 @@ def hand_loop(
     return tuple(seconds)
 
 
-def hand_article(*, root: Path, epochs: int, seed: int, num_images: int | None = None, scored: bool = False) -> Timed:
-    """Seconds of each epoch of the article's net in `hand_loop`."""
-    torch.manual_seed(seed)
-    images, labels = in_memory(root, split="train", num_images=num_images, mean=MEAN, std=STD)
-    model = article_net()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    seconds = hand_loop(
-        model, images, labels, epochs=epochs, batch_size=BATCH_SIZE, optimizer=optimizer, clip_norm=CLIP_NORM
-    )
-    return Timed(seconds=seconds, accuracy_percent=accuracy_percent(model, root=root) if scored else None)
+def hand_article(**how: Any) -> Timed:
+    """Seconds of each epoch of the article's net in `hand_loop`; called as `article_loop`."""
+    return _by_adam(article_net, clip_norm=CLIP_NORM, **how)
 
 
-def plain_lenet5(
+def plain_lenet5(*, flush_denormal: bool = False, **how: Any) -> Timed:
+    """LeNet-5 as usually reimplemented, without distortions: 61,706 parameters; called as `article_loop`.
+
+    `flush_denormal`: torch's option.
+    """
+    torch.set_flush_denormal(flush_denormal)
+    return _by_adam(lenet5_net, clip_norm=None, **how)
+
+
+def _by_adam(
+    net: Callable[[], nn.Module],
     *,
     root: Path,
     epochs: int,
     seed: int,
     num_images: int | None = None,
     scored: bool = False,
-    flush_denormal: bool = False,
+    clip_norm: float | None,
 ) -> Timed:
-    """LeNet-5 as usually reimplemented, without distortions: 61,706 parameters. `flush_denormal`: torch's option."""
+    """Seconds of each epoch of a net in `hand_loop`, with the article's optimiser and batches."""
     torch.manual_seed(seed)
-    torch.set_flush_denormal(flush_denormal)
-    images, labels = in_memory(root, split="train", num_images=num_images, mean=MEAN, std=STD)
-    model = lenet5_net()
+    images, labels = in_memory(root, split="train", num_images=num_images)
+    model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     seconds = hand_loop(
-        model, images, labels, epochs=epochs, batch_size=BATCH_SIZE, optimizer=optimizer, clip_norm=None
+        model, images, labels, epochs=epochs, batch_size=BATCH_SIZE, optimizer=optimizer, clip_norm=clip_norm
     )
-    return Timed(seconds=seconds, accuracy_percent=accuracy_percent(model, root=root) if scored else None)
+    return Timed(seconds=seconds, accuracy_percent=accuracy_percent(model, scored_batches(root)) if scored else None)
 
 
 def lenet5_net() -> nn.Sequential:
@@ -288,13 +279,10 @@ def lenet5_net() -> nn.Sequential:
     )
 
 
-@torch.no_grad()
-def accuracy_percent(model: nn.Module, *, root: Path, mean: float = MEAN, std: float = STD) -> float:
-    """Accuracy on the 10,000 images of the official test split."""
-    model.eval()
+def scored_batches(root: Path, *, mean: float = MEAN, std: float = STD) -> Iterator[tuple[Tensor, Tensor]]:
+    """The 10,000 images of the official test split, and their labels."""
     images, labels = in_memory(root, split="test", mean=mean, std=std)
-    predicted = torch.cat([model(batch).argmax(dim=1) for batch in torch.split(images, SCORED_AT_ONCE)])
-    return 100 * int((predicted == labels).sum()) / len(labels)
+    return zip(torch.split(images, SCORED_AT_ONCE), torch.split(labels, SCORED_AT_ONCE), strict=True)
 
 
 # ---------------------------------------------------------------- (d) for a row's own net and recipe
@@ -330,7 +318,7 @@ def hand_row(
             scheduler=_one_cycle(optimizer, recipe=recipe, num_images=len(images), epochs=epochs),
             change=(lambda batch: (distorted(batch, affine) - mean) / std) if affine else None,
         )
-    scored_percent = accuracy_percent(model, root=root, mean=mean, std=std) if scored else None
+    scored_percent = accuracy_percent(model, scored_batches(root, mean=mean, std=std)) if scored else None
     return Timed(seconds=seconds, accuracy_percent=scored_percent)
 
 

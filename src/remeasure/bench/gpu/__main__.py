@@ -12,17 +12,22 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from remeasure.bench.gpu import graphs
-from remeasure.bench.gpu.report import Report
-from remeasure.bench.gpu.sizes import FULL, TINY
-from remeasure.bench.gpu.steps import steps
+import torch
+
+from remeasure.bench.gpu import graphs, photographs, rows, speeds
+from remeasure.bench.gpu.report import Figures, Report
+from remeasure.bench.gpu.sizes import FULL, TINY, Sizes
 from remeasure.runs import provenance
 from remeasure.runs.hardware import settle
+from remeasure.spec.base import DeviceKind
 from remeasure.system import paths, signals, startup
 from remeasure.training.device import resolve_device
+
+Step = Callable[[], Figures]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,6 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, by their names or first words")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal, on the CPU")
     return parser
+
+
+def steps(sizes: Sizes, *, kind: DeviceKind, out: Path, deadline: float) -> Iterator[tuple[str, Step]]:
+    """The name and the function of each step; archives of rows go into folder `out`."""
+    device = torch.device(kind)
+
+    def measured(arguments: Sequence[str]) -> tuple[str, Step]:
+        archive = out / f"rows-{arguments[0]}.tar.gz"
+        return f"rows {' '.join(arguments)}", partial(rows.measure_rows, arguments, archive=archive, deadline=deadline)
+
+    yield "matrix products", lambda: [speeds.matrix_product(sizes.matrix, device=device, repeats=sizes.repeats)]
+    yield "graph check", lambda: graphs.graph_check(sizes, kind=kind)
+    yield measured(sizes.first_rows)
+    yield measured(sizes.last_rows)
+    yield "ViT from memory", lambda: speeds.vit_from_memory(sizes, device=device)
+    yield "ResNet-18 ways", lambda: graphs.resnet_ways(sizes, kind=kind)
+    yield "ViT from files", lambda: photographs.vit_from_files(sizes, device=device)
+    yield "ResNet-18 by batch", lambda: speeds.resnet_by_batch(sizes, device=device)
+    yield "MLP by batch and width", lambda: speeds.mlp_by_size(sizes, device=device)
+    yield "seeds together", lambda: graphs.seeds_together(sizes, kind=kind)
 
 
 if __name__ == "__main__":

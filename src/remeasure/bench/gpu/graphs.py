@@ -7,7 +7,9 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +21,7 @@ from remeasure.bench.gpu import speeds
 from remeasure.bench.gpu.report import Figures
 from remeasure.bench.gpu.sizes import Sizes
 from remeasure.bench.gpu.timing import Apart, fault, here, median_seconds, modes
+from remeasure.config.compose import compose
 from remeasure.spec.base import DeviceKind
 from remeasure.spec.config import Config
 from remeasure.training.engines.batched import BatchedTraining
@@ -73,10 +76,10 @@ def graph_check(sizes: Sizes, *, kind: DeviceKind) -> Figures:
     """Do captured steps train to the same numbers as others, with dropout, distortions and growing images?"""
     lines, width = Figures(), max(sizes.seeds[:2])
     together = ("engine=batched", f"engine_width={width}")
-    configs = {name: speeds.config_of(f"model={name}", *EPOCHS, *together) for name in sizes.checked_models}
+    configs = {name: compose([f"model={name}", *EPOCHS, *together]) for name in sizes.checked_models}
     growing = "recipe.resolution={pixels: [16], until_epoch: [1]}"
     batch = f"recipe.batch_size={sizes.checked_batch}"
-    configs["resnet18"] = speeds.config_of(*sizes.resnet, *EPOCHS, growing, batch)
+    configs["resnet18"] = compose([*sizes.resnet, *EPOCHS, growing, batch])
     with Apart() as apart:
         for name, config in configs.items():
             num_steps = min(sizes.steps, 50) if name == "resnet18" else sizes.steps
@@ -129,7 +132,7 @@ def seeds_together(sizes: Sizes, *, kind: DeviceKind) -> Figures:
             if captured and os.environ.get("REMEASURE_CAPTURE", "1") == "0":
                 continue
             line: dict[str, Any] = {"model": model, "seeds": num, "captured": captured}
-            config = speeds.config_of(f"model={model}", *EPOCHS, "engine=batched", f"engine_width={num}")
+            config = compose([f"model={model}", *EPOCHS, "engine=batched", f"engine_width={num}"])
             run = apart if captured else here
             try:
                 seconds = run(seconds_per_step, config, num_steps=sizes.steps, captured=captured, kind=kind)
@@ -172,7 +175,7 @@ def resnet_ways(sizes: Sizes, *, kind: DeviceKind) -> Figures:
             batch = sizes.checked_batch
             overrides = (*sizes.resnet, f"recipe.batch_size={batch}", f"recipe.resolution={resolution}")
             try:
-                config = speeds.config_of(*overrides)
+                config = compose(overrides)
                 first, seconds = run(way_seconds, config, kind=kind, repeats=sizes.repeats, **options)
             except Exception as error:
                 lines.append(line | fault(error))
@@ -188,15 +191,15 @@ def way_seconds(
     """`median_seconds` of a step in these modes."""
     device = torch.device(kind)
     with modes(**{"deterministic": False, **switches}):
-        call = speeds.training_call(config, compiled=False, device=device)
+        call: Callable[[], object] = speeds.training_call(config, compiled=False, device=device)
         if captured:
-            take, captor, chosen = call, Captured(), torch.zeros((), device=device)
+            take = call
 
             def step(_: Tensor) -> tuple[Tensor, ...]:
                 take()
                 return ()
 
+            call = partial(Captured(), step, torch.zeros((), device=device), key=None)
             for _ in range(4):  # the last one captures
-                captor(step, chosen, key=None)
-            return median_seconds(lambda: captor(step, chosen, key=None), device=device, repeats=repeats)
+                call()
         return median_seconds(call, device=device, repeats=repeats)

@@ -7,13 +7,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from remeasure.bench.gpu.report import Figures
+from remeasure.bench.gpu.sizes import Sizes
+from remeasure.bench.gpu.speeds import network_of, noise
+from remeasure.bench.gpu.timing import wait
+from remeasure.config.compose import compose
 from remeasure.data import catalog
-from remeasure.models import registry
 from remeasure.spec.config import Config
 from remeasure.spec.recipe import Evaluation
+from remeasure.system import paths
 from remeasure.system.startup import num_cores
 from remeasure.training.inference import forward
 from remeasure.training.photographs.evaluate import paced, stream
+
+
+def vit_from_files(sizes: Sizes, *, device: torch.device) -> Figures:
+    """Images/s from JPEG files: decoding alone, the net alone, and both together."""
+    config = compose([*sizes.vit, "data=imagenet_sample"])
+    return [throughput(config, device=device, data_root=paths.data_root(), num_images=sizes.num_images)]
 
 
 @torch.inference_mode()
@@ -24,9 +35,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
     """
     recipe = config.recipe
     assert isinstance(recipe, Evaluation)
-    network = registry.build(
-        config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
-    )
+    network = network_of(config, device=device)
     run = forward(network, spec=config.spec(data_sha256=""), device=device)
     listing = catalog.load_listing(config.data, "test", root=data_root)
 
@@ -39,9 +48,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
             pinned=device.type == "cuda",
         )
 
-    generator = torch.Generator().manual_seed(0)
-    shape = (recipe.batch_size, *config.input_shape)
-    batch = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+    batch = noise(config, num=recipe.batch_size)[0].to(device)
     run(batch)  # the first call chooses kernels
     repeated = (batch for _ in range(-(-num_images // len(batch))))
     return {
@@ -58,8 +65,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
 
 def _rate(batches: Iterable[Tensor], *, device: torch.device, num_first: int = 0) -> float:
     """Images per second, timed from the first request, or the result of batch `num_first`, to the last result."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     began, num = time.monotonic(), 0
     for number, size in enumerate(paced((len(batch) for batch in batches), device=device), start=1):
         num += size

@@ -42,7 +42,7 @@ class Report:
 
     def lines(self, name: str) -> Figures:
         """The results of the step; [] if it was not measured."""
-        return _lines({"figures": self.figures}, name)
+        return _lines(self.figures, name)
 
     def done(self, name: str) -> bool:
         return name in self.figures and "lacks" not in self.figures[name]
@@ -85,9 +85,9 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "By `python -m remeasure.bench.gpu --out DIR`, at commit "
         f"{content['head']['commit']}; {environment['cpu']}, Python {environment['python']}, {packages}.",
     ]
-    peak = next((line["tflops"] for line in _lines(content, "matrix products")), None)
+    peak = next((line["tflops"] for line in _lines(content["figures"], "matrix products")), None)
     for name, figures in content["figures"].items():
-        table = [_with_share(line, peak=peak) for line in _lines(content, name)]
+        table = [_with_share(line, peak=peak) for line in figures["lines"]]
         columns = list(dict.fromkeys(key for line in table for key in line))
         lines += ["", f"## {name}", ""]
         lines += [f"Not complete: {figures['lacks']}.", ""] if "lacks" in figures else []
@@ -96,8 +96,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(content: Mapping[str, Any], name: str) -> Figures:
-    lines: Figures = content["figures"].get(name, {}).get("lines", [])
+def _lines(figures: Mapping[str, Any], name: str) -> Figures:
+    lines: Figures = figures.get(name, {"lines": []})["lines"]
     return lines
 
 

@@ -5,8 +5,7 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ def measure_rows(arguments: Sequence[str], *, archive: Path, deadline: float) ->
     budget = f"{max(1, int(deadline - time.monotonic()))}s"
     with tempfile.TemporaryDirectory() as folder:
         results, began = Path(folder) / "results", time.monotonic()
-        with _kept(results, archive=archive):
-            status = reproduce.main(
-                ["measure", *arguments, "--budget", budget, "--results", str(results)], compose=compose.compose
-            )
+        command = ["measure", *arguments, "--budget", budget, "--results", str(results)]
+        try:
+            status = reproduce.main(command, compose=compose.compose)
+        finally:
+            _pack(results, archive=archive)
         seconds = time.monotonic() - began
         rows = [argument for argument in arguments[: arguments.index("--seeds")] if not argument.startswith("-")]
         records = {row: read_runs(results, row=row) for row in rows}
@@ -41,27 +41,22 @@ def measure_rows(arguments: Sequence[str], *, archive: Path, deadline: float) ->
     return lines
 
 
-@contextmanager
-def _kept(results: Path, *, archive: Path) -> Iterator[None]:
-    """Pack the folder at the end of the block, even if interrupted."""
-    try:
-        yield
-    finally:
-        if results.is_dir():
-            partial = archive.with_suffix(".partial")
-            with tarfile.open(partial, "w:gz") as packed:
-                packed.add(results, arcname="results")
-            os.replace(partial, archive)
+def _pack(results: Path, *, archive: Path) -> None:
+    """Pack the folder, if there is one."""
+    if results.is_dir():
+        partial = archive.with_suffix(".partial")
+        with tarfile.open(partial, "w:gz") as packed:
+            packed.add(results, arcname="results")
+        os.replace(partial, archive)
 
 
 def _row_line(name: str, records: Sequence[RunRecord]) -> dict[str, Any]:
     scored = [record.accuracy_percent for record in records if record.accuracy_percent is not None]
-    seconds = sorted(record.wall_seconds for record in records)
     return {
         "row": name,
         "seeds": len(records),
         "mean_percent": round(statistics.fmean(scored), 3) if scored else None,
         "sd_percent": round(statistics.stdev(scored), 3) if len(scored) > 1 else None,
         "first_seed_seconds": records[0].wall_seconds,
-        "median_seed_seconds": statistics.median(seconds),
+        "median_seed_seconds": statistics.median(record.wall_seconds for record in records),
     }

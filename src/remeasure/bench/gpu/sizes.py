@@ -1,5 +1,6 @@
 """Amounts to measure: on a GPU, and in the rehearsal on the CPU."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -10,40 +11,27 @@ class Sizes:
     `steps`: of an epoch on noise.
     """
 
-    first_rows: tuple[str, ...]
-    last_rows: tuple[str, ...]
-    matrix: int
-    batches: tuple[int, ...]
-    photograph_batches: tuple[int, ...]
-    resnet: tuple[str, ...]
-    resolutions: tuple[str, ...]
-    hidden: tuple[int, ...]
-    seeds: tuple[int, ...]
-    steps: int
-    checked_models: tuple[str, ...]
-    checked_batch: int
-    num_images: int
-    vit: tuple[str, ...]
-    repeats: int
+    first_rows: Sequence[str] = ("resnet18-cifar10", "--seeds", "5")
+    last_rows: Sequence[str] = (
+        *("logreg-mnist", "mlp2-mnist", "mlp4-mnist", "lenet5-mnist"),
+        *("--seeds", "10", "--together", "10"),
+    )
+    matrix: int = 8192
+    batches: Sequence[int] = (128, 512, 2048)
+    photograph_batches: Sequence[int] = (64, 256, 512)
+    resnet: Sequence[str] = ("model=resnet18",)
+    resolutions: Sequence[str] = ("{pixels: [16], until_epoch: [15]}", "{pixels: [24], until_epoch: [15]}", "null")
+    hidden: Sequence[int] = (64, 256, 1024, 4096)
+    seeds: Sequence[int] = (1, 10, 100)
+    steps: int = 500
+    checked_models: Sequence[str] = ("mlp2", "mlp4", "lenet5")
+    checked_batch: int = 256
+    num_images: int = 4_000
+    vit: Sequence[str] = ("model=vit_b16",)
+    repeats: int = 30
 
 
-FULL = Sizes(
-    first_rows=("resnet18-cifar10", "--seeds", "5"),
-    last_rows=("logreg-mnist", "mlp2-mnist", "mlp4-mnist", "lenet5-mnist", "--seeds", "10", "--together", "10"),
-    matrix=8192,
-    batches=(128, 512, 2048),
-    photograph_batches=(64, 256, 512),
-    resnet=("model=resnet18",),
-    resolutions=("{pixels: [16], until_epoch: [15]}", "{pixels: [24], until_epoch: [15]}", "null"),
-    hidden=(64, 256, 1024, 4096),
-    seeds=(1, 10, 100),
-    steps=500,
-    checked_models=("mlp2", "mlp4", "lenet5"),
-    checked_batch=256,
-    num_images=4_000,
-    vit=("model=vit_b16",),
-    repeats=30,
-)
+FULL = Sizes()
 TINY = Sizes(
     first_rows=("logreg-digits", "--demo", "--seeds", "2"),
     last_rows=("mlp2-digits", "--demo", "--seeds", "2", "--together", "2"),

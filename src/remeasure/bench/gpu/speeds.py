@@ -8,14 +8,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from remeasure.bench.gpu.photographs import throughput
 from remeasure.bench.gpu.report import Figures
 from remeasure.bench.gpu.sizes import Sizes
 from remeasure.bench.gpu.timing import median_seconds, modes
-from remeasure.config import compose
+from remeasure.config.compose import compose
 from remeasure.models import registry
 from remeasure.spec.config import Config
-from remeasure.system import paths
 from remeasure.training.engines.serial import Training
 from remeasure.training.inference import forward
 
@@ -25,10 +23,6 @@ def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     _, seconds = median_seconds(lambda: left @ right, device=device, repeats=repeats)
     return {"size": size, "precision": "bfloat16", "tflops": round(2 * size**3 / seconds / 1e12, 6)}
-
-
-def config_of(*overrides: str) -> Config:
-    return compose.compose(list(overrides))
 
 
 def network_of(config: Config, *, device: torch.device, seed: int = 0) -> nn.Module:
@@ -54,23 +48,16 @@ def compiled_alone(network: nn.Module, **options: Any) -> None:
 
 def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
     """Images/s of inference in bfloat16 on uint8 images that are on the device, plain and compiled."""
-    config, lines = config_of(*sizes.vit), Figures()
+    config, lines = compose(sizes.vit), Figures()
     for compiled in (False, True) if device.type == "cuda" else (False,):
         network = network_of(config, device=device)
         if compiled:
             compiled_alone(network, mode="max-autotune-no-cudagraphs")
         run = forward(network, spec=config.spec(data_sha256=""), device=device)
         for batch in sizes.photograph_batches:
-            images = torch.randint(0, 256, (batch, *config.input_shape), dtype=torch.uint8).to(device)
-            call = torch.inference_mode()(partial(run, images))
+            call = torch.inference_mode()(partial(run, noise(config, num=batch)[0].to(device)))
             lines.append(_speed(call, batch=batch, compiled=compiled, device=device, repeats=sizes.repeats))
     return lines
-
-
-def vit_from_files(sizes: Sizes, *, device: torch.device) -> Figures:
-    """Images/s from JPEG files: decoding alone, the net alone, and both together."""
-    config = config_of(*sizes.vit, "data=imagenet_sample")
-    return [throughput(config, device=device, data_root=paths.data_root(), num_images=sizes.num_images)]
 
 
 def resnet_by_batch(sizes: Sizes, *, device: torch.device) -> Figures:
@@ -78,7 +65,7 @@ def resnet_by_batch(sizes: Sizes, *, device: torch.device) -> Figures:
     lines = Figures()
     for compiled in (False, True) if device.type == "cuda" else (False,):
         for batch in sizes.batches:
-            config = config_of(*sizes.resnet, f"recipe.batch_size={batch}", "recipe.resolution=null")
+            config = compose([*sizes.resnet, f"recipe.batch_size={batch}", "recipe.resolution=null"])
             lines.append(_training_speed(config, compiled=compiled, device=device, repeats=sizes.repeats))
     return lines
 
@@ -88,7 +75,7 @@ def mlp_by_size(sizes: Sizes, *, device: torch.device) -> Figures:
     lines = Figures()
     grid = [(batch, 256) for batch in sizes.batches] + [(sizes.batches[0], width) for width in sizes.hidden]
     for batch, width in grid:
-        config = config_of("model=mlp2", f"recipe.batch_size={batch}", f"model.options.hidden_sizes=[{width}]")
+        config = compose(["model=mlp2", f"recipe.batch_size={batch}", f"model.options.hidden_sizes=[{width}]"])
         speed = _training_speed(config, compiled=False, device=device, repeats=sizes.repeats)
         lines.append({"hidden": width, **speed})
     return lines
@@ -111,16 +98,11 @@ def training_call(config: Config, *, compiled: bool, device: torch.device) -> Ca
         compiled_alone(network)
     spec = config.spec(data_sha256="")
     training = Training(network, spec=spec, seed=0, images=images, labels=labels).to(device)
-    optimizer, chosen, generator = (
-        training.configure_optimizers(),
-        torch.arange(num, device=device),
-        training.generator(0),
-    )
+    optimizer, chosen = training.configure_optimizers(), torch.arange(num, device=device)
+    generator, bfloat16 = training.generator(0), spec.precision == "bfloat16"
 
     def call() -> None:
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=spec.precision == "bfloat16", cache_enabled=False
-        ):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16, cache_enabled=False):
             training.take(chosen, step=0, generator=generator, optimizer=optimizer)
 
     return call

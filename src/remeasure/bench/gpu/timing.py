@@ -8,9 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,34 +18,29 @@ from remeasure.runs.hardware import settle
 R = TypeVar("R")
 
 
-@contextmanager
-def clock(device: torch.device) -> Iterator[list[float]]:
-    """Seconds of the block, including its work on the device, in a list that is filled at the end."""
-    seconds: list[float] = []
-    _wait(device)
-    began = time.perf_counter()
-    yield seconds
-    _wait(device)
-    seconds.append(time.perf_counter() - began)
-
-
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait for the work that was given to the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def _seconds(call: Callable[[], object], *, device: torch.device, times: int = 1) -> float:
+    """Seconds of so many calls, including their work on the device."""
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait(device)
+    return time.perf_counter() - began
+
+
 def median_seconds(call: Callable[[], object], *, device: torch.device, repeats: int) -> tuple[float, float]:
     """(seconds of the first call, which may compile; median seconds of a later call, over five equal groups)."""
-    with clock(device) as first:
-        call()
+    first = _seconds(call, device=device)
     call()
-    group, times = max(1, repeats // 5), list[float]()
-    for _ in range(min(5, repeats)):
-        with clock(device) as seconds:
-            for _ in range(group):
-                call()
-        times.append(seconds[0] / group)
-    return first[0], statistics.median(times)
+    group = max(1, repeats // 5)
+    groups = [_seconds(call, device=device, times=group) for _ in range(min(5, repeats))]
+    return first, statistics.median(groups) / group
 
 
 @contextmanager
@@ -64,37 +58,28 @@ def modes(*, deterministic: bool, fill: bool = False, benchmark: bool = False) -
         memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark = False, False
 
 
-class Apart:
+class Apart(ExitStack):
     """A separate process, restarted after an exception: a failed capture may leave the device's generator unusable."""
 
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._pool:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = None
+    _pool: ProcessPoolExecutor | None = None
 
     def __call__(self, function: Callable[..., R], *arguments: Any, **named: Any) -> R:
         """The result of the function in that process; raises what it raises."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked torch can hang
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+            self.callback(self._end, self._pool)
         try:
             return self._pool.submit(functools.partial(function, *arguments, **named)).result()
         except BaseException:
-            self._end()
+            self.close()
             raise
+
+    def _end(self, pool: ProcessPoolExecutor) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
 
 
 def _begin() -> None:

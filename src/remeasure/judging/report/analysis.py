@@ -16,6 +16,17 @@ from remeasure.system.formats import Array
 NUM_BINS = 15  # Guo et al. 2017
 
 
+@dataclass(frozen=True)
+class TestSplit:
+    """A data set's official test split: `labels` (N,), `images` (N, C, H, W) uint8 or None, and class names."""
+
+    __test__ = False  # pytest: not a class of tests
+
+    labels: Array
+    images: Array | None = None
+    classes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """`bins`: mean confidence, accuracy and share of the items, each in [0, 1], of each bin that is not empty."""

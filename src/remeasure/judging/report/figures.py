@@ -84,18 +84,11 @@ def forest(gaps: tuple[Gap, ...], *, narrow: bool) -> str:
             fillstyle="none" if gap.verdict == "undecided" else "full",
             clip_on=False,
         )
-        at, align = ((-limit, number - 0.26), "left") if narrow else ((-limit, y), "right")
-        offset = (0, 0) if narrow else (-14, 0)
-        label: dict[str, Any] = {
-            "xytext": offset,
-            "textcoords": "offset points",
-            "va": "center",
-            "fontsize": FONT,
-            "parse_math": False,
-        }
-        title = axes.annotate(gap.title, at, ha=align, color=INK, url=f"#{gap.row}", **label)
+        at, align, offset = ((-limit, number - 0.26), "left", 0) if narrow else ((-limit, y), "right", -14)
+        label: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": FONT, "parse_math": False}
+        title = axes.annotate(gap.title, at, xytext=(offset, 0), ha=align, color=INK, url=f"#{gap.row}", **label)
         title.set_bbox({"facecolor": PAPER, "linewidth": 0, "pad": 1})
-        axes.annotate(f"{gap.mean:+.2f}", (limit, y), color=colour, ha="left", **(label | {"xytext": (12, 0)}))
+        axes.annotate(f"{gap.mean:+.2f}", (limit, y), xytext=(12, 0), ha="left", color=colour, **label)
     return _svg(figure, salt=f"forest-{narrow}", label="Measured minus published accuracy of each row, in points")
 
 

@@ -40,10 +40,13 @@ def filter_sheet(filters: Array, *, image_shape: tuple[int, ...]) -> tuple[str, 
     grey = np.round(127.5 + 127.5 * shown / np.where(largest > 0, largest, 1)).astype(np.uint8)
     tiles = np.pad(grey.transpose(0, 2, 3, 1), ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
     columns = min(len(tiles), 16)
-    lines = math.ceil(len(tiles) / columns)
-    sheet = np.full((lines * columns, *tiles.shape[1:]), 255, np.uint8)
-    sheet[: len(tiles)] = tiles
-    _, height, width, channels = sheet.shape
-    whole = sheet.reshape(lines, columns, height, width, channels).swapaxes(1, 2)
-    pixels = whole.reshape(lines * height, columns * width, channels)[:-1, :-1]
-    return to_uri(pixels[..., 0] if channels == 1 else pixels), len(tiles), columns
+    return to_uri(sheet(tiles, columns=columns)[:-1, :-1]), len(tiles), columns
+
+
+def sheet(tiles: Array, *, columns: int) -> Array:
+    """Tiles (N, h, w, C) uint8 in lines of so many, on white: a picture (H, W, 3), or (H, W) of the first channel."""
+    _, height, width, channels = tiles.shape
+    whole = np.pad(tiles, ((0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    lines = whole.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
+    pixels = lines.reshape(-1, columns * width, channels)
+    return pixels if channels == 3 else pixels[..., 0]

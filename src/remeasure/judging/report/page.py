@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from remeasure.judging import metrics
 from remeasure.judging.records import RowResults, by_finding
 from remeasure.judging.report import analysis, figures, images
+from remeasure.judging.report.analysis import TestSplit as TestSplit
 from remeasure.judging.report.beside import Beside
 from remeasure.spec.claim import Article, Row, VerdictName
 from remeasure.system.formats import Array
@@ -48,17 +48,6 @@ MEANING: dict[VerdictName, str] = {
 _SECTION = re.compile(r'<section data-needs="([^"]*)">.*?</section>', re.DOTALL)
 
 
-@dataclass(frozen=True)
-class TestSplit:
-    """A data set's official test split: `labels` (N,), `images` (N, C, H, W) uint8 or None, and class names."""
-
-    __test__ = False  # pytest: not a class of tests
-
-    labels: Array
-    images: Array | None = None
-    classes: tuple[str, ...] = ()
-
-
 TestSplits = Callable[[str], TestSplit | None]
 
 
@@ -85,20 +74,18 @@ def to_html(
         for cells in _article_first(table, rows=rows)
     ]
     gaps = tuple(gap for line in lines if (gap := _gap(line)))
-    body = (
-        _template().render(
-            article=article,
-            lines=lines,
-            verdicts=_by_verdict(lines),
-            total=_totals(list(groups.values())),
-            forest=[figures.forest(gaps, narrow=narrow) for narrow in (False, True)] if gaps else [],
-            comparisons=list(_comparisons(lines, groups=groups, splits=splits)),
-            titles=titles,
-            beside=beside,
-            files=files or {},
-        )
-        + "\n"
+    page = _template().render(
+        article=article,
+        lines=lines,
+        verdicts=_by_verdict(lines),
+        total=_totals(list(groups.values())),
+        forest=[figures.forest(gaps, narrow=narrow) for narrow in (False, True)] if gaps else [],
+        comparisons=list(_comparisons(lines, splits=splits)),
+        titles=titles,
+        beside=beside,
+        files=files or {},
     )
+    body = f"{page}\n"
     return body + _seal(body)
 
 
@@ -170,7 +157,6 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
     if group is None:
         return line
     shape = tuple(group.spec["data"].get("image_shape", ()))
-    environment = next(iter(group.environments.values()))
     return {
         **line,
         "found": list(by_finding(group.findings)),
@@ -179,9 +165,7 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
         ),
         "seeds": [(record, metrics.percent(record, metric=row.metric)) for record in group.records],
         "filters": images.filter_sheet(group.filters, image_shape=shape),
-        "seconds": sum(record.wall_seconds for record in group.records),
-        "environment": {key: environment.get(key) for key in ("python", "device", "system", "cpu_capability", "cuda")},
-        "packages": environment.get("packages", {}),
+        "environment": next(iter(group.environments.values())),
         "seen": _seen(group, row=row, splits=splits) if len(group.seeds) else None,
     }
 
@@ -289,16 +273,15 @@ def _totals(groups: Sequence[RowResults]) -> dict[str, Any]:
 
 
 def _comparisons(
-    lines: Sequence[Mapping[str, Any]], *, groups: Mapping[str, RowResults], splits: TestSplits
+    lines: Sequence[Mapping[str, Any]], *, splits: TestSplits
 ) -> Iterator[tuple[str, list[analysis.Pair]]]:
     """Each data set with two measured rows or more, and its pairs; no pairs where its labels are left out."""
     for data in dict.fromkeys(line["row"].data for line in lines):
         own = [line for line in lines if line["row"].data == data and line.get("seen")]
         if len(own) < 2:
             continue
-        split, right = splits(data), dict[str, Array]()
-        for line in own if split else ():
-            group = groups[line["cells"].row]
-            if split is not None and not line["seen"]["missing"]:
-                right[group.row] = group.predicted[0] == split.labels
+        right: dict[str, Array] = {}
+        if split := splits(data):
+            groups = (line["group"] for line in own if not line["seen"]["missing"])
+            right = {group.row: group.predicted[0] == split.labels for group in groups}
         yield data, list(analysis.pairs(right))
