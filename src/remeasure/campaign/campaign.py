@@ -25,7 +25,7 @@ from remeasure.judging.rules import first_rules
 from remeasure.runs import code, timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
 from remeasure.runs.provenance import device_name
-from remeasure.spec.base import InputError, gathered
+from remeasure.spec.base import InputError, gathered, refuse
 from remeasure.spec.claim import Row
 from remeasure.spec.run import RunSpec
 from remeasure.system.locks import Presence, held_folder
@@ -86,8 +86,7 @@ class Campaign:
             network_of(config)
         with gathered(faults):
             refuse_callbacks(asked)
-        if faults:
-            raise InputError(*faults)
+        refuse(faults)
         with held_folder(self.results):  # another campaign may be replacing it
             committed = read_row(self.results, row=row.name)
         device = device_name(place.device_kind, num=num_devices)
@@ -119,8 +118,7 @@ class Campaign:
         if others:
             what = f"{len(others)} of the seeds here were made by other code ({others[-1]})"
             self.say(f"{campaign.row.name}: {what}: they begin anew")
-        if faults:
-            raise InputError(*faults)
+        refuse(faults)
 
     def plan(self, campaigns: Sequence[RowCampaign]) -> None:
         """Say what would be trained."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import default_collate
 
+from remeasure.cli.sweep import aligned
 from remeasure.config.resolve import identified
 from remeasure.data import catalog
 from remeasure.models import registry
@@ -210,14 +211,13 @@ def one_step(bench: Bench, asked: Debug) -> int:
     rows: list[tuple[str, ...]] = []
     with _outputs_into(rows, network=bench.network):
         loss, _, labels = bench.step()
-    _print_table(("output of", "shape", "type", "min", "max", "mean", "deviation"), rows)
+    print(*aligned([("output of", "shape", "type", "min", "max", "mean", "deviation"), *rows]), sep="\n")
     norms = {name: None if part.grad is None else float(part.grad.norm()) for name, part in parameters.items()}
     rows = [
         (name, *_kind(part), f"{before[name]:.3g}", *_gradient(norms[name], weight=before[name]))
         for name, part in parameters.items()
     ]
-    print()
-    _print_table(("parameter", "shape", "type", "norm", "gradient's norm", "ratio"), rows)
+    print("", *aligned([("parameter", "shape", "type", "norm", "gradient's norm", "ratio"), *rows]), sep="\n")
     guess = math.log(bench.spec.data.num_classes)
     print(f"\nloss {float(loss):.6f} on {len(labels)} images; guessing gets {guess:.6f}")
     faults = {
@@ -264,12 +264,6 @@ def _gradient(norm: float | None, *, weight: float) -> tuple[str, str]:
     if norm is None:
         return "none", ""
     return f"{norm:.3g}", f"{norm / weight:.2g}" if weight else ""
-
-
-def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 # ---------------------------------------------------------------- profile

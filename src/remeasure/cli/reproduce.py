@@ -5,7 +5,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from remeasure.judging import ledger, metrics, publish, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_row, read_runs
 from remeasure.judging.report.page import TestSplit
-from remeasure.spec.base import DataMissingError, InputError, gathered
+from remeasure.spec.base import DataMissingError, InputError, gathered, refuse
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     text = read_bytes(files.ledger)
     rows, faults = ledger.read_sound(files.ledger)
     measures = options.command in ("reproduce", "measure", "plan")
-    if faults and not (measures and rows.keys() >= set(options.rows)):
-        raise InputError(*faults)
+    if not (measures and rows.keys() >= set(options.rows)):
+        refuse(faults)
     chosen = ledger.select(rows, options.rows)
     recover(files.results, then=files.retable)
     status, origins = 0, dict[str, str]()
@@ -111,20 +111,14 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
 
 def _files(*, suite: str, results: Path | None) -> Files:
     root, conf = paths.project_root(), paths.conf_dirs()
-    if suite == "controls":
-        own = results or root / "results" / "controls"
-        ledger_path = paths.conf_file("controls.yaml", folders=conf)
-        return Files(ledger=ledger_path, results=own, runs=root / "runs", store=root, readme=None)
-    if suite == "demo":
-        folder = root / "runs" / "demo"
-        ledger_path = paths.conf_file("demo.yaml", folders=conf)
-        return Files(ledger=ledger_path, results=results or folder / "results", runs=folder, store=folder, readme=None)
+    runs = root / "runs" / "demo" if suite == "demo" else root / "runs"
+    store = runs if suite == "demo" else root
     return Files(
-        ledger=conf[0] / paths.LEDGER,
-        results=results or root / "results",
-        runs=root / "runs",
-        store=root,
-        readme=None if results else root / "README.md",
+        ledger=paths.conf_file(f"{suite}.yaml", folders=conf) if suite else conf[0] / paths.LEDGER,
+        results=results or store / "results" / ("controls" if suite == "controls" else ""),
+        runs=runs,
+        store=store,
+        readme=None if suite or results else root / "README.md",
     )
 
 
@@ -156,15 +150,7 @@ def _measure(
         device_kind=resolve_device("auto"),
         devices=config.devices,
     )
-    chosen = Options(
-        seeds=options.seeds,
-        together=options.together,
-        budget_seconds=options.budget,
-        fresh=options.fresh,
-        adopt=options.adopt,
-        keep=options.keep,
-        quiet=options.quiet,
-    )
+    chosen = Options(**{entry.name: getattr(options, entry.name) for entry in fields(Options)})
     if options.command != "plan":
         provenance.warn_of_unknown(root)
     with build(config.observer, project=files.store) as observers:
@@ -244,8 +230,7 @@ def _export(rows: Mapping[str, Row], *, files: Files) -> None:
         with gathered(faults):
             folder = export(row, runs=files.runs, results=files.results, into=files.store / "exports")
             print(f"{row.name}: {folder}")
-    if faults:
-        raise InputError(*faults)
+    refuse(faults)
 
 
 def _metrics(rows: Mapping[str, Row], *, results: Path) -> None:

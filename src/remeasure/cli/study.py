@@ -151,12 +151,13 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
 
     A seed whose training had ended before the kill is not trained again.
     """
+    from optuna.samplers import TPESampler
     from optuna.trial import Trial, TrialState
 
     config = None
     while left := study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or len(study.trials) < num_trials:
         number = left[0].number if isinstance(left, list) else len(study.trials)
-        study.sampler = _sampler(number)
+        study.sampler = TPESampler(seed=number)  # a trial's values do not depend on restarts
         trial = Trial(study, left[0]._trial_id) if isinstance(left, list) else study.ask()
         overrides = [*fixed, *(f"{key}={_suggested(trial, each)}" for key, each in space.items())]
         trial.set_user_attr("overrides", overrides[len(fixed) :])
@@ -183,13 +184,6 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
     return config
 
 
-def _sampler(number: int) -> Any:
-    """Optuna's own (tree-structured Parzen estimators), so seeded that a trial's values do not depend on restarts."""
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=number)
-
-
 def _config(overrides: Sequence[str]) -> Config:
     config = compose(overrides)
     if config.data.split != "validation":
@@ -200,8 +194,7 @@ def _config(overrides: Sequence[str]) -> Config:
 def _accuracy(config: Config, *, sweeping: Sweeping) -> float | None:
     from remeasure.cli.train import run_single  # torch and Lightning: seconds to import
 
-    done = run_single(config, compose=compose, sweep=sweeping.standing("running"), tuned_once=True)
-    return done.record.accuracy_percent
+    return run_single(config, sweep=sweeping.standing("running"), tuned_once=True).record.accuracy_percent
 
 
 def _suggested(trial: "Trial", override: "Override") -> str:

@@ -29,6 +29,12 @@ class InputError(ValueError):
         self.faults = faults
 
 
+def refuse(faults: Iterable[str]) -> None:
+    """Raise one InputError that names every fault, if there is any."""
+    if found := tuple(faults):
+        raise InputError(*found)
+
+
 @contextmanager
 def gathered(faults: list[str]) -> Iterator[None]:
     """Catch an InputError of the block and add its faults to the list, so that all faults are reported together."""
