@@ -155,7 +155,7 @@ class Instant(Workers):
         def execute(task: Task, place: Place, sink: object) -> list[Outcome]:  # noqa: ARG001
             return [train(task, place=place, machine=machine)]
 
-        super().__init__(place, num=2, execute=execute, time_seed=lambda *_: 1.0, new_pool=Immediate)
+        super().__init__(place, num=2, execute=execute, time_seed=lambda *_, **__: 1.0, new_pool=Immediate)
         self.left = interrupted_after
 
     def work(

@@ -18,22 +18,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remeasure.spec.base import Choice, InputError, canonical_json
+from remeasure.spec.base import Choice, InputError, canonical_sha256
 from remeasure.spec.run import RunSpec
 
 CODE_FILE = "code.json"
 WING = ("data", "models", "runs", "spec", "training")
 # Parts of these packages that describe, find or time runs; what they change is no weight.
 BOOKS = (
-    *(
-        "models/saved.py",
-        "runs/code.py",
-        "runs/folder.py",
-        "runs/journal.py",
-        "runs/provenance.py",
-        "runs/timing.py",
-        "spec/claim.py",
-    ),
+    "models/saved.py",
+    "runs/code.py",
+    "runs/folder.py",
+    "runs/journal.py",
+    "runs/provenance.py",
+    "runs/timing.py",
+    "spec/claim.py",
 )
 INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -41,7 +39,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def code_sha256(spec: RunSpec) -> str:
     """The SHA-256 over the files that this spec is trained or evaluated by, as they were when this process began."""
-    return _sha256(canonical_json(files(spec)).encode())
+    return canonical_sha256(files(spec))
 
 
 def files(spec: RunSpec) -> Mapping[str, str]:
@@ -52,7 +50,7 @@ def files(spec: RunSpec) -> Mapping[str, str]:
 def own_code_sha256(spec: RunSpec) -> str | None:
     """As `code_sha256`, over the user's own files alone; None if the spec names no module of the user's."""
     own = _own(*_named(spec))
-    return _sha256(canonical_json(own).encode()) if own else None
+    return canonical_sha256(own) if own else None
 
 
 def remember(spec: RunSpec) -> None:

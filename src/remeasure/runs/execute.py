@@ -67,17 +67,9 @@ def execute_together(
             held.enter_context(locks.held(directory / "lock"))
         reused = [(directory / "record.json").is_file() for directory in directories]
         if not all(reused):  # another process may have finished them while this one waited
+            attempt = partial(Attempt, spec=spec, row=row, place=place, sink=sink, num_devices=world.size)
             attempts = [
-                Attempt(
-                    directory,
-                    spec=spec,
-                    seed=each,
-                    row=row,
-                    place=place,
-                    sink=sink,
-                    keeps=each in keeps,
-                    num_devices=world.size,
-                )
+                attempt(directory, seed=each, keeps=each in keeps)
                 for each, directory in zip(seeds, directories, strict=True)
             ]
             share = partial(_share, spec=spec, seed=seed, place=place)

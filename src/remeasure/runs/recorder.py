@@ -147,7 +147,15 @@ class Attempt:
             refuse_early_scores(read(self.directory), epochs=self._epochs)
             _keep_arrays(self.directory, scored=result)
             if self.keeps:
-                _keep_model(self.directory, spec=self.spec, seed=self.seed, scored=result)
+                saved.write(
+                    self.directory,
+                    network=result.network,
+                    spec=self.spec,
+                    seed=self.seed,
+                    normalisation=evaluated_with(self.spec),
+                    classes=catalog.class_names(self.spec.data),
+                    published=self.spec.recipe.weights if isinstance(self.spec.recipe, Evaluation) else None,
+                )
             point = _last_point(self.spec, record=record)
             self.report("epoch", **point)
             self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
@@ -244,15 +252,3 @@ def _keep_arrays(directory: Path, *, scored: Scored) -> None:
     write_atomic(directory / "predictions.npz", encode_npz(arrays))
     weights = registry.first_layer_weights(scored.network).numpy().astype(np.float16)
     write_atomic(directory / "filters.npz", encode_npz({"weights": weights}))
-
-
-def _keep_model(directory: Path, *, spec: RunSpec, seed: int, scored: Scored) -> None:
-    saved.write(
-        directory,
-        network=scored.network,
-        spec=spec,
-        seed=seed,
-        normalisation=evaluated_with(spec),
-        classes=catalog.class_names(spec.data),
-        published=spec.recipe.weights if isinstance(spec.recipe, Evaluation) else None,
-    )

@@ -1,7 +1,7 @@
 """One composed config, conf/train.yaml with its groups, and the RunSpec built from it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal, get_args
 
 from remeasure.spec.base import CONFIG_NAME, FIRST_TUNING_SEED, Control, Count, DeviceKind, Engine, Keep, Strict, Within
@@ -79,21 +79,13 @@ class Config(Strict):
 
         A precision that is still `auto` becomes bfloat16.
         """
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(RunSpec) if hasattr(self, entry.name)}
+        shared["precision"] = "bfloat16" if self.precision == "auto" else self.precision
         return RunSpec(
-            model=self.model,
-            data=self.data,
-            recipe=self.recipe,
-            precision="bfloat16" if self.precision == "auto" else self.precision,
-            engine=self.engine,
-            engine_width=self.engine_width,
-            compile=self.compile,
-            channels_last=self.channels_last,
-            steps_per_block=self.steps_per_block,
-            cpu_threads=self.cpu_threads,
+            **shared,
             data_sha256=data_sha256,
             weights_sha256=weights_sha256,
             training_version=TRAINING_VERSION,
-            control=self.control,
             callbacks=tuple(self.callback.values()),
         )
 

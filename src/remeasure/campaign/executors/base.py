@@ -7,7 +7,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from remeasure.runs.folder import Outcome, Place
@@ -58,9 +57,7 @@ class Executor(ABC):
         return self
 
     @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
 
     @abstractmethod
     def start(self, task: Task) -> Future[list[Outcome]]:
@@ -177,10 +174,3 @@ def execute_task(task: Task, place: Place, sink: "Sink") -> list[Outcome]:
     return execute_together(
         task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh, keeps=task.keeps
     )
-
-
-def seconds_of_seed(spec: RunSpec, place: Place) -> float:
-    """Seconds of a seed in this process, estimated from a few steps."""
-    from remeasure.runs.timing import seconds_of_seed
-
-    return seconds_of_seed(spec, place=place)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -56,11 +55,8 @@ class Ray(Remote):
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         super().__init__(place, num=settings.at_once or int(resources["CPU"]), execute=execute)
         self._refs: dict[Future[Any], ray.ObjectRef[Any]] = {}
-        self._tasks: dict[Future[Any], Task] = {}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         running = [ref for future, ref in self._refs.items() if not future.done()]
         for ref in running:
             ray.cancel(ref)
@@ -72,7 +68,6 @@ class Ray(Remote):
         future: Future[list[Outcome]] = Future()
         call: tuple[Any, ...] = (self.execute,) if self.settings.shared_disk else (apart, self.execute)
         self._refs[future] = self._call(*call, task, self.place, cores=task.spec.cpu_threads)
-        self._tasks[future] = task
         return future
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
@@ -94,10 +89,9 @@ class Ray(Remote):
         refs = list(self._refs.values())
         done = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
         for future in [future for future, ref in self._refs.items() if ref in done]:
-            task = self._tasks.pop(future)
             try:
                 found = ray.get(self._refs.pop(future))
-                future.set_result(self._brought(found, task=task))
+                future.set_result(self._brought(found, task=self._active[future]))
             except Exception as error:
                 future.set_exception(error)
 

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import psutil
@@ -26,9 +25,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from remeasure.campaign.executors.base import POLL_SECONDS, Task
-from remeasure.campaign.executors.remote import Execute, Remote, environment, key, options, time_seed
+from remeasure.campaign.executors.remote import Execute, Remote, environment, time_seed
 from remeasure.runs import code
-from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.folder import Outcome, Place, run_key
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import write_atomic
@@ -101,6 +100,14 @@ class Slurm(Remote):
         super().__init__(place, num=settings.at_once, execute=execute)
         self.settings, self.folder = settings, place.runs / JOBS
         self.folder.mkdir(parents=True, exist_ok=True)
+        resources = {
+            "slurm_partition": settings.partition,
+            "slurm_account": settings.account,
+            "slurm_array_parallelism": settings.at_once,
+            "mem_gb": settings.memory_gb,
+            "cpus_per_task": settings.cpus_per_run,
+            "gpus_per_node": settings.gpus_per_run,
+        }
         python = " ".join([*shlex.split(settings.container or ""), shlex.quote(sys.executable)])
         try:
             self._scheduler = submitit.AutoExecutor(
@@ -117,16 +124,7 @@ class Slurm(Remote):
                 slurm_setup=setup,
                 local_setup=setup,
                 slurm_additional_parameters={"requeue": True, **settings.extra},
-                **options(
-                    {
-                        "slurm_partition": settings.partition,
-                        "slurm_account": settings.account,
-                        "slurm_array_parallelism": settings.at_once,
-                        "mem_gb": settings.memory_gb,
-                        "cpus_per_task": settings.cpus_per_run,
-                        "gpus_per_node": settings.gpus_per_run,
-                    }
-                ),
+                **{name: value for name, value in resources.items() if value is not None},
             )
         except (RuntimeError, ValueError) as error:  # no srun here, or an option that is none
             raise InputError(f"conf/cluster: {str(error).splitlines()[0]}") from None
@@ -135,9 +133,7 @@ class Slurm(Remote):
         self._asked = -math.inf  # when the scheduler was asked last
         self._alive: frozenset[str] = frozenset()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         left = [entry.job.job_id for entry in self._jobs.values()]
         if left:
             how = f"`scancel {' '.join(left)}` ends them" if self.settings.scheduler == "slurm" else f"{left}"
@@ -225,11 +221,14 @@ class Slurm(Remote):
 
     def _note(self, spec: RunSpec, *, seed: int) -> Path:
         """A task's; one of other code is another."""
-        return self.folder / f"{key(spec, seed=seed, place=self.place)}-{code.code_sha256(spec)[:12]}.json"
+        return self.folder / f"{self._key(spec, seed=seed)}-{code.code_sha256(spec)[:12]}.json"
+
+    def _key(self, spec: RunSpec, *, seed: int) -> str:
+        return run_key(spec.spec_sha256, seed=seed, device_kind=self.place.device_kind)
 
     def _write_note(self, entry: _Job) -> None:
         spec = entry.call.task.spec
-        runs = [key(spec, seed=seed, place=self.place) for seed in spec.together(entry.call.task.seed)]
+        runs = [self._key(spec, seed=seed) for seed in spec.together(entry.call.task.seed)]
         write_atomic(entry.note, json.dumps({"job": entry.job.job_id, "runs": runs}).encode())
 
     def _notes(self) -> Iterator[dict[str, Any]]:
