@@ -4,7 +4,6 @@ The program model.pt2 (torch.export) is what loads without our code: it is the g
 included. A module written out from the builder's source would need whatever that imports, and to be kept the same.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import read_bytes, write_atomic
+from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.formats import encode_json
 
 PROGRAM_FILE = "model.pt2"
@@ -78,9 +77,8 @@ def _directory(row: Row, *, runs: Path, measured: Sequence[RunRecord]) -> Path:
     """
     found, seeds = list[tuple[int, int, int, Path]](), {(each.seed, each.predicted_sha256) for each in measured}
     for path in runs.glob(f"*/{saved.WEIGHTS_FILE}"):
-        try:
-            record = json.loads((path.parent / "record.json").read_bytes())
-        except (OSError, ValueError):  # unfinished, or damaged: then it is not the row's best one
+        record = read_json(path.parent / "record.json")
+        if not record:  # unfinished, or damaged: then it is not the row's best one
             continue
         is_same = record["spec_sha256"] in {each.spec_sha256 for each in measured}
         if is_same or record["row"] == row.name:

@@ -16,7 +16,6 @@ from torch.utils.data import default_collate
 from remeasure.cli.sweep import aligned
 from remeasure.config.resolve import identified
 from remeasure.data import catalog
-from remeasure.models import registry
 from remeasure.runs.hardware import processor
 from remeasure.spec.base import InputError
 from remeasure.spec.config import Config, Debug
@@ -30,7 +29,7 @@ from remeasure.training.engines.steps import take_step
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import training_loss
 from remeasure.training.optimizers import build_optimizer
-from remeasure.training.seeding import derive, permutation
+from remeasure.training.seeding import derive, initial_network, permutation
 
 OVERFITTED = 0.01  # of ln C, what guessing gets: a loss that is as good as 0
 Images = Callable[[], tuple[Tensor, Tensor]]  # a batch as the net gets it: (B, C, H, W) float32, and labels (B,)
@@ -107,12 +106,7 @@ def _bench(spec: RunSpec, *, config: Config, plain: bool) -> Bench:
     assert isinstance(config.recipe, Recipe)
     assert config.debug is not None
     device, recipe = torch.device(resolve_device(config.device)), config.recipe
-    network = registry.build(
-        config.model,
-        image_shape=config.input_shape,
-        num_classes=config.data.num_classes,
-        generator_seed=derive(config.seed, purpose="weights", step=0),
-    )
+    network = initial_network(replace(spec, compile=False), seed=config.seed)  # layers are looked into
     if plain:
         loss = recipe.loss.unregularised()
         recipe = replace(recipe, augmentation=NoAugmentation(), resolution=None, loss=loss)

@@ -199,19 +199,16 @@ def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers
     from remeasure.tracking.mlflow_observer import MlflowObserver
     from remeasure.tracking.replay import replay_row
 
-    tracking = [observer for observer in observers.each if isinstance(observer, MlflowObserver)]
+    tracking = [each for each in observers.each if isinstance(each, MlflowObserver)]
+    trackers = [(each.best_effort.at_once, each.tracker) for each in tracking if each.tracker]
     for row in (row for row in rows.values() if row.name not in here):
         with held_folder(files.results):
             ensure_header(files.results, row=row.name)
-        for observer in tracking:
-            if observer.tracker:
-                observer.best_effort.at_once(
-                    replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
-                )
-    for observer in tracking:
-        if observer.tracker:
-            whole, _ = ledger.read_sound(files.ledger)
-            observer.best_effort.at_once(observer.tracker.describe, _note(whole, files=files))
+        for at_once, tracker in trackers:
+            at_once(replay_row, row, tracker=tracker, results=files.results, runs=files.runs)
+    for at_once, tracker in trackers:
+        whole, _ = ledger.read_sound(files.ledger)
+        at_once(tracker.describe, _note(whole, files=files))
 
 
 def _note(rows: Mapping[str, Row], *, files: Files) -> str:

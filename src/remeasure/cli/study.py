@@ -5,7 +5,6 @@ MLflow needs. Ranges are written in Hydra's grammar, as that sweeper has them.
 """
 
 import argparse
-import re
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,6 +153,8 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
     from optuna.samplers import TPESampler
     from optuna.trial import Trial, TrialState
 
+    from remeasure.cli.train import run_single  # torch and Lightning: seconds to import
+
     config = None
     while left := study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or len(study.trials) < num_trials:
         number = left[0].number if isinstance(left, list) else len(study.trials)
@@ -167,7 +168,8 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
                 config = _config([*overrides, f"seed={seed}"])
                 _refuse_edited(study, config=config)
                 print(f"trial {number}: {' '.join([*overrides[len(fixed) :], f'seed={seed}'])}", flush=True)
-                accuracies.append(_accuracy(config, sweeping=_so_far(study)))
+                done = run_single(config, sweep=_so_far(study).standing("running"), tuned_once=True)
+                accuracies.append(done.record.accuracy_percent)
         except InputError as error:
             if isinstance(error, _EditedError):
                 raise
@@ -189,12 +191,6 @@ def _config(overrides: Sequence[str]) -> Config:
     if config.data.split != "validation":
         raise InputError(f"data.split: a sweep is scored on held-back training images, got split={config.data.split}")
     return config
-
-
-def _accuracy(config: Config, *, sweeping: Sweeping) -> float | None:
-    from remeasure.cli.train import run_single  # torch and Lightning: seconds to import
-
-    return run_single(config, sweep=sweeping.standing("running"), tuned_once=True).record.accuracy_percent
 
 
 def _suggested(trial: "Trial", override: "Override") -> str:
@@ -253,7 +249,7 @@ def _recipe(study: "Study", *, overrides: Sequence[str], config: Config, command
             _put(recipe, key.split(".")[1:], override.value())
     text = yaml.safe_dump({"name": study.study_name, **recipe}, sort_keys=False, default_flow_style=None)
     yield f"defaults: [{config.recipe.name}, _self_]"
-    yield re.sub(r"\n$", "", text)
+    yield text.removesuffix("\n")
 
 
 def _put(into: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from remeasure.spec.base import Choice, InputError, canonical_sha256
 from remeasure.spec.run import RunSpec
+from remeasure.system.atomic import read_json
 
 CODE_FILE = "code.json"
 WING = ("data", "models", "runs", "spec", "training")
@@ -66,24 +67,17 @@ def content(spec: RunSpec) -> bytes:
 
 def kept(directory: Path) -> str:
     """The code_sha256 of a run's folder; "" if it has none."""
-    return str(_read(directory).get("code_sha256", ""))
+    return str(read_json(directory / CODE_FILE).get("code_sha256", ""))
 
 
 def changed(directory: Path, *, spec: RunSpec) -> str:
     """Which files differ from those that made the run in this folder, such as "models/mlp.py differs"."""
-    before, now = _read(directory).get("files"), files(spec)
+    before, now = read_json(directory / CODE_FILE).get("files"), files(spec)
     if not isinstance(before, dict):
         return "an earlier version, which kept no hashes of it"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} differ{'s' * (len(names) == 1)}"
-
-
-def _read(directory: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads((directory / CODE_FILE).read_bytes())
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _named(spec: RunSpec) -> list[str]:

@@ -5,8 +5,6 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from pytorch_lightning import Callback
-
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, read_record
 from remeasure.runs.hardware import keep_freed_memory, processor
 from remeasure.runs.recorder import Attempt, Sink
@@ -137,9 +135,10 @@ def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place, world:
 
 def _results(job: Job, *, attempts: Sequence[Attempt], checkpoint: Path) -> list[Scored | DivergenceError]:
     """The result of each seed: its score, or where it diverged."""
-    reports = [attempt.epoch for attempt in attempts]
+    reports, first = [attempt.epoch for attempt in attempts], attempts[0]
+    doctor = Doctor([attempt.chart for attempt in attempts], inside=not first.spec.compile)
     results: dict[int, Scored | DivergenceError] = {}
-    results |= job.train(checkpoint=checkpoint, reports=reports, callbacks=_callbacks(attempts))
+    results |= job.train(checkpoint=checkpoint, reports=reports, callbacks=[doctor] if first.place.doctor else [])
     for index, attempt in enumerate(attempts):
         if index not in results:
             try:
@@ -156,9 +155,3 @@ def _results(job: Job, *, attempts: Sequence[Attempt], checkpoint: Path) -> list
         for index, found in job.trace(lost, until=last_step, checkpoint=checkpoint).items():
             results[index] = nonfinite.kept(found, folder=attempts[index].directory)
     return [results[index] for index in range(len(attempts))]
-
-
-def _callbacks(attempts: Sequence[Attempt]) -> list[Callback]:
-    """Lightning callbacks of the training: the doctor, unless it is switched off."""
-    spec, place = attempts[0].spec, attempts[0].place
-    return [Doctor([attempt.chart for attempt in attempts], inside=not spec.compile)] if place.doctor else []

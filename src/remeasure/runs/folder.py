@@ -7,7 +7,6 @@ SHA-256 of itself and of the files beside it; reading a record names every file 
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from remeasure.spec.base import DeviceKind, InputError, canonical_sha256
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import locks
-from remeasure.system.atomic import write_atomic
+from remeasure.system.atomic import read_json, write_atomic
 from remeasure.system.paths import read_file, refuse_no_file
 
 SEALED = (
@@ -129,15 +128,7 @@ def _other_versions(directory: Path) -> str:
     """The packages of an unfinished run that are not as they were when it began; "" if it is finished."""
     if (directory / "record.json").is_file():
         return ""
-    return provenance.other_versions(kept_environment(directory))
-
-
-def kept_environment(directory: Path) -> dict[str, Any]:
-    """The versions and machine of the run's start; {} if they are not there yet."""
-    with suppress(OSError, ValueError):
-        found = json.loads(read_file(directory / "environment.json"))
-        return found if isinstance(found, dict) else {}
-    return {}
+    return provenance.other_versions(read_json(directory / "environment.json"))
 
 
 def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:

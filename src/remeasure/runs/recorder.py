@@ -13,14 +13,14 @@ import yaml
 from remeasure.data import catalog
 from remeasure.models import registry, saved
 from remeasure.runs import code, provenance
-from remeasure.runs.folder import Place, kept_environment, read_record, write_record
+from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, curve, last, now, read
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Evaluation
 from remeasure.spec.record import Event, RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import read_bytes, write_atomic
+from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
 from remeasure.system.formats import decode_yaml, encode_npz
 from remeasure.system.redaction import masked
@@ -102,7 +102,7 @@ class Attempt:
         if started:
             # The same code and libraries trained it (runs/folder.py): it keeps commit, diff and versions of its start.
             self._facts |= {key: started[key] for key in ("commit", "dirty")}
-            if environment := kept_environment(self.directory):
+            if environment := read_json(self.directory / "environment.json"):
                 self._facts["versions_sha256"] = environment_sha256(environment)
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
             self.report("resumed", **names, checkpoint=checkpoint)
@@ -156,9 +156,10 @@ class Attempt:
                     classes=catalog.class_names(self.spec.data),
                     published=self.spec.recipe.weights if isinstance(self.spec.recipe, Evaluation) else None,
                 )
-            point = _last_point(self.spec, record=record)
-            self.report("epoch", **point)
-            self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
+            split, percent = self.spec.data.split, record.accuracy_percent
+            score = dict[str, Any](split=split, loss=record.loss, accuracy_percent=percent)
+            self.report("epoch", epoch=record.epochs, step=None, **score, lr=None, seconds=None)
+            self.chart.scored(**score)
         finished = self._journal.write("finished", record=asdict(record), **why)
         if self.spec.data.split == "test":  # tuning writes no record
             write_record(self.directory, record)
@@ -191,9 +192,8 @@ def spec_of(directory: Path) -> RunSpec:
     """The spec in a run's config.yaml. InputError: it is not there, or not of this version."""
     path = directory / "config.yaml"
     values = decode_yaml(read_bytes(path), name=str(path))
-    return convert(
-        RunSpec, {key: value for key, value in values.items() if key not in ("row", "seed")}, where=str(path)
-    )
+    spec = {key: value for key, value in values.items() if key not in ("row", "seed")}
+    return convert(RunSpec, spec, where=str(path))
 
 
 def plain(value: object) -> Any:
@@ -236,12 +236,6 @@ def _no_result(spec: RunSpec) -> dict[str, Any]:
     """The result fields of a diverged seed. `num_test` comes from the spec: the scored split may not have been read."""
     num_test = spec.data.num_test if spec.data.split == "test" else spec.data.num_validation
     return {"accuracy_percent": None, "num_correct": None, "num_test": num_test, "loss": None, "predicted_sha256": None}
-
-
-def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
-    """The evaluation as a point of the curve."""
-    keys = {"split": spec.data.split, "loss": record.loss, "accuracy_percent": record.accuracy_percent}
-    return {"epoch": record.epochs, "step": None, **keys, "lr": None, "seconds": None}
 
 
 def _keep_arrays(directory: Path, *, scored: Scored) -> None:

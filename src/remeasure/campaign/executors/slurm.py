@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from remeasure.runs import code
 from remeasure.runs.folder import Outcome, Place, run_key
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import write_atomic
+from remeasure.system.atomic import read_json, write_atomic
 
 JOBS = ".jobs"  # in the folder of runs: submitit's files, and a note for each task
 KINDS = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
@@ -232,15 +232,12 @@ class Slurm(Remote):
         write_atomic(entry.note, json.dumps({"job": entry.job.job_id, "runs": runs}).encode())
 
     def _notes(self) -> Iterator[dict[str, Any]]:
-        for path in sorted(self.folder.glob("*.json")):
-            with suppress(OSError, ValueError):
-                yield json.loads(path.read_text())
+        yield from filter(None, map(read_json, sorted(self.folder.glob("*.json"))))
 
     def _attached(self, note: Path) -> Any:
         """The job of a note, if it is there and alive."""
-        with suppress(OSError, ValueError):
-            return self._job(json.loads(note.read_text()))
-        return None
+        found = read_json(note)
+        return self._job(found) if found else None
 
     def _job(self, note: Mapping[str, Any]) -> Any:
         """The job that a note names, or None if it has ended without a result that could be taken."""
