@@ -52,12 +52,12 @@ def execute_together(
 ) -> list[Outcome]:
     """`execute` for all seeds that train together with `seed`: `seed` alone, or its group in the batched engine."""
     seeds, world = spec.together(seed), world_of(spec, place=place)
-    done = [] if fresh else _all_finished(spec, seeds=seeds, place=place)
+    done = [] if fresh else [outcome for each in seeds if (outcome := finished(spec, seed=each, place=place))]
     if world.rank:  # rank 0 alone locks, records and tells of the run
-        if not done:
+        if len(done) < len(seeds):
             _share(world, spec=spec, seed=seed, place=place)
         raise SystemExit(0)
-    if done:
+    if len(done) == len(seeds):
         return done
     directories = [open_directory(spec, seed=each, place=place, fresh=fresh) for each in seeds]
     with contextlib.ExitStack() as held:
@@ -81,12 +81,6 @@ def execute_together(
                     worlds.told(None, world=connected)
     ends = zip(records, directories, reused, strict=True)
     return [Outcome(record=record, directory=directory, reused=again) for record, directory, again in ends]
-
-
-def _all_finished(spec: RunSpec, *, seeds: range, place: Place) -> list[Outcome]:
-    """The outcomes of these seeds if all are finished, else []."""
-    done = [outcome for seed in seeds if (outcome := finished(spec, seed=seed, place=place))]
-    return done if len(done) == len(seeds) else []
 
 
 def world_of(spec: RunSpec, *, place: Place) -> World:

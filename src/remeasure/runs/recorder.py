@@ -108,8 +108,8 @@ class Attempt:
             self.report("resumed", **names, checkpoint=checkpoint)
             return
         spec, facts = self.spec, self._facts
-        config = {"row": self.row, "seed": self.seed, **asdict(spec)}
-        write_atomic(self.directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+        config = json.loads(json.dumps({"row": self.row, "seed": self.seed, **asdict(spec)}))  # tuples as lists
+        write_atomic(self.directory / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         environment = provenance.environment(facts["device"])
         write_atomic(self.directory / "environment.json", json.dumps(environment, indent=1, sort_keys=True).encode())
         if diff := provenance.revision(self.place.project).diff:
@@ -194,11 +194,6 @@ def spec_of(directory: Path) -> RunSpec:
     values = decode_yaml(read_bytes(path), name=str(path))
     spec = {key: value for key, value in values.items() if key not in ("row", "seed")}
     return convert(RunSpec, spec, where=str(path))
-
-
-def plain(value: object) -> Any:
-    """`asdict` output with lists in place of tuples, as YAML and JSON hold it."""
-    return json.loads(json.dumps(value))
 
 
 def _result(scored: Scored) -> dict[str, Any]:

@@ -176,9 +176,7 @@ class Tracker:
         return _held(run, points={}, files={})
 
     def _read(self, run: "Run", *, content: Content) -> _Held:
-        keys = sorted(key for key in run.data.metrics if not key.startswith("system/"))
-        histories = [self.store.client.get_metric_history(run.info.run_id, key) for key in keys]
-        history = sorted((m for h in histories for m in h), key=lambda metric: metric.timestamp)
+        history = sorted(self.store.history(run), key=lambda metric: metric.timestamp)
         points = {(metric.key, metric.step): metric.value for metric in history}
         there = self.store.client.list_artifacts(run.info.run_id) if content.files or content.made else []
         return _held(run, points=points, files={entry.path: entry.file_size or 0 for entry in there})

@@ -77,7 +77,7 @@ class Workers(Executor):
         place: Place,
         *,
         num: int | None = None,
-        execute: "Callable[[Task, Place, Sink], list[Outcome]] | None" = None,
+        execute: "Callable[[Task, Place, Sink], list[Outcome]]" = execute_task,
         time_seed: Callable[..., float] = seconds_of_seed,
         end_seconds: float = 60.0,
         new_pool: Callable[..., Pool] = ProcessPoolExecutor,
@@ -87,8 +87,7 @@ class Workers(Executor):
         self.devices = found if len(found) > 1 else (AS_HERE,)
         self.per_device = num or num_workers(place, num_devices=len(self.devices))
         super().__init__(place, num=self.per_device * len(self.devices))
-        self.end_seconds = end_seconds
-        self._execute, self._time_seed = execute or execute_task, time_seed
+        self.end_seconds, self._execute, self._time_seed = end_seconds, execute, time_seed
         context = multiprocessing.get_context("spawn")  # a forked torch can hang
         with _interrupts_held():  # multiprocessing's process, which removes semaphores, survives a closed terminal
             resource_tracker.ensure_running()

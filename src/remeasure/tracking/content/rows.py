@@ -17,6 +17,7 @@ from remeasure.tracking.views import CAMPAIGN_TAG, NOTE_TAG, row_note
 
 SEEDS_FILE = "seeds.json"
 TABLES_TAG = "mlflow.loggedArtifacts"  # by which the UI shows a JSON file as a table
+_INTERVAL = ("interval_low_percent", "interval_high_percent")
 _COLUMNS = ("seed", "accuracy_percent", "num_correct", "loss", "wall_seconds", "device", "commit", "finished_at")
 
 
@@ -67,10 +68,7 @@ def _row_points(standing: Standing) -> Points:
     verdict, published_percent = standing.verdict, standing.row.published.percent
     mean = verdict.mean_percent
     values = {
-        "row/mean_percent": mean,
-        "row/sd_percent": verdict.sd_percent,
-        "row/interval_low_percent": verdict.interval_low_percent,
-        "row/interval_high_percent": verdict.interval_high_percent,
+        **{f"row/{key}": getattr(verdict, key) for key in ("mean_percent", "sd_percent", *_INTERVAL)},
         "row/published_percent": published_percent,
         "row/gap_pp": None if mean is None else mean - published_percent,
         "row/num_seeds": standing.num_seeds,
