@@ -199,18 +199,15 @@ def _predicted(run: Run, *, images: Sequence[Path], device: torch.device) -> Ite
     classifier, pictures = run.classifier.to(device), Pictures(run.spec)
     lines, shown, faults = list[Predicted](), list[str](), list[str]()
     for start in range(0, len(images), BATCH):
-        batch, notes, read = list[Tensor](), list[str](), list[Path]()
+        batch = list[tuple[Path, Tensor, str]]()
         for path in images[start : start + BATCH]:
             with gathered(faults):
-                pixels, note = pictures.read(path)
-                batch.append(pixels)
-                notes.append(note)
-                read.append(path)
-        if faults or not batch:
+                batch.append((path, *pictures.read(path)))
+        if faults:
             continue
-        logits = classifier(torch.stack(batch).to(device))
+        logits = classifier(torch.stack([pixels for _, pixels, _ in batch]).to(device))
         top = logits.softmax(dim=1).topk(min(SHOWN, len(classifier.classes)))
-        for path, note, shares, indices in zip(read, notes, top.values.tolist(), top.indices.tolist(), strict=True):
+        for (path, _, note), shares, indices in zip(batch, top.values.tolist(), top.indices.tolist(), strict=True):
             name = str(path).encode(errors="replace").decode()
             best = [
                 Predicted(
