@@ -121,8 +121,7 @@ def train_main() -> int:
         return accuracy  # for a sweeper that searches
 
     main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
-    status = guarded(main)
-    status = status or max(statuses, default=0)
+    status = guarded(main) or max(statuses, default=0)
     if any(each.accuracy_percent is not None for each in sweeping.jobs):
         print(*sweep.table(sweeping.jobs), sep="\n")
         sweeping.end(configs[-1], state="finished")

@@ -79,6 +79,7 @@ class Config(Strict):
 
         A precision that is still `auto` becomes bfloat16.
         """
+        # What both have by the same name.
         shared = {entry.name: getattr(self, entry.name) for entry in fields(RunSpec) if hasattr(self, entry.name)}
         shared["precision"] = "bfloat16" if self.precision == "auto" else self.precision
         return RunSpec(

@@ -9,6 +9,13 @@ from remeasure.spec.base import Choice, Count, NotNegative, Positive, Precision,
 from remeasure.spec.photographs import Streaming, Transform
 
 _BETWEEN_0_AND_1 = Within("a fraction in (0, 1)", lambda value: 0 < value < 1)
+
+
+def _rise(epochs: tuple[int, ...]) -> bool:
+    return list(epochs) == sorted(set(epochs)) and all(epoch >= 1 for epoch in epochs)
+
+
+_Epochs = Annotated[tuple[int, ...], Within("rising epochs from 1 up", _rise)]
 _Factor = Annotated[float, Within("a fraction in [0, 1]", lambda value: 0 <= value <= 1)]
 
 
@@ -55,14 +62,12 @@ class Schedule(Strict):
     epochs_warmup: NotNegative
     lr_start_factor: _Factor
     lr_end_factor: _Factor
-    milestones: tuple[int, ...]
+    milestones: _Epochs
     gamma: Annotated[float | None, _BETWEEN_0_AND_1]
 
     def _faults(self) -> Iterable[str]:
         if (self.name == "milestones") != bool(self.milestones):
             yield "milestones: schedule 'milestones' needs a list of epochs, and no other schedule takes one"
-        if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
-            yield f"milestones: expected rising epochs from 1 up, got {list(self.milestones)}"
         if (self.name == "milestones") != (self.gamma is not None):
             yield "gamma: schedule 'milestones' needs one, and no other schedule takes one"
         if self.name in ("linear", "cosine") and self.lr_end_factor == 1:
@@ -115,13 +120,11 @@ class Resolution(Strict):
     """Smaller images in the first epochs: `pixels[i]` on each side until epoch `until_epoch[i]`, then full size."""
 
     pixels: Annotated[tuple[int, ...], Within("1 or more", lambda pixels: all(value >= 1 for value in pixels))]
-    until_epoch: tuple[int, ...]
+    until_epoch: _Epochs
 
     def _faults(self) -> Iterable[str]:
         if len(self.pixels) != len(self.until_epoch) or not self.pixels:
             yield f"pixels and until_epoch: expected equally many, got {len(self.pixels)} and {len(self.until_epoch)}"
-        if list(self.until_epoch) != sorted(set(self.until_epoch)) or any(epoch < 1 for epoch in self.until_epoch):
-            yield f"until_epoch: expected rising epochs from 1 up, got {list(self.until_epoch)}"
 
     def pixels_at(self, epoch: int) -> int | None:
         """Pixels on each side in `epoch` (from 0); None for full size."""
