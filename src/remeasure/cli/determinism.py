@@ -25,8 +25,7 @@ from remeasure.config.resolve import identified
 from remeasure.runs import provenance
 from remeasure.runs.execute import execute, execute_together
 from remeasure.runs.folder import Outcome, Place
-from remeasure.runs.journal import now
-from remeasure.runs.recorder import unwatched
+from remeasure.runs.journal import now, unwatched
 from remeasure.spec.base import DataMissingError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec

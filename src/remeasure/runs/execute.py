@@ -7,7 +7,8 @@ from pathlib import Path
 
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, read_record
 from remeasure.runs.hardware import keep_freed_memory, processor
-from remeasure.runs.recorder import Attempt, Sink
+from remeasure.runs.journal import Sink
+from remeasure.runs.recorder import Attempt
 from remeasure.runs.splits import Splits
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.record import RunRecord

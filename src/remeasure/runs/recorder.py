@@ -1,7 +1,6 @@
 """One attempt at a run: writes its directory, from the first journal line to the record."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from remeasure.data import catalog
 from remeasure.models import registry, saved
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Place, read_record, write_record
-from remeasure.runs.journal import Journal, curve, last, now, read
+from remeasure.runs.journal import Journal, Sink, curve, last, now, read
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Evaluation
-from remeasure.spec.record import Event, RunRecord
+from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
@@ -30,12 +29,6 @@ from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.leaks import refuse_early_scores
 from remeasure.training.engines.base import Scored
 from remeasure.training.negative_controls import evaluated_with
-
-Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
-
-
-def unwatched(directory: Path, event: Event) -> None:
-    """A sink that does nothing."""
 
 
 class Attempt:

@@ -7,15 +7,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.journal import Sink, unwatched
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import signals
-
-if TYPE_CHECKING:
-    from remeasure.runs.recorder import Sink  # torch: seconds to import
 
 POLL_SECONDS = 0.2  # how long an event of a task may wait to be read
 WAIT_SECONDS = 1.0  # between two looks for work that may follow, while no task runs
@@ -87,7 +85,7 @@ class Executor(ABC):
         self,
         tasks: Sequence[Task],
         *,
-        watch: "Sink | None" = None,
+        watch: Sink = unwatched,
         keep: Callable[[Outcome], Outcome] = lambda outcome: outcome,
     ) -> list[Outcome]:
         """Train all tasks, each as soon as its cores are idle; returns their outcomes in the order of the tasks.
@@ -110,7 +108,7 @@ class Executor(ABC):
         return [found[key] for task in tasks for key in task.keys]
 
     def work(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
+        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: Sink
     ) -> None:
         """Keep the cores busy: `start` submits tasks, and says whether more may follow; `take` gets each that ended.
 
@@ -122,7 +120,7 @@ class Executor(ABC):
 
     @signals.held()
     def _turn(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
+        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: Sink
     ) -> bool:
         more = True
         if self.idle:
@@ -138,11 +136,10 @@ class Executor(ABC):
             take(self._active.pop(future), future)
         return True
 
-    def drain(self, watch: "Sink | None") -> None:
+    def drain(self, watch: Sink) -> None:
         """Give `watch` what the runs have journaled."""
         for directory, event in self.events():
-            if watch:
-                watch(directory, event)
+            watch(directory, event)
 
     @property
     def idle(self) -> int:
@@ -167,7 +164,7 @@ class Executor(ABC):
         self._active[self.start(task)] = task
 
 
-def execute_task(task: Task, place: Place, sink: "Sink") -> list[Outcome]:
+def execute_task(task: Task, place: Place, sink: Sink) -> list[Outcome]:
     """Train a task in this process."""
     from remeasure.runs.execute import execute_together
 

@@ -20,10 +20,11 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from remeasure.campaign.executors.base import Executor, Task, execute_task
 from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.journal import Sink
 from remeasure.runs.timing import seconds_of_seed
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.record import Event
@@ -31,9 +32,6 @@ from remeasure.spec.run import RunSpec
 from remeasure.system import startup
 from remeasure.system.paths import naming
 from remeasure.training.engines.base import engine_of
-
-if TYPE_CHECKING:
-    from remeasure.runs.recorder import Sink  # torch: seconds to import
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,7 +75,7 @@ class Workers(Executor):
         place: Place,
         *,
         num: int | None = None,
-        execute: "Callable[[Task, Place, Sink], list[Outcome]]" = execute_task,
+        execute: Callable[[Task, Place, Sink], list[Outcome]] = execute_task,
         time_seed: Callable[..., float] = seconds_of_seed,
         end_seconds: float = 60.0,
         new_pool: Callable[..., Pool] = ProcessPoolExecutor,
@@ -226,5 +224,5 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _with_sink(execute: "Callable[[Task, Place, Sink], R]", task: Task, place: Place) -> R:
+def _with_sink(execute: Callable[[Task, Place, Sink], R], task: Task, place: Place) -> R:
     return execute(task, place, lambda directory, event: _SINK.put((directory, event)))

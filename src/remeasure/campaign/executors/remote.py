@@ -33,7 +33,7 @@ def environment() -> dict[str, str]:
 def train(task: Task, place: Place) -> list[Outcome] | Exception:
     """Train a task in this process; what its run raised is returned, as schedulers pass on exceptions as text."""
     try:
-        return execute_task(task, place, lambda directory, event: None)  # noqa: ARG005
+        return execute_task(task, place, journal.unwatched)
     except Exception as error:
         return error
 
