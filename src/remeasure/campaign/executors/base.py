@@ -40,6 +40,9 @@ class Task:
         return [(self.spec.spec_sha256, seed) for seed in self.spec.together(self.seed)]
 
 
+Take = Callable[[Task, Future[list[Outcome]]], None]  # gets a task that has ended
+
+
 class Executor(ABC):
     """Trains tasks side by side on `num` cores; a context manager, which ends or leaves what runs on exit.
 
@@ -107,9 +110,7 @@ class Executor(ABC):
         self.work(start, take=take, watch=watch)
         return [found[key] for task in tasks for key in task.keys]
 
-    def work(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: Sink
-    ) -> None:
+    def work(self, start: Callable[[], bool], *, take: Take, watch: Sink) -> None:
         """Keep the cores busy: `start` submits tasks, and says whether more may follow; `take` gets each that ended.
 
         `start` is called while a core is idle, until no task runs and none may follow. A signal is deferred to the end
@@ -119,9 +120,7 @@ class Executor(ABC):
             pass
 
     @signals.held()
-    def _turn(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: Sink
-    ) -> bool:
+    def _turn(self, start: Callable[[], bool], *, take: Take, watch: Sink) -> bool:
         more = True
         if self.idle:
             with self.together():
