@@ -131,9 +131,10 @@ def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place, world:
 def _results(job: Job, *, attempts: Sequence[Attempt], checkpoint: Path) -> list[Scored | DivergenceError]:
     """The result of each seed: its score, or where it diverged."""
     reports, first = [attempt.epoch for attempt in attempts], attempts[0]
-    doctor = Doctor([attempt.chart for attempt in attempts], inside=not first.spec.compile)
+    charts = [attempt.chart for attempt in attempts]
+    callbacks = [Doctor(charts, inside=not first.spec.compile)] if first.place.doctor else []
     results: dict[int, Scored | DivergenceError] = {}
-    results |= job.train(checkpoint=checkpoint, reports=reports, callbacks=[doctor] if first.place.doctor else [])
+    results |= job.train(checkpoint=checkpoint, reports=reports, callbacks=callbacks)
     for index, attempt in enumerate(attempts):
         if index not in results:
             try:
