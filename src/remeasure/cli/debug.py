@@ -44,9 +44,8 @@ def debug(config: Config) -> int:
         raise InputError(f"debug: looks at engine=serial, got {config.engine}")
     spec = identified(config, data_root=paths.data_root(), device_kind=resolve_device(config.device))
     modes = {"overfit_batch": overfit_batch, "one_step": one_step, "profile": profiled}
-    plain = config.debug.name == "overfit_batch"
     with processor(spec):
-        return modes[config.debug.name](_bench(spec, config=config, plain=plain), config.debug)
+        return modes[config.debug.name](_bench(spec, config=config), config.debug)
 
 
 @dataclass(kw_only=True)
@@ -101,10 +100,13 @@ class Bench:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.spec.precision == "bfloat16")
 
 
-def _bench(spec: RunSpec, *, config: Config, plain: bool) -> Bench:
-    """`plain`: without what makes a net harder to fit: distortions, smaller images, dropout, penalty, smoothing."""
+def _bench(spec: RunSpec, *, config: Config) -> Bench:
+    """For overfit_batch without what makes a net harder to fit: distortions, smaller images, dropout, penalty,
+    smoothing.
+    """
     assert isinstance(config.recipe, Recipe)
     assert config.debug is not None
+    plain = config.debug.name == "overfit_batch"
     device, recipe = torch.device(resolve_device(config.device)), config.recipe
     network = initial_network(replace(spec, compile=False), seed=config.seed)  # layers are looked into
     if plain:

@@ -17,7 +17,6 @@ from remeasure.tracking.views import CAMPAIGN_TAG, NOTE_TAG, row_note
 
 SEEDS_FILE = "seeds.json"
 TABLES_TAG = "mlflow.loggedArtifacts"  # by which the UI shows a JSON file as a table
-_INTERVAL = ("interval_low_percent", "interval_high_percent")
 _COLUMNS = ("seed", "accuracy_percent", "num_correct", "loss", "wall_seconds", "device", "commit", "finished_at")
 
 
@@ -66,9 +65,9 @@ def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
 def _row_points(standing: Standing) -> Points:
     """All at step 0, now: MLflow shows the last value at the largest step, and a new campaign starts with few seeds."""
     verdict, published_percent = standing.verdict, standing.row.published.percent
-    mean = verdict.mean_percent
+    mean, keys = verdict.mean_percent, ("mean_percent", "sd_percent", "interval_low_percent", "interval_high_percent")
     values = {
-        **{f"row/{key}": getattr(verdict, key) for key in ("mean_percent", "sd_percent", *_INTERVAL)},
+        **{f"row/{key}": getattr(verdict, key) for key in keys},
         "row/published_percent": published_percent,
         "row/gap_pp": None if mean is None else mean - published_percent,
         "row/num_seeds": standing.num_seeds,
