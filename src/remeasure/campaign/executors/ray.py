@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from remeasure.campaign.executors.base import Task
-from remeasure.campaign.executors.remote import Execute, Remote, environment, time_seed
+from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs.folder import Outcome, Place, finished
 from remeasure.runs.merge import merge
 from remeasure.spec.base import InputError
@@ -74,11 +74,7 @@ class Ray(Remote):
         """Timed side by side, as far as the cluster runs them at once."""
         num = min(self.num, num_seeds)
         refs = [self._call(time_seed, spec, self.place, cores=spec.cpu_threads) for _ in range(num)]
-        found: list[float | Exception] = ray.get(refs)
-        for each in found:
-            if isinstance(each, Exception):
-                raise each
-        return max(each for each in found if isinstance(each, float))
+        return max(float(returned(each)) for each in ray.get(refs))
 
     def _call(self, function: Callable[..., Any], *arguments: object, cores: int) -> Any:
         settings = self.settings
@@ -90,15 +86,13 @@ class Ray(Remote):
         done = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
         for future in [future for future, ref in self._refs.items() if ref in done]:
             try:
-                found = ray.get(self._refs.pop(future))
+                found = returned(ray.get(self._refs.pop(future)))
                 future.set_result(self._brought(found, task=self._active[future]))
             except Exception as error:
                 future.set_exception(error)
 
     def _brought(self, found: Any, *, task: Task) -> list[Outcome]:
         """The outcomes, whose folders are written here if they were made on another disk."""
-        if isinstance(found, Exception):
-            raise found
         if self.settings.shared_disk:
             return list(found)
         with tempfile.TemporaryDirectory(dir=self.place.runs, prefix=".brought-") as folder:

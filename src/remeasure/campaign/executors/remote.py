@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from remeasure.campaign.executors.base import Executor, Task, execute_task
 from remeasure.runs import journal
@@ -44,6 +45,13 @@ def time_seed(spec: RunSpec, place: Place) -> float | Exception:
         return seconds_of_seed(spec, place=place)
     except Exception as error:
         return error
+
+
+def returned(found: Any) -> Any:
+    """What `train` or `time_seed` has returned elsewhere. Raises the exception if it is one."""
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 @dataclass(kw_only=True)

@@ -25,7 +25,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from remeasure.campaign.executors.base import POLL_SECONDS, Task
-from remeasure.campaign.executors.remote import Execute, Remote, environment, time_seed
+from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs import code
 from remeasure.runs.folder import Outcome, Place, run_key
 from remeasure.spec.base import InputError
@@ -184,10 +184,7 @@ class Slurm(Remote):
             if unseen == LOOKS_WITHOUT:
                 raise RuntimeError(_without_result(job))
             time.sleep(POLL_SECONDS)
-        found = _result(job)
-        if isinstance(found, Exception):
-            raise found
-        return float(found)
+        return float(returned(_result(job)))
 
     def look(self) -> None:
         asked = self._ask()
