@@ -38,10 +38,9 @@ def run(config: "Config") -> "Outcome":
     here.
     """
     from remeasure.cli.train import run_single  # Lightning: seconds to import
-    from remeasure.config.compose import compose
 
     with _ONE_RUN:
-        return run_single(config, compose=compose)
+        return run_single(config)
 
 
 def table(results: str | Path | None = None) -> "list[TableRow]":
@@ -66,9 +65,9 @@ def load(run: str | Path) -> "Classifier":
     `classes` have names. Raises remeasure.spec.base.InputError: there is no such run, or it is unfinished, damaged or
     keeps no network. docs/models.md has an example.
     """
-    from remeasure.cli.models import load_run  # torch: seconds to import
+    from remeasure.cli.models import open_run  # torch: seconds to import
 
-    return load_run(run)
+    return open_run(run).classifier
 
 
 def judge(

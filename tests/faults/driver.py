@@ -28,8 +28,7 @@ import psutil
 from remeasure.campaign.executors import base
 from remeasure.runs import timing
 from remeasure.runs.folder import Outcome, Place
-from remeasure.runs.journal import JOURNAL_FILE
-from remeasure.runs.recorder import Sink
+from remeasure.runs.journal import JOURNAL_FILE, Sink
 from remeasure.system import paths, startup
 
 FOLDER = Path(os.environ["FAULTS_FOLDER"])

@@ -31,8 +31,7 @@ from remeasure.config.compose import compose
 from remeasure.data import catalog
 from remeasure.judging.reader import read_runs
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, write_record
-from remeasure.runs.journal import Journal, now
-from remeasure.runs.recorder import Sink
+from remeasure.runs.journal import Journal, Sink, now
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
@@ -155,11 +154,11 @@ class Instant(Workers):
         def execute(task: Task, place: Place, sink: object) -> list[Outcome]:  # noqa: ARG001
             return [train(task, place=place, machine=machine)]
 
-        super().__init__(place, num=2, execute=execute, time_seed=lambda *_: 1.0, new_pool=Immediate)
+        super().__init__(place, num=2, execute=execute, time_seed=lambda *_, **__: 1.0, new_pool=Immediate)
         self.left = interrupted_after
 
     def work(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: Sink | None
+        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: Sink
     ) -> None:
         def counted(task: Task, future: Future[list[Outcome]]) -> None:
             take(task, future)

@@ -26,7 +26,7 @@ from remeasure.judging import ledger, publish, verify
 from remeasure.judging.report.page import TestSplit
 from remeasure.runs.execute import execute
 from remeasure.runs.folder import Place
-from remeasure.runs.recorder import unwatched
+from remeasure.runs.journal import unwatched
 from remeasure.spec.base import DataMissingError
 from remeasure.spec.run import DataSpec, RunSpec
 from remeasure.system import paths

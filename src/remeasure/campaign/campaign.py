@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from remeasure.campaign.executors.base import Executor, Task
 from remeasure.campaign.executors.local import Workers
 from remeasure.campaign.row import Compose, NotHere, Options, RowCampaign, config_of
 from remeasure.campaign.schedule import Seed
-from remeasure.config.resolve import identify, network_of, remembered
+from remeasure.config.resolve import Fingerprint, identify, network_of, remembered
 from remeasure.data import fingerprint
 from remeasure.judging.comparison import compare
 from remeasure.judging.publish import offer
@@ -25,7 +26,7 @@ from remeasure.judging.rules import first_rules
 from remeasure.runs import code, timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
 from remeasure.runs.provenance import device_name
-from remeasure.spec.base import InputError, gathered
+from remeasure.spec.base import InputError, gathered, refuse
 from remeasure.spec.claim import Row
 from remeasure.spec.run import RunSpec
 from remeasure.system.locks import Presence, held_folder
@@ -36,30 +37,25 @@ from remeasure.training.engines.base import engine_of, find_world, refuse_callba
 ON_THE_CPU = "CUDA_VISIBLE_DEVICES= measures it here, on the CPU"
 
 
+@dataclass(kw_only=True, eq=False)
 class Campaign:
     """Rows measured side by side by the workers of `new_workers`.
 
     `say` prints for the user. `retable` brings the table up to date with results/ each time a row is published.
     """
 
-    def __init__(
-        self,
-        *,
-        place: Place,
-        results: Path,
-        options: Options,
-        observers: Observers,
-        say: Callable[[RenderableType], None],
-        retable: Callable[[], None] = lambda: None,
-        new_workers: Callable[[Place], Executor] = Workers,
-    ) -> None:
-        self.place, self.results, self.options, self.observers, self.say = place, results, options, observers, say
-        self.retable, self.new_workers = retable, new_workers
-        self._trained: dict[tuple[str, int], Outcome] = {}  # by spec_sha256 and seed, in this campaign
-        self._present: dict[str, Presence] = {}  # by row
-        self._elsewhere: set[tuple[str, int]] = set()  # (row, seed) that another process trains now
-        self._told: set[str] = set()  # data that differ, and rows shared with another process, already reported
-        self._fingerprint = remembered()
+    place: Place
+    results: Path
+    options: Options
+    observers: Observers
+    say: Callable[[RenderableType], None]
+    retable: Callable[[], None] = lambda: None
+    new_workers: Callable[[Place], Executor] = Workers
+    _trained: dict[Seed, Outcome] = field(default_factory=dict, init=False)  # in this campaign
+    _present: dict[str, Presence] = field(default_factory=dict, init=False)  # by row
+    _elsewhere: set[tuple[str, int]] = field(default_factory=set, init=False)  # (row, seed) of another process, now
+    _told: set[str] = field(default_factory=set, init=False)  # data that differ and rows that are shared, already told
+    _fingerprint: Fingerprint = field(default_factory=remembered, init=False)
 
     def prepare(self, row: Row, *, compose: Compose) -> RowCampaign | NotHere:
         """The row with the seeds it has: finished runs of this checkout and, with CONTINUE=1, committed seeds.
@@ -86,8 +82,7 @@ class Campaign:
             network_of(config)
         with gathered(faults):
             refuse_callbacks(asked)
-        if faults:
-            raise InputError(*faults)
+        refuse(faults)
         with held_folder(self.results):  # another campaign may be replacing it
             committed = read_row(self.results, row=row.name)
         device = device_name(place.device_kind, num=num_devices)
@@ -119,8 +114,7 @@ class Campaign:
         if others:
             what = f"{len(others)} of the seeds here were made by other code ({others[-1]})"
             self.say(f"{campaign.row.name}: {what}: they begin anew")
-        if faults:
-            raise InputError(*faults)
+        refuse(faults)
 
     def plan(self, campaigns: Sequence[RowCampaign]) -> None:
         """Say what would be trained."""

@@ -4,15 +4,15 @@ The program model.pt2 (torch.export) is what loads without our code: it is the g
 included. A module written out from the builder's source would need whatever that imports, and to be kept the same.
 """
 
-import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import StrictUndefined, Template
 
 from remeasure.judging.metrics import unit
 from remeasure.judging.reader import read_row
@@ -24,10 +24,11 @@ from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import read_bytes, write_atomic
+from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.formats import encode_json
 
 PROGRAM_FILE = "model.pt2"
+_CARD = Path(__file__).parent / "card.md.j2"
 
 
 def export(row: Row, *, runs: Path, results: Path, into: Path) -> Path:
@@ -53,8 +54,8 @@ def export(row: Row, *, runs: Path, results: Path, into: Path) -> Path:
     write_atomic(folder / "config.json", encode_json(config))
     is_measured = record.predicted_sha256 in {each.predicted_sha256 for each in measured}
     verdict = verdict_of(row, records=measured if is_measured else ())
-    card = "\n".join(_card(row, record=record, spec=spec, verdict=verdict, classifier=classifier))
-    write_atomic(folder / "README.md", (card + "\n").encode())
+    card = _card(row, record=record, spec=spec, verdict=verdict, classifier=classifier)
+    write_atomic(folder / "README.md", card.encode())
     return _in_place(folder, of=into / row.name)
 
 
@@ -76,9 +77,8 @@ def _directory(row: Row, *, runs: Path, measured: Sequence[RunRecord]) -> Path:
     """
     found, seeds = list[tuple[int, int, int, Path]](), {(each.seed, each.predicted_sha256) for each in measured}
     for path in runs.glob(f"*/{saved.WEIGHTS_FILE}"):
-        try:
-            record = json.loads((path.parent / "record.json").read_bytes())
-        except (OSError, ValueError):  # unfinished, or damaged: then it is not the row's best one
+        record = read_json(path.parent / "record.json")
+        if not record:  # unfinished, or damaged: then it is not the row's best one
             continue
         is_same = record["spec_sha256"] in {each.spec_sha256 for each in measured}
         if is_same or record["row"] == row.name:
@@ -91,13 +91,9 @@ def _directory(row: Row, *, runs: Path, measured: Sequence[RunRecord]) -> Path:
     return min(found)[-1]
 
 
-def _card(
-    row: Row, *, record: RunRecord, spec: RunSpec, verdict: Verdict, classifier: saved.Classifier
-) -> Iterator[str]:
-    """The lines of README.md: the hub's metadata with its model-index, then the text."""
+def _card(row: Row, *, record: RunRecord, spec: RunSpec, verdict: Verdict, classifier: saved.Classifier) -> str:
+    """README.md: the hub's metadata with its model-index, then the text of card.md.j2."""
     assert record.accuracy_percent is not None
-    published, digits = row.published, row.published.num_digits
-    source = published.sources[0]
     accuracy = EvalResult(
         task_type="image-classification",
         task_name="Image Classification",
@@ -109,7 +105,7 @@ def _card(
         metric_name="accuracy",
         metric_value=round(record.accuracy_percent / 100, 6),
         metric_args={
-            f"published{unit(row)}": round(published.percent / 100, digits + 2),
+            f"published{unit(row)}": round(row.published.percent / 100, row.published.num_digits + 2),
             "verdict": verdict.verdict,
             "seed": record.seed,
         },
@@ -121,36 +117,19 @@ def _card(
         tags=["remeasure", row.model],
         eval_results=[accuracy],
     )
-    shape = ", ".join(map(str, classifier.input_shape))
-    mean = "" if verdict.mean_percent is None else f"{verdict.mean_percent:.3f} % over {verdict.num_seeds} seeds"
-    precision = "bfloat16 (autocast)" if spec.precision == "bfloat16" else "float32"
-    yield f"---\n{data.to_yaml()}\n---\n"
-    yield f"# remeasure-{row.name}\n"
-    yield f"{row.model} on {spec.data.title}: one network, seed {record.seed}, of a row that measures a published"
-    yield "accuracy again, by training with several seeds and a rule that was written before.\n"
-    yield "| | |\n| --- | --- |"
-    yield f"| published{unit(row)} | {published.percent:.{digits}f} % ({source.citation}, {source.where}) |"
-    yield f"| this network | {record.accuracy_percent:.3f} % ({record.num_correct} of {record.num_test} test images) |"
-    yield f"| the row's mean{unit(row)} | {mean or 'not measured'} |"
-    yield f"| verdict | {verdict.verdict}: {verdict.reason or f'within {row.rule.margin_pp:g} points of it'} |\n"
-    yield "## Use\n"
-    yield "```python"
-    yield "import torch"
-    yield f'network = torch.export.load("{PROGRAM_FILE}").module()'
-    yield f"images = torch.zeros(1, {shape}, dtype=torch.uint8)  # (N, C, H, W), 0 to 255; any N"
-    yield f"logits = network(images)  # (N, {len(classifier.classes)}) float32"
-    yield 'print(logits.argmax(dim=1))  # the classes\' names: "id2label" in config.json'
-    yield "```\n"
-    yield f"The program normalises the pixels itself and computes in {precision}. It was written by torch"
-    yield f"{torch.__version__}, and wants that version or a newer one. `{saved.WEIGHTS_FILE}` has the same weights, by"
-    yield "the names of the plain module (in the program, after `network.`).\n"
-    yield "## Provenance\n"
-    facts = {
-        "training": f"recipe {row.recipe}, {record.epochs} epochs, {record.num_params:,} parameters, {record.device}",
-        "commit": f"{record.commit}{' with uncommitted changes' if record.dirty else ''}",
-        "spec": record.spec_sha256,
-        "data": f"{record.data_sha256} (official: {record.data_official})",
-        "predictions": record.predicted_sha256,
-        "finished": record.finished_at,
-    }
-    yield from (f"- {name}: {value}" for name, value in facts.items())
+    template = Template(_CARD.read_text(encoding="utf-8"), undefined=StrictUndefined, keep_trailing_newline=True)
+    card: str = template.render(
+        metadata=data.to_yaml(),
+        row=row,
+        record=record,
+        spec=spec,
+        verdict=verdict,
+        unit=unit(row),
+        source=row.published.sources[0],
+        torch_version=torch.__version__,
+        program_file=PROGRAM_FILE,
+        weights_file=saved.WEIGHTS_FILE,
+        shape=", ".join(map(str, classifier.input_shape)),
+        num_classes=len(classifier.classes),
+    )
+    return card

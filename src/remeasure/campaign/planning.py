@@ -23,7 +23,9 @@ def plan(campaigns: Sequence[RowCampaign], *, options: Options, workers: Executo
             _time(campaign, sharing=campaigns, workers=workers, say=say)
     for campaign in campaigns:
         if not campaign.wanted():
-            say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {_standing(campaign)}")
+            nothing = f"{campaign.verdict().verdict}, nothing to train"
+            why = campaign.failures[-1] if campaign.failures else nothing
+            say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {why}")
     planned = wanted(campaigns, options=options, workers=workers)
     if planned and not options.quiet:
         now = datetime.now().astimezone()
@@ -76,8 +78,3 @@ def _time(campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Exe
     for entry in sharing:
         if entry.spec.spec_sha256 == campaign.spec.spec_sha256:
             entry.timed_seconds = seconds
-
-
-def _standing(campaign: RowCampaign) -> str:
-    """Why nothing is trained."""
-    return f"{campaign.verdict().verdict}, nothing to train" if not campaign.failures else campaign.failures[-1]

@@ -11,6 +11,7 @@ from remeasure.runs import code
 from remeasure.spec.base import InputError, Keep
 from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.config import Config
+from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.tracking.observer import State
 from remeasure.training.engines.base import can_be_batched
@@ -65,8 +66,17 @@ class RowCampaign:
     timed_seconds: float | None = None  # of one seed, estimated from a few steps
     shares_left: dict[int, float] = field(default_factory=dict)  # of the seeds that resume from a checkpoint
 
+    @property
+    def records(self) -> list[RunRecord]:
+        return [part.record for part in self.done.values()]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a seed crashed or diverged: it is never replaced."""
+        return bool(self.failures) or any(record.num_correct is None for record in self.records)
+
     def verdict(self) -> Verdict:
-        return verdict_of(self.row, records=[part.record for part in self.done.values()])
+        return verdict_of(self.row, records=self.records)
 
     def under(self, rules: Mapping[int, str]) -> None:
         """Let the records name the rule by seed, but for those of results/, which name their own."""
@@ -89,13 +99,12 @@ class RowCampaign:
         """How the row ended. `interrupted`: the whole campaign was, perhaps after this row had ended."""
         if interrupted and (self.running or self.wanted()):
             return "interrupted"
-        lost = self.failures or any(part.record.num_correct is None for part in self.done.values())
-        return "failed" if lost else "finished"
+        return "failed" if self.is_lost else "finished"
 
     def wanted(self) -> list[int]:
         """The seeds to train next: those that the current look lacks; none if the row is decided or cannot be."""
-        if self.failures or any(part.record.num_correct is None for part in self.done.values()):
-            return []  # a seed that crashed or diverged is never replaced
+        if self.is_lost:
+            return []
         return [seed for seed in self.lacking() if seed not in self.running]
 
     def lacking(self) -> list[int]:
@@ -138,9 +147,8 @@ class RowCampaign:
         """Seconds of a seed on the device, and their source: this campaign's seeds, else the committed
         ones, else a few steps.
         """
-        done = [part.record for part in self.done.values()]
         committed = self.committed.records if self.committed else ()
-        for records, source in ((done, "the seeds here"), (committed, "the committed record of this device")):
+        for records, source in ((self.records, "the seeds here"), (committed, "the committed record of this device")):
             seconds = [
                 record.wall_seconds
                 for record in records

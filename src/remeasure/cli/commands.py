@@ -4,6 +4,7 @@ Light to import, so that `--help` is quick.
 """
 
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,17 @@ COMMANDS = {
     "merge": "finished runs of other machines, taken over into runs/",
     "compare": "two results folders, of other machines or commits, row by row",
 }
+OUTSIDE = ("new", "judge", "compare")  # commands that need no project
+OWN = {  # the functions of the commands that are neither of Hydra nor of the table; each is imported when it is called
+    "new": "workspace.new:main",
+    "judge": "evidence:judge",
+    "compare": "evidence:compare",
+    "merge": "evidence:merge",
+    "add-data": "workspace.add_data:main",
+    "import": "workspace.import_timm:main",
+    "add-row": "workspace.add_row:main",
+    "sweep": "study:main",
+}
 HELP = """\
 usage: remeasure [--version] [--conf DIR] COMMAND …
 
@@ -66,37 +78,11 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"no command {name!r}{did_you_mean(name, COMMANDS)}; valid: {', '.join(COMMANDS)}")
-    if name == "new":
-        from remeasure.cli.workspace import new
-
-        return new.main(more)
-    if name in ("judge", "compare"):
-        from remeasure.cli import evidence
-
-        command: Callable[[Sequence[str]], int] = getattr(evidence, name)
+    if name not in OUTSIDE:
+        paths.enter(given.conf)
+    if name in OWN:
+        command: Callable[[Sequence[str]], int] = pkgutil.resolve_name(f"remeasure.cli.{OWN[name]}")
         return command(more)
-    paths.enter(given.conf)
-    if name == "merge":
-        from remeasure.cli.evidence import merge
-
-        return merge(more)
-    if name == "add-data":
-        from remeasure.cli.workspace import add_data
-
-        return add_data.main(more)
-    if name == "import":
-        from remeasure.cli.workspace import import_timm
-
-        return import_timm.main(more)
-    if name == "add-row":
-        from remeasure.cli.workspace import add_row
-
-        return add_row.main(more)
-    if name == "sweep":
-        signals.handle()
-        from remeasure.cli import study
-
-        return study.main(more)
     sys.argv = ["remeasure", *more]
     if name == "train":
         return train_main()
@@ -135,8 +121,7 @@ def train_main() -> int:
         return accuracy  # for a sweeper that searches
 
     main = hydra.main(config_path=str(paths.conf_dir()), config_name="train", version_base="1.3")(job)
-    status = guarded(main)
-    status = status or max(statuses, default=0)
+    status = guarded(main) or max(statuses, default=0)
     if any(each.accuracy_percent is not None for each in sweeping.jobs):
         print(*sweep.table(sweeping.jobs), sep="\n")
         sweeping.end(configs[-1], state="finished")
@@ -170,7 +155,7 @@ def _train_one(
     from remeasure.cli.train import run_single  # torch and Lightning: seconds, so only once the config is right
 
     standing = sweeping.standing("running") if sweeping else None
-    accuracy = run_single(config, compose=compose, sweep=standing).record.accuracy_percent
+    accuracy = run_single(config, sweep=standing).record.accuracy_percent
     if accuracy is None:
         return EXIT_FAILED
     accuracies.append(accuracy)

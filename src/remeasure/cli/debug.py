@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import default_collate
 
+from remeasure.cli.sweep import aligned
 from remeasure.config.resolve import identified
 from remeasure.data import catalog
-from remeasure.models import registry
 from remeasure.runs.hardware import processor
 from remeasure.spec.base import InputError
 from remeasure.spec.config import Config, Debug
@@ -29,7 +29,7 @@ from remeasure.training.engines.steps import take_step
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import training_loss
 from remeasure.training.optimizers import build_optimizer
-from remeasure.training.seeding import derive, permutation
+from remeasure.training.seeding import derive, initial_network, permutation
 
 OVERFITTED = 0.01  # of ln C, what guessing gets: a loss that is as good as 0
 Images = Callable[[], tuple[Tensor, Tensor]]  # a batch as the net gets it: (B, C, H, W) float32, and labels (B,)
@@ -44,9 +44,8 @@ def debug(config: Config) -> int:
         raise InputError(f"debug: looks at engine=serial, got {config.engine}")
     spec = identified(config, data_root=paths.data_root(), device_kind=resolve_device(config.device))
     modes = {"overfit_batch": overfit_batch, "one_step": one_step, "profile": profiled}
-    plain = config.debug.name == "overfit_batch"
     with processor(spec):
-        return modes[config.debug.name](_bench(spec, config=config, plain=plain), config.debug)
+        return modes[config.debug.name](_bench(spec, config=config), config.debug)
 
 
 @dataclass(kw_only=True)
@@ -101,17 +100,15 @@ class Bench:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.spec.precision == "bfloat16")
 
 
-def _bench(spec: RunSpec, *, config: Config, plain: bool) -> Bench:
-    """`plain`: without what makes a net harder to fit: distortions, smaller images, dropout, penalty, smoothing."""
+def _bench(spec: RunSpec, *, config: Config) -> Bench:
+    """For overfit_batch without what makes a net harder to fit: distortions, smaller images, dropout, penalty,
+    smoothing.
+    """
     assert isinstance(config.recipe, Recipe)
     assert config.debug is not None
+    plain = config.debug.name == "overfit_batch"
     device, recipe = torch.device(resolve_device(config.device)), config.recipe
-    network = registry.build(
-        config.model,
-        image_shape=config.input_shape,
-        num_classes=config.data.num_classes,
-        generator_seed=derive(config.seed, purpose="weights", step=0),
-    )
+    network = initial_network(replace(spec, compile=False), seed=config.seed)  # layers are looked into
     if plain:
         loss = recipe.loss.unregularised()
         recipe = replace(recipe, augmentation=NoAugmentation(), resolution=None, loss=loss)
@@ -210,14 +207,13 @@ def one_step(bench: Bench, asked: Debug) -> int:
     rows: list[tuple[str, ...]] = []
     with _outputs_into(rows, network=bench.network):
         loss, _, labels = bench.step()
-    _print_table(("output of", "shape", "type", "min", "max", "mean", "deviation"), rows)
+    print(*aligned([("output of", "shape", "type", "min", "max", "mean", "deviation"), *rows]), sep="\n")
     norms = {name: None if part.grad is None else float(part.grad.norm()) for name, part in parameters.items()}
     rows = [
         (name, *_kind(part), f"{before[name]:.3g}", *_gradient(norms[name], weight=before[name]))
         for name, part in parameters.items()
     ]
-    print()
-    _print_table(("parameter", "shape", "type", "norm", "gradient's norm", "ratio"), rows)
+    print("", *aligned([("parameter", "shape", "type", "norm", "gradient's norm", "ratio"), *rows]), sep="\n")
     guess = math.log(bench.spec.data.num_classes)
     print(f"\nloss {float(loss):.6f} on {len(labels)} images; guessing gets {guess:.6f}")
     faults = {
@@ -264,12 +260,6 @@ def _gradient(norm: float | None, *, weight: float) -> tuple[str, str]:
     if norm is None:
         return "none", ""
     return f"{norm:.3g}", f"{norm / weight:.2g}" if weight else ""
-
-
-def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 # ---------------------------------------------------------------- profile

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from remeasure.campaign.executors.base import Task
@@ -24,8 +25,7 @@ from remeasure.config.resolve import identified
 from remeasure.runs import provenance
 from remeasure.runs.execute import execute, execute_together
 from remeasure.runs.folder import Outcome, Place
-from remeasure.runs.journal import now
-from remeasure.runs.recorder import unwatched
+from remeasure.runs.journal import now, unwatched
 from remeasure.spec.base import DataMissingError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
@@ -86,14 +86,9 @@ class Runs:
     def alone(self, spec: RunSpec) -> str:
         return bits(execute(spec, seed=SEED, row="", place=self.fresh(), sink=unwatched))
 
-    def in_a_process(self, spec: RunSpec) -> str:
-        return self._in_processes(spec, seeds=(SEED,))
-
-    def beside_others(self, spec: RunSpec) -> str:
+    def in_processes(self, spec: RunSpec, *, beside: Sequence[int] = ()) -> str:
         """In a pool of one process a core, after and beside other seeds."""
-        return self._in_processes(spec, seeds=(*OTHER_SEEDS, SEED))
-
-    def _in_processes(self, spec: RunSpec, *, seeds: Sequence[int]) -> str:
+        seeds = (*beside, SEED)
         tasks = [Task(row="", seed=seed, spec=spec, fresh=False) for seed in seeds]
         with Workers(self.fresh()) as workers:
             return bits(workers.run(tasks)[-1])
@@ -139,8 +134,8 @@ def findings(name: str, spec: RunSpec, *, runs: Runs) -> Iterator[Finding]:
     first = runs.alone(spec)
     promised: dict[str, Callable[[RunSpec], str]] = {
         "again in the same process": runs.alone,
-        "in a process of its own": runs.in_a_process,
-        "beside and after other seeds, one process a core": runs.beside_others,
+        "in a process of its own": runs.in_processes,
+        "beside and after other seeds, one process a core": partial(runs.in_processes, beside=OTHER_SEEDS),
         "cut short in every epoch and resumed": runs.cut_short,
     }
     for case, call in promised.items():

@@ -12,7 +12,7 @@ from remeasure.judging.comparison import compare_folders
 from remeasure.judging.verdict import judge_accuracies
 from remeasure.runs.merge import Merged
 from remeasure.runs.merge import merge as merge_runs
-from remeasure.spec.base import InputError, gathered
+from remeasure.spec.base import InputError, gathered, refuse
 from remeasure.spec.claim import Metric
 from remeasure.system import paths
 
@@ -90,8 +90,7 @@ def merge(arguments: Sequence[str]) -> int:
     if any(each.taken == "merged" for each in found):
         reproduce = paths.command("reproduce")
         print(f"`{reproduce}` judges what was merged; `{reproduce.replace(' reproduce', ' track')}` sends it to MLflow")
-    if faults:
-        raise InputError(*faults)
+    refuse(faults)
     return 0
 
 

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from remeasure.runs.hardware import processor
 from remeasure.runs.journal import now
 from remeasure.runs.recorder import spec_of
 from remeasure.runs.splits import Splits
-from remeasure.spec.base import DeviceKind, InputError, gathered
+from remeasure.spec.base import DeviceKind, InputError, gathered, refuse
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
@@ -55,11 +54,6 @@ class Predicted:
     class_index: int
     class_name: str
     probability: float
-
-
-def load_run(run: str | Path) -> Classifier:
-    """As remeasure.load, which documents it."""
-    return open_run(run).classifier
 
 
 def open_run(name: str | Path) -> Run:
@@ -101,8 +95,7 @@ def _refuse_others(overrides: Sequence[str], *, run: Run) -> None:
             faults.append(
                 f"{override}: the run is scored as it was trained; beside it, only device= and predict= count"
             )
-    if faults:
-        raise InputError(*faults)
+    refuse(faults)
 
 
 def _device_kind(device: str, *, record: RunRecord) -> DeviceKind:
@@ -165,13 +158,9 @@ def score(run: Run, *, device_kind: DeviceKind) -> tuple[Predictions, Tensor]:
                 transform=spec.transform,
                 device=device,
                 checkpoint=Path(folder) / "checkpoint.npz",
-                report=_unread,
+                report=lambda _: None,
             )
         return predictions, torch.tensor(listing.labels)
-
-
-def _unread(values: dict[str, Any]) -> None:
-    """The progress of an evaluation."""
 
 
 def _forward(run: Run) -> torch.nn.Module:
@@ -201,8 +190,7 @@ def _files(given: Sequence[str]) -> Iterator[Path]:
             yield path
         else:
             faults.append(f"{path}: there is no such file or folder")
-    if faults:
-        raise InputError(*faults)
+    refuse(faults)
 
 
 @torch.inference_mode()
@@ -211,18 +199,15 @@ def _predicted(run: Run, *, images: Sequence[Path], device: torch.device) -> Ite
     classifier, pictures = run.classifier.to(device), Pictures(run.spec)
     lines, shown, faults = list[Predicted](), list[str](), list[str]()
     for start in range(0, len(images), BATCH):
-        batch, notes, read = list[Tensor](), list[str](), list[Path]()
+        batch = list[tuple[Path, Tensor, str]]()
         for path in images[start : start + BATCH]:
             with gathered(faults):
-                pixels, note = pictures.read(path)
-                batch.append(pixels)
-                notes.append(note)
-                read.append(path)
-        if faults or not batch:
+                batch.append((path, *pictures.read(path)))
+        if faults:
             continue
-        logits = classifier(torch.stack(batch).to(device))
+        logits = classifier(torch.stack([pixels for _, pixels, _ in batch]).to(device))
         top = logits.softmax(dim=1).topk(min(SHOWN, len(classifier.classes)))
-        for path, note, shares, indices in zip(read, notes, top.values.tolist(), top.indices.tolist(), strict=True):
+        for (path, _, note), shares, indices in zip(batch, top.values.tolist(), top.indices.tolist(), strict=True):
             name = str(path).encode(errors="replace").decode()
             best = [
                 Predicted(
@@ -233,8 +218,7 @@ def _predicted(run: Run, *, images: Sequence[Path], device: torch.device) -> Ite
             lines += best
             ranked = ", ".join(f"{each.class_name} {100 * each.probability:.1f} %" for each in best)
             shown.append(f"{name}: {ranked}{note}")
-    if faults:
-        raise InputError(*faults)
+    refuse(faults)
     path = paths.project_root() / "runs" / "predictions" / f"{run.directory.name}-{now().replace(':', '')}.csv"
     write_atomic(path, encode_csv(lines, cls=Predicted))
     yield from shown

@@ -43,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS, metavar="command", help=help_text)
     made.add_argument("rows", nargs="*", default=[], help="rows of the ledger; none is all")
     made.add_argument("--seeds", type=_count, help="exactly so many seeds a row (default: until the row is decided)")
-    made.add_argument("--budget", type=_seconds, default=7200.0, help="such as 4h, 90m, 30s (default: 2h)")
+    budget_help = "such as 4h, 90m, 30s (default: 2h)"
+    made.add_argument(
+        "--budget", dest="budget_seconds", metavar="BUDGET", type=_seconds, default=7200.0, help=budget_help
+    )
     made.add_argument(
         "--together", type=_count, default=1, help="train so many seeds of a row as one: for small nets on a GPU"
     )

@@ -5,7 +5,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,9 @@ from remeasure.judging import ledger, metrics, publish, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_row, read_runs
 from remeasure.judging.report.page import TestSplit
-from remeasure.spec.base import DataMissingError, InputError, gathered
+from remeasure.spec.base import DataMissingError, InputError, gathered, refuse
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
-from remeasure.spec.record import RunRecord
 from remeasure.system import paths
 from remeasure.system.atomic import read_bytes, write_atomic
 from remeasure.system.console import console, rendered
@@ -69,8 +68,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     text = read_bytes(files.ledger)
     rows, faults = ledger.read_sound(files.ledger)
     measures = options.command in ("reproduce", "measure", "plan")
-    if faults and not (measures and rows.keys() >= set(options.rows)):
-        raise InputError(*faults)
+    if not (measures and rows.keys() >= set(options.rows)):
+        refuse(faults)
     chosen = ledger.select(rows, options.rows)
     recover(files.results, then=files.retable)
     status, origins = 0, dict[str, str]()
@@ -96,7 +95,7 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         if options.command in ("reproduce", "verify"):
             status = max(status, _verify(files))
     if options.command in ("reproduce", "table") and options.suite == "controls":
-        status = max(status, _controls(rows, records=records))
+        status = max(status, _controls(lines))
     if options.command == "export":
         _export(chosen, files=files)
     if options.command == "metrics":
@@ -111,20 +110,14 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
 
 def _files(*, suite: str, results: Path | None) -> Files:
     root, conf = paths.project_root(), paths.conf_dirs()
-    if suite == "controls":
-        own = results or root / "results" / "controls"
-        ledger_path = paths.conf_file("controls.yaml", folders=conf)
-        return Files(ledger=ledger_path, results=own, runs=root / "runs", store=root, readme=None)
-    if suite == "demo":
-        folder = root / "runs" / "demo"
-        ledger_path = paths.conf_file("demo.yaml", folders=conf)
-        return Files(ledger=ledger_path, results=results or folder / "results", runs=folder, store=folder, readme=None)
+    runs = root / "runs" / "demo" if suite == "demo" else root / "runs"
+    store = runs if suite == "demo" else root
     return Files(
-        ledger=conf[0] / paths.LEDGER,
-        results=results or root / "results",
-        runs=root / "runs",
-        store=root,
-        readme=None if results else root / "README.md",
+        ledger=paths.conf_file(f"{suite}.yaml", folders=conf) if suite else conf[0] / paths.LEDGER,
+        results=results or store / "results" / ("controls" if suite == "controls" else ""),
+        runs=runs,
+        store=store,
+        readme=None if suite or results else root / "README.md",
     )
 
 
@@ -156,15 +149,7 @@ def _measure(
         device_kind=resolve_device("auto"),
         devices=config.devices,
     )
-    chosen = Options(
-        seeds=options.seeds,
-        together=options.together,
-        budget_seconds=options.budget,
-        fresh=options.fresh,
-        adopt=options.adopt,
-        keep=options.keep,
-        quiet=options.quiet,
-    )
+    chosen = Options(**{entry.name: getattr(options, entry.name) for entry in fields(Options)})
     if options.command != "plan":
         provenance.warn_of_unknown(root)
     with build(config.observer, project=files.store) as observers:
@@ -213,19 +198,16 @@ def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers
     from remeasure.tracking.mlflow_observer import MlflowObserver
     from remeasure.tracking.replay import replay_row
 
-    tracking = [observer for observer in observers.each if isinstance(observer, MlflowObserver)]
+    tracking = [each for each in observers.each if isinstance(each, MlflowObserver)]
+    trackers = [(each.best_effort.at_once, each.tracker) for each in tracking if each.tracker]
     for row in (row for row in rows.values() if row.name not in here):
         with held_folder(files.results):
             ensure_header(files.results, row=row.name)
-        for observer in tracking:
-            if observer.tracker:
-                observer.best_effort.at_once(
-                    replay_row, row, tracker=observer.tracker, results=files.results, runs=files.runs
-                )
-    for observer in tracking:
-        if observer.tracker:
-            whole, _ = ledger.read_sound(files.ledger)
-            observer.best_effort.at_once(observer.tracker.describe, _note(whole, files=files))
+        for at_once, tracker in trackers:
+            at_once(replay_row, row, tracker=tracker, results=files.results, runs=files.runs)
+    for at_once, tracker in trackers:
+        whole, _ = ledger.read_sound(files.ledger)
+        at_once(tracker.describe, _note(whole, files=files))
 
 
 def _note(rows: Mapping[str, Row], *, files: Files) -> str:
@@ -244,8 +226,7 @@ def _export(rows: Mapping[str, Row], *, files: Files) -> None:
         with gathered(faults):
             folder = export(row, runs=files.runs, results=files.results, into=files.store / "exports")
             print(f"{row.name}: {folder}")
-    if faults:
-        raise InputError(*faults)
+    refuse(faults)
 
 
 def _metrics(rows: Mapping[str, Row], *, results: Path) -> None:
@@ -253,12 +234,11 @@ def _metrics(rows: Mapping[str, Row], *, results: Path) -> None:
         print(*metrics.told(row, group=read_row(results, row=row.name), split=_split(row.data)), sep="\n")
 
 
-def _controls(rows: Mapping[str, Row], *, records: Mapping[str, Sequence[RunRecord]]) -> int:
+def _controls(lines: Sequence[table.TableRow]) -> int:
     """Exit status 1 where a negative control did not fall short: nothing else that was measured could be trusted."""
-    verdicts = {line.row: line.verdict for line in table.build(rows, records=records)}
-    passed = [name for name, verdict in verdicts.items() if verdict == "falls short"]
-    print(f"negative controls: {len(passed)} of {len(verdicts)} fall short, as they must")
-    return 0 if len(passed) == len(verdicts) else EXIT_FAILED
+    num_passed = sum(line.verdict == "falls short" for line in lines)
+    print(f"negative controls: {num_passed} of {len(lines)} fall short, as they must")
+    return 0 if num_passed == len(lines) else EXIT_FAILED
 
 
 def _print(content: RenderableType) -> None:

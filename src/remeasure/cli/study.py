@@ -5,7 +5,6 @@ MLflow needs. Ranges are written in Hydra's grammar, as that sweeper has them.
 """
 
 import argparse
-import re
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,12 +150,15 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
 
     A seed whose training had ended before the kill is not trained again.
     """
+    from optuna.samplers import TPESampler
     from optuna.trial import Trial, TrialState
+
+    from remeasure.cli.train import run_single  # torch and Lightning: seconds to import
 
     config = None
     while left := study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or len(study.trials) < num_trials:
         number = left[0].number if isinstance(left, list) else len(study.trials)
-        study.sampler = _sampler(number)
+        study.sampler = TPESampler(seed=number)  # a trial's values do not depend on restarts
         trial = Trial(study, left[0]._trial_id) if isinstance(left, list) else study.ask()
         overrides = [*fixed, *(f"{key}={_suggested(trial, each)}" for key, each in space.items())]
         trial.set_user_attr("overrides", overrides[len(fixed) :])
@@ -166,7 +168,8 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
                 config = _config([*overrides, f"seed={seed}"])
                 _refuse_edited(study, config=config)
                 print(f"trial {number}: {' '.join([*overrides[len(fixed) :], f'seed={seed}'])}", flush=True)
-                accuracies.append(_accuracy(config, sweeping=_so_far(study)))
+                done = run_single(config, sweep=_so_far(study).standing("running"), tuned_once=True)
+                accuracies.append(done.record.accuracy_percent)
         except InputError as error:
             if isinstance(error, _EditedError):
                 raise
@@ -183,25 +186,11 @@ def _run(study: "Study", *, fixed: Sequence[str], space: "Space", num_trials: in
     return config
 
 
-def _sampler(number: int) -> Any:
-    """Optuna's own (tree-structured Parzen estimators), so seeded that a trial's values do not depend on restarts."""
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=number)
-
-
 def _config(overrides: Sequence[str]) -> Config:
     config = compose(overrides)
     if config.data.split != "validation":
         raise InputError(f"data.split: a sweep is scored on held-back training images, got split={config.data.split}")
     return config
-
-
-def _accuracy(config: Config, *, sweeping: Sweeping) -> float | None:
-    from remeasure.cli.train import run_single  # torch and Lightning: seconds to import
-
-    done = run_single(config, compose=compose, sweep=sweeping.standing("running"), tuned_once=True)
-    return done.record.accuracy_percent
 
 
 def _suggested(trial: "Trial", override: "Override") -> str:
@@ -260,7 +249,7 @@ def _recipe(study: "Study", *, overrides: Sequence[str], config: Config, command
             _put(recipe, key.split(".")[1:], override.value())
     text = yaml.safe_dump({"name": study.study_name, **recipe}, sort_keys=False, default_flow_style=None)
     yield f"defaults: [{config.recipe.name}, _self_]"
-    yield re.sub(r"\n$", "", text)
+    yield text.removesuffix("\n")
 
 
 def _put(into: dict[str, Any], keys: Sequence[str], value: Any) -> None:

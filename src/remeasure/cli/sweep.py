@@ -67,6 +67,11 @@ def table(jobs: Sequence[Job]) -> Iterator[str]:
         num = str(len(done)) if len(done) == len(accuracies) else f"{len(done)} of {len(accuracies)}"
         mean = f"{statistics.mean(done):.3f}" if done else ""
         rows.append((*values, num, mean, f"{statistics.stdev(done):.3f}" if len(done) > 1 else ""))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line for each row, whose cells are padded to the widths of their columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

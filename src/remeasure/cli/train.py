@@ -3,9 +3,10 @@
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from remeasure.config.compose import compose
 from remeasure.config.resolve import identified, network_of, settled
 from remeasure.data import catalog, fingerprint
 from remeasure.judging import ledger
@@ -15,7 +16,7 @@ from remeasure.judging.rules import first_rules
 from remeasure.models import pretrained
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Outcome, Place, finished, other_code, tuned
-from remeasure.spec.base import DeviceKind, InputError, gathered
+from remeasure.spec.base import DeviceKind, gathered, refuse
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
@@ -24,16 +25,14 @@ from remeasure.tracking.observer import Sweep, build
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of, find_world, refuse_callbacks
 
-Compose = Callable[[Sequence[str]], Config]
 
-
-def run_single(config: Config, *, compose: Compose, sweep: Sweep | None = None, tuned_once: bool = False) -> Outcome:
+def run_single(config: Config, *, sweep: Sweep | None = None, tuned_once: bool = False) -> Outcome:
     """Train, or report a finished run, and print the contract's last line.
 
     `sweep`: the one that the run is a job of. `tuned_once`: a finished run on the validation split is reported, too.
     """
     place, spec = _prepared(config)
-    row, departures = _row_of(config, spec=spec, compose=compose, device_kind=place.device_kind)
+    row, departures = _row_of(config, spec=spec, device_kind=place.device_kind)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
     if outcome is None and tuned_once:
         outcome = tuned(spec, seed=config.seed, place=place)
@@ -69,21 +68,19 @@ def run_single(config: Config, *, compose: Compose, sweep: Sweep | None = None, 
 
 def _prepared(config: Config) -> tuple[Place, RunSpec]:
     """Where it runs, the spec, and every fault that can be found before a run is begun; those of the config first."""
-    faults: list[str] = []
+    faults, asked = list[str](), config.spec(data_sha256="")
     with gathered(faults):
         device_kind = resolve_device(config.device)
-        asked = config.spec(data_sha256="")
         faults += engine_of(asked).device_faults(device_kind, devices=config.devices, num_nodes=config.num_nodes)
         find_world(asked, devices=config.devices, num_nodes=config.num_nodes, device_kind=device_kind)
     with gathered(faults):
         catalog.streamed(config.data)
     with gathered(faults):
-        code.remember(config.spec(data_sha256=""))
+        code.remember(asked)
         network = network_of(config)
     with gathered(faults):
-        refuse_callbacks(config.spec(data_sha256=""))
-    if faults:
-        raise InputError(*faults)
+        refuse_callbacks(asked)
+    refuse(faults)
     root, data_root = paths.project_root(), paths.data_root()
     place = Place(
         runs=paths.writable(root / "runs"),
@@ -102,9 +99,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     return place, spec
 
 
-def _row_of(
-    config: Config, *, spec: RunSpec, compose: Compose, device_kind: DeviceKind
-) -> tuple[Row | None, list[str]]:
+def _row_of(config: Config, *, spec: RunSpec, device_kind: DeviceKind) -> tuple[Row | None, list[str]]:
     """The ledger's row of these configs, and where this run departs from what the row would train or evaluate.
 
     A file of weights that is named departs from it: nobody can tell here that it is the published one.

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from remeasure.judging.records import FOLDERS, RowResults, record_faults, row_files, seal_of_files, seal_of_sums
-from remeasure.spec.base import InputError, gathered
+from remeasure.spec.base import InputError, gathered, refuse
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.system.atomic import read_bytes
-from remeasure.system.formats import decode_csv, decode_json, decode_npz, decode_yaml, mismatch, refuse
+from remeasure.system.formats import decode_csv, decode_json, decode_npz, decode_yaml, mismatch
 
 _SEALED = re.compile(rf"^([0-9a-f]{{64}})  ((?:{'|'.join(FOLDERS)})/[\w.-]+)$", re.MULTILINE)  # a line of a seal
 _CLASSES = ("|u1", "<u2", "<u4")

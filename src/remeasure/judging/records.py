@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from remeasure.spec.findings import Finding, recorded
+from remeasure.spec.base import refuse
+from remeasure.spec.findings import Finding, finding
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.spec.run import spec_sha256
 from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
-from remeasure.system.formats import Array, encode_csv, encode_json, encode_npz, encode_yaml, mismatch, refuse
+from remeasure.system.formats import Array, encode_csv, encode_json, encode_npz, encode_yaml, mismatch
 
 FOLDERS = ("runs", "predictions", "curves", "filters", "findings", "specs", "environments", "sums")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -96,7 +97,7 @@ def by_finding(points: Sequence[FoundPoint]) -> Iterator[tuple[Finding, list[Fou
     """Each finding with the evidence of the first seed that has it, and the points of all seeds that have it."""
     for name in dict.fromkeys(point.finding for point in points):
         own = [point for point in points if point.finding == name]
-        yield recorded(name, own[0].evidence), own
+        yield finding(name, own[0].evidence), own
 
 
 def row_files(row: str, *, records: Iterable[RunRecord], found: bool) -> list[str]:

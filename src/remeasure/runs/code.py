@@ -18,22 +18,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remeasure.spec.base import Choice, InputError, canonical_json
+from remeasure.spec.base import Choice, InputError, canonical_sha256
 from remeasure.spec.run import RunSpec
+from remeasure.system.atomic import read_json
 
 CODE_FILE = "code.json"
 WING = ("data", "models", "runs", "spec", "training")
 # Parts of these packages that describe, find or time runs; what they change is no weight.
 BOOKS = (
-    *(
-        "models/saved.py",
-        "runs/code.py",
-        "runs/folder.py",
-        "runs/journal.py",
-        "runs/provenance.py",
-        "runs/timing.py",
-        "spec/claim.py",
-    ),
+    "models/saved.py",
+    "runs/code.py",
+    "runs/folder.py",
+    "runs/journal.py",
+    "runs/provenance.py",
+    "runs/timing.py",
+    "spec/claim.py",
 )
 INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -41,7 +40,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def code_sha256(spec: RunSpec) -> str:
     """The SHA-256 over the files that this spec is trained or evaluated by, as they were when this process began."""
-    return _sha256(canonical_json(files(spec)).encode())
+    return canonical_sha256(files(spec))
 
 
 def files(spec: RunSpec) -> Mapping[str, str]:
@@ -52,7 +51,7 @@ def files(spec: RunSpec) -> Mapping[str, str]:
 def own_code_sha256(spec: RunSpec) -> str | None:
     """As `code_sha256`, over the user's own files alone; None if the spec names no module of the user's."""
     own = _own(*_named(spec))
-    return _sha256(canonical_json(own).encode()) if own else None
+    return canonical_sha256(own) if own else None
 
 
 def remember(spec: RunSpec) -> None:
@@ -68,24 +67,17 @@ def content(spec: RunSpec) -> bytes:
 
 def kept(directory: Path) -> str:
     """The code_sha256 of a run's folder; "" if it has none."""
-    return str(_read(directory).get("code_sha256", ""))
+    return str(read_json(directory / CODE_FILE).get("code_sha256", ""))
 
 
 def changed(directory: Path, *, spec: RunSpec) -> str:
     """Which files differ from those that made the run in this folder, such as "models/mlp.py differs"."""
-    before, now = _read(directory).get("files"), files(spec)
+    before, now = read_json(directory / CODE_FILE).get("files"), files(spec)
     if not isinstance(before, dict):
         return "an earlier version, which kept no hashes of it"
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} differ{'s' * (len(names) == 1)}"
-
-
-def _read(directory: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads((directory / CODE_FILE).read_bytes())
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _named(spec: RunSpec) -> list[str]:

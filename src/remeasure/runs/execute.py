@@ -5,11 +5,10 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from pytorch_lightning import Callback
-
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, read_record
 from remeasure.runs.hardware import keep_freed_memory, processor
-from remeasure.runs.recorder import Attempt, Sink
+from remeasure.runs.journal import Sink
+from remeasure.runs.recorder import Attempt
 from remeasure.runs.splits import Splits
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.record import RunRecord
@@ -54,12 +53,12 @@ def execute_together(
 ) -> list[Outcome]:
     """`execute` for all seeds that train together with `seed`: `seed` alone, or its group in the batched engine."""
     seeds, world = spec.together(seed), world_of(spec, place=place)
-    done = [] if fresh else _all_finished(spec, seeds=seeds, place=place)
+    done = [] if fresh else [outcome for each in seeds if (outcome := finished(spec, seed=each, place=place))]
     if world.rank:  # rank 0 alone locks, records and tells of the run
-        if not done:
+        if len(done) < len(seeds):
             _share(world, spec=spec, seed=seed, place=place)
         raise SystemExit(0)
-    if done:
+    if len(done) == len(seeds):
         return done
     directories = [open_directory(spec, seed=each, place=place, fresh=fresh) for each in seeds]
     with contextlib.ExitStack() as held:
@@ -67,17 +66,9 @@ def execute_together(
             held.enter_context(locks.held(directory / "lock"))
         reused = [(directory / "record.json").is_file() for directory in directories]
         if not all(reused):  # another process may have finished them while this one waited
+            attempt = partial(Attempt, spec=spec, row=row, place=place, sink=sink, num_devices=world.size)
             attempts = [
-                Attempt(
-                    directory,
-                    spec=spec,
-                    seed=each,
-                    row=row,
-                    place=place,
-                    sink=sink,
-                    keeps=each in keeps,
-                    num_devices=world.size,
-                )
+                attempt(directory, seed=each, keeps=each in keeps)
                 for each, directory in zip(seeds, directories, strict=True)
             ]
             share = partial(_share, spec=spec, seed=seed, place=place)
@@ -91,12 +82,6 @@ def execute_together(
                     worlds.told(None, world=connected)
     ends = zip(records, directories, reused, strict=True)
     return [Outcome(record=record, directory=directory, reused=again) for record, directory, again in ends]
-
-
-def _all_finished(spec: RunSpec, *, seeds: range, place: Place) -> list[Outcome]:
-    """The outcomes of these seeds if all are finished, else []."""
-    done = [outcome for seed in seeds if (outcome := finished(spec, seed=seed, place=place))]
-    return done if len(done) == len(seeds) else []
 
 
 def world_of(spec: RunSpec, *, place: Place) -> World:
@@ -145,9 +130,11 @@ def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place, world:
 
 def _results(job: Job, *, attempts: Sequence[Attempt], checkpoint: Path) -> list[Scored | DivergenceError]:
     """The result of each seed: its score, or where it diverged."""
-    reports = [attempt.epoch for attempt in attempts]
+    reports, first = [attempt.epoch for attempt in attempts], attempts[0]
+    charts = [attempt.chart for attempt in attempts]
+    callbacks = [Doctor(charts, inside=not first.spec.compile)] if first.place.doctor else []
     results: dict[int, Scored | DivergenceError] = {}
-    results |= job.train(checkpoint=checkpoint, reports=reports, callbacks=_callbacks(attempts))
+    results |= job.train(checkpoint=checkpoint, reports=reports, callbacks=callbacks)
     for index, attempt in enumerate(attempts):
         if index not in results:
             try:
@@ -164,9 +151,3 @@ def _results(job: Job, *, attempts: Sequence[Attempt], checkpoint: Path) -> list
         for index, found in job.trace(lost, until=last_step, checkpoint=checkpoint).items():
             results[index] = nonfinite.kept(found, folder=attempts[index].directory)
     return [results[index] for index in range(len(attempts))]
-
-
-def _callbacks(attempts: Sequence[Attempt]) -> list[Callback]:
-    """Lightning callbacks of the training: the doctor, unless it is switched off."""
-    spec, place = attempts[0].spec, attempts[0].place
-    return [Doctor([attempt.chart for attempt in attempts], inside=not spec.compile)] if place.doctor else []

@@ -7,17 +7,16 @@ SHA-256 of itself and of the files beside it; reading a record names every file 
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from remeasure.runs import code, journal, provenance
-from remeasure.spec.base import DeviceKind, InputError, canonical_json
+from remeasure.spec.base import DeviceKind, InputError, canonical_sha256
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import locks
-from remeasure.system.atomic import write_atomic
+from remeasure.system.atomic import read_json, write_atomic
 from remeasure.system.paths import read_file, refuse_no_file
 
 SEALED = (
@@ -69,7 +68,7 @@ def finished(spec: RunSpec, *, seed: int, place: Place) -> Outcome | None:
 
 def refuse_renamed(directory: Path, *, record: RunRecord) -> None:
     """Raise InputError if the folder's name says another spec, seed or kind of device than its record."""
-    name = _name(record.spec_sha256, seed=record.seed, device_kind=record.device_kind)
+    name = run_key(record.spec_sha256, seed=record.seed, device_kind=record.device_kind)
     if not directory.name.rpartition("-a")[0].endswith(f"-{name}"):
         raise InputError(
             f"{directory}: was renamed; it holds seed {record.seed} of spec {record.spec_sha256[:12]} on "
@@ -106,11 +105,12 @@ def _next_directory(spec: RunSpec, *, seed: int, place: Place) -> Path:
     if earlier and not code.kept(earlier[-1]) and not (earlier[-1] / journal.JOURNAL_FILE).exists():
         return earlier[-1]
     number = attempt(earlier[-1]) + 1 if earlier else 1
-    name = _name(spec.spec_sha256, seed=seed, device_kind=place.device_kind)
+    name = run_key(spec.spec_sha256, seed=seed, device_kind=place.device_kind)
     return place.runs / f"{spec.model.name}-{spec.data.name}-{name}-a{number}"
 
 
-def _name(spec_sha256: str, *, seed: int, device_kind: str) -> str:
+def run_key(spec_sha256: str, *, seed: int, device_kind: str) -> str:
+    """How the folders of a seed's runs end, before the number of the attempt."""
     return f"{spec_sha256[:12]}-{device_kind}-s{seed}"
 
 
@@ -128,15 +128,7 @@ def _other_versions(directory: Path) -> str:
     """The packages of an unfinished run that are not as they were when it began; "" if it is finished."""
     if (directory / "record.json").is_file():
         return ""
-    return provenance.other_versions(kept_environment(directory))
-
-
-def kept_environment(directory: Path) -> dict[str, Any]:
-    """The versions and machine of the run's start; {} if they are not there yet."""
-    with suppress(OSError, ValueError):
-        found = json.loads(read_file(directory / "environment.json"))
-        return found if isinstance(found, dict) else {}
-    return {}
+    return provenance.other_versions(read_json(directory / "environment.json"))
 
 
 def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
@@ -153,7 +145,7 @@ def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
 
 
 def _of_any_code(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
-    name = _name(spec.spec_sha256, seed=seed, device_kind=place.device_kind)
+    name = run_key(spec.spec_sha256, seed=seed, device_kind=place.device_kind)
     return sorted(place.runs.glob(f"*-{name}-a*"), key=attempt)
 
 
@@ -201,7 +193,7 @@ def _damaged(directory: Path) -> Iterator[str]:
         content = json.loads(written)
         whole, sealed = _to_json(content) == written, dict(content["files_sha256"])
         _record(content)
-        if content.pop("seal_sha256") != _sha256(canonical_json(content).encode()) or not whole:
+        if content.pop("seal_sha256") != canonical_sha256(content) or not whole:
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not JSON, or changed
         yield "record.json"
@@ -221,7 +213,7 @@ def write_record(directory: Path, record: RunRecord) -> None:
     content: dict[str, Any] = asdict(record)
     content["code_sha256"] = code.kept(directory)
     content["files_sha256"] = {name: _sha256(read_file(directory / name)) for name in names}
-    content["seal_sha256"] = _sha256(canonical_json(content).encode())
+    content["seal_sha256"] = canonical_sha256(content)
     write_atomic(directory / "record.json", _to_json(content))
 
 

@@ -33,7 +33,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from remeasure.spec.record import Event
 from remeasure.system.paths import naming, read_file
 
 JOURNAL_FILE = "journal.jsonl"
+Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
 _LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
 
 
@@ -67,6 +68,10 @@ class Journal:
                 os.fsync(descriptor)  # lines must reach the disk before a later checkpoint or record
             finally:
                 os.close(descriptor)
+
+
+def unwatched(directory: Path, event: Event) -> None:
+    """A sink that does nothing."""
 
 
 def encode(entry: Event) -> str:

@@ -1,7 +1,6 @@
 """One attempt at a run: writes its directory, from the first journal line to the record."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import yaml
 from remeasure.data import catalog
 from remeasure.models import registry, saved
 from remeasure.runs import code, provenance
-from remeasure.runs.folder import Place, kept_environment, read_record, write_record
-from remeasure.runs.journal import Journal, curve, last, now, read
+from remeasure.runs.folder import Place, read_record, write_record
+from remeasure.runs.journal import Journal, Sink, curve, last, now, read
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Evaluation
-from remeasure.spec.record import Event, RunRecord
+from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import read_bytes, write_atomic
+from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
 from remeasure.system.formats import decode_yaml, encode_npz
 from remeasure.system.redaction import masked
@@ -30,12 +29,6 @@ from remeasure.training.diagnostics.curves import CurveMonitor
 from remeasure.training.diagnostics.leaks import refuse_early_scores
 from remeasure.training.engines.base import Scored
 from remeasure.training.negative_controls import evaluated_with
-
-Sink = Callable[[Path, Event], None]  # called with (run directory, event) when it happens
-
-
-def unwatched(directory: Path, event: Event) -> None:
-    """A sink that does nothing."""
 
 
 class Attempt:
@@ -102,14 +95,14 @@ class Attempt:
         if started:
             # The same code and libraries trained it (runs/folder.py): it keeps commit, diff and versions of its start.
             self._facts |= {key: started[key] for key in ("commit", "dirty")}
-            if environment := kept_environment(self.directory):
+            if environment := read_json(self.directory / "environment.json"):
                 self._facts["versions_sha256"] = environment_sha256(environment)
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
             self.report("resumed", **names, checkpoint=checkpoint)
             return
         spec, facts = self.spec, self._facts
-        config = {"row": self.row, "seed": self.seed, **asdict(spec)}
-        write_atomic(self.directory / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False).encode())
+        config = json.loads(json.dumps({"row": self.row, "seed": self.seed, **asdict(spec)}))  # tuples as lists
+        write_atomic(self.directory / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         environment = provenance.environment(facts["device"])
         write_atomic(self.directory / "environment.json", json.dumps(environment, indent=1, sort_keys=True).encode())
         if diff := provenance.revision(self.place.project).diff:
@@ -147,10 +140,19 @@ class Attempt:
             refuse_early_scores(read(self.directory), epochs=self._epochs)
             _keep_arrays(self.directory, scored=result)
             if self.keeps:
-                _keep_model(self.directory, spec=self.spec, seed=self.seed, scored=result)
-            point = _last_point(self.spec, record=record)
-            self.report("epoch", **point)
-            self.chart.scored(**{key: point[key] for key in ("split", "loss", "accuracy_percent")})
+                saved.write(
+                    self.directory,
+                    network=result.network,
+                    spec=self.spec,
+                    seed=self.seed,
+                    normalisation=evaluated_with(self.spec),
+                    classes=catalog.class_names(self.spec.data),
+                    published=self.spec.recipe.weights if isinstance(self.spec.recipe, Evaluation) else None,
+                )
+            split, percent = self.spec.data.split, record.accuracy_percent
+            score = dict[str, Any](split=split, loss=record.loss, accuracy_percent=percent)
+            self.report("epoch", epoch=record.epochs, step=None, **score, lr=None, seconds=None)
+            self.chart.scored(**score)
         finished = self._journal.write("finished", record=asdict(record), **why)
         if self.spec.data.split == "test":  # tuning writes no record
             write_record(self.directory, record)
@@ -183,14 +185,8 @@ def spec_of(directory: Path) -> RunSpec:
     """The spec in a run's config.yaml. InputError: it is not there, or not of this version."""
     path = directory / "config.yaml"
     values = decode_yaml(read_bytes(path), name=str(path))
-    return convert(
-        RunSpec, {key: value for key, value in values.items() if key not in ("row", "seed")}, where=str(path)
-    )
-
-
-def plain(value: object) -> Any:
-    """`asdict` output with lists in place of tuples, as YAML and JSON hold it."""
-    return json.loads(json.dumps(value))
+    spec = {key: value for key, value in values.items() if key not in ("row", "seed")}
+    return convert(RunSpec, spec, where=str(path))
 
 
 def _result(scored: Scored) -> dict[str, Any]:
@@ -230,12 +226,6 @@ def _no_result(spec: RunSpec) -> dict[str, Any]:
     return {"accuracy_percent": None, "num_correct": None, "num_test": num_test, "loss": None, "predicted_sha256": None}
 
 
-def _last_point(spec: RunSpec, *, record: RunRecord) -> dict[str, Any]:
-    """The evaluation as a point of the curve."""
-    keys = {"split": spec.data.split, "loss": record.loss, "accuracy_percent": record.accuracy_percent}
-    return {"epoch": record.epochs, "step": None, **keys, "lr": None, "seconds": None}
-
-
 def _keep_arrays(directory: Path, *, scored: Scored) -> None:
     predicted = scored.predictions.predicted.numpy().astype(np.uint16)
     confidence = scored.predictions.confidence.numpy().astype(np.float16)
@@ -244,15 +234,3 @@ def _keep_arrays(directory: Path, *, scored: Scored) -> None:
     write_atomic(directory / "predictions.npz", encode_npz(arrays))
     weights = registry.first_layer_weights(scored.network).numpy().astype(np.float16)
     write_atomic(directory / "filters.npz", encode_npz({"weights": weights}))
-
-
-def _keep_model(directory: Path, *, spec: RunSpec, seed: int, scored: Scored) -> None:
-    saved.write(
-        directory,
-        network=scored.network,
-        spec=spec,
-        seed=seed,
-        normalisation=evaluated_with(spec),
-        classes=catalog.class_names(spec.data),
-        published=spec.recipe.weights if isinstance(spec.recipe, Evaluation) else None,
-    )

@@ -1,16 +1,16 @@
 """Shared by all spec modules: names, limits, InputError, and dataclasses that report all their faults at once."""
 
+import hashlib
 import json
 import re
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # a model, data set or recipe; becomes part of folder names
 LARGEST = 2**63 - 1  # integer in a config, ledger or record: a larger one may overflow to inf as a float
-MOST_THREADS, MOST_TOGETHER = 1024, 1000
 FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validation split uses seeds from here up
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
@@ -29,6 +29,12 @@ class InputError(ValueError):
         self.faults = faults
 
 
+def refuse(faults: Iterable[str]) -> None:
+    """Raise one InputError that names every fault, if there is any."""
+    if found := tuple(faults):
+        raise InputError(*found)
+
+
 @contextmanager
 def gathered(faults: list[str]) -> Iterator[None]:
     """Catch an InputError of the block and add its faults to the list, so that all faults are reported together."""
@@ -38,30 +44,46 @@ def gathered(faults: list[str]) -> Iterator[None]:
         faults += error.faults
 
 
+@dataclass(frozen=True)
+class Within:
+    """The range of a value: `eps: Annotated[float | None, Within("a number above 0", lambda eps: eps > 0)]`.
+
+    Null is in every range.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Within("1 or more", lambda value: value >= 1)]
+Positive = Annotated[float, Within("a number above 0", lambda value: value > 0)]
+NotNegative = Annotated[float, Within("0 or more", lambda value: value >= 0)]
+
+
+@dataclass(frozen=True)
 class Strict:
     """Base of the spec dataclasses: pydantic refuses unknown keys when it reads one from YAML or JSON, and the
-    constructor raises one ValueError with all lines of `_faults`.
+    constructor raises one ValueError with all lines of `faults`.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        if faults := tuple(self._faults()):
+        if faults := tuple(self.faults()):
             raise ValueError("\n".join(faults))
 
+    def faults(self) -> Iterator[str]:
+        """The values that are out of their ranges (Within); then `_faults`. A field that is not set yet has none."""
+        for entry in fields(self):
+            value, parts = getattr(self, entry.name, None), (entry.type, *get_args(entry.type))  # that, or that or None
+            for limit in (each for part in parts for each in getattr(part, "__metadata__", ())):
+                if value is not None and not limit.holds(value):
+                    yield f"{entry.name}: expected {limit.expected}, got {_shown(value)}"
+        yield from self._faults()
+
     def _faults(self) -> Iterable[str]:
+        """What is wrong beside the ranges."""
         return ()
-
-
-@dataclass(frozen=True)
-class Within:
-    """The range of an argument: `eps: Annotated[float | None, Within("a number above 0", lambda eps: eps > 0)]`.
-
-    A null argument is in every range.
-    """
-
-    expected: str
-    holds: Callable[[Any], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,28 +128,19 @@ class Choice(Strict, ABC):
             known = [name for name, choice in self.choices.items() if engine in choice.engines]
             yield f"has {', '.join(known)}, not {self.key}.name={self.name}"
 
-    def _faults(self) -> Iterable[str]:
-        for entry in fields(self):
-            value, parts = getattr(self, entry.name), (entry.type, *get_args(entry.type))  # Annotated, or that or None
-            for limit in (each for part in parts for each in getattr(part, "__metadata__", ())):
-                if value is not None and not limit.holds(value):
-                    yield f"{entry.name}: expected {limit.expected}, got {_shown(value)}"
-
 
 def _shown(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def count_faults(run: object) -> Iterable[str]:
-    """Faults in the counts that RunSpec and Config share."""
-    for key in ("engine_width", "steps_per_block", "cpu_threads"):
-        if getattr(run, key) < 1:
-            yield f"{key}: expected 1 or more, got {getattr(run, key)}"
-
-
 def canonical_json(value: object) -> str:
     """A plain value as canonical JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def canonical_sha256(value: object) -> str:
+    """SHA-256 over the canonical JSON of a plain value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 class DataMissingError(InputError):

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from remeasure.spec.base import FIRST_TUNING_SEED, Control, Mode, Strict
+from remeasure.spec.base import FIRST_TUNING_SEED, Control, Mode, Strict, Within
 
 PARAMS_TEXT = re.compile(r"([0-9]{1,3}(?:,[0-9]{3}){1,5}|[0-9]{1,15})(?:(?:\.([0-9]{1,6}))? ?([kKMB]))?")  # "11.7M"
 Grade = Literal["primary", "secondary", "unsourced"]
@@ -43,7 +43,7 @@ class Published(Strict):
     balanced_accuracy_percent: float | None = None
     num_digits: int
     num_params_text: str
-    num_runs: int | None
+    num_runs: Annotated[int | None, Within("1 or more, or null for not stated", lambda num: num >= 1)]
     selection: str | None
     sources: tuple[Source, ...]
     notes: str
@@ -67,8 +67,6 @@ class Published(Strict):
                 yield f"num_digits: {self.num_digits} decimals cannot print {percent}"
         if not PARAMS_TEXT.fullmatch(self.num_params_text.strip()):
             yield f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {self.num_params_text!r}"
-        if self.num_runs is not None and self.num_runs < 1:
-            yield f"num_runs: expected 1 or more, or null for not stated, got {self.num_runs}"
         if not self.sources:
             yield "sources: a bare number is refused; name at least one source, if only one graded 'unsourced'"
 
@@ -80,16 +78,12 @@ class Rule(Strict):
     `first_seed`: look k uses seeds first_seed … first_seed + looks[k] - 1; a later rule takes seeds never used before.
     """
 
-    margin_pp: float
-    confidence: float = 0.95
+    margin_pp: Annotated[float, Within("percentage points above 0", lambda margin: 0 < margin < 100)]
+    confidence: Annotated[float, Within("a fraction in (0.5, 1)", lambda confidence: 0.5 < confidence < 1)] = 0.95
     looks: tuple[int, ...] = (5, 10, 20)
     first_seed: int = 0
 
     def _faults(self) -> Iterable[str]:
-        if not 0 < self.margin_pp < 100:
-            yield f"margin_pp: expected percentage points above 0, got {self.margin_pp}"
-        if not 0.5 < self.confidence < 1:
-            yield f"confidence: expected a fraction in (0.5, 1), got {self.confidence}"
         if len(self.looks) == 0 or list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 1:
             yield f"looks: expected rising numbers of seeds, got {list(self.looks)}"
         elif self.first_seed < 0 or self.first_seed + self.looks[-1] > FIRST_TUNING_SEED:

@@ -1,24 +1,15 @@
 """One composed config, conf/train.yaml with its groups, and the RunSpec built from it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, get_args
 
-from remeasure.spec.base import (
-    CONFIG_NAME,
-    FIRST_TUNING_SEED,
-    MOST_THREADS,
-    MOST_TOGETHER,
-    Control,
-    DeviceKind,
-    Engine,
-    Keep,
-    Strict,
-    count_faults,
-)
+from remeasure.spec.base import CONFIG_NAME, FIRST_TUNING_SEED, Control, Count, DeviceKind, Engine, Keep, Strict, Within
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import TRAINING_VERSION, DataSpec, ModelSpec, RunSpec, input_shape
+
+CountOrNull = Annotated[int | None, Within("1 or more, or null", lambda value: value >= 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +17,8 @@ class Debug(Strict):
     """A debugging mode in place of a run (conf/debug). `num_images`: batch size; null: the recipe's."""
 
     name: Literal["overfit_batch", "one_step", "profile"]
-    num_images: int | None
-    num_steps: int
-
-    def _faults(self) -> Iterable[str]:
-        counts = {"num_images": self.num_images, "num_steps": self.num_steps}
-        return (f"{key}: expected 1 or more, got {n}" for key, n in counts.items() if n is not None and n < 1)
+    num_images: Count | None
+    num_steps: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +33,19 @@ class Config(Strict):
     model: ModelSpec
     data: DataSpec
     recipe: Recipe | Evaluation
-    seed: int
+    seed: Annotated[int, Within("0 or more", lambda seed: seed >= 0)]
     precision: Literal["auto", "float32", "bfloat16"]
     engine: Engine
-    engine_width: int
+    engine_width: Annotated[Count, Within("at most 1000", lambda width: width <= 1000)]
     compile: bool
     channels_last: bool
-    steps_per_block: int
-    cpu_threads: int
+    steps_per_block: Count
+    cpu_threads: Annotated[Count, Within("at most 1024", lambda num: num <= 1024)]
     control: Control
     callback: dict[str, Plugin]
     device: str
-    devices: int | None
-    num_nodes: int | None
+    devices: CountOrNull
+    num_nodes: CountOrNull
     fresh: bool
     print_epochs: bool
     verbosity: Literal["quiet", "normal", "verbose"]
@@ -70,19 +57,10 @@ class Config(Strict):
     debug: Debug | None
 
     def _faults(self) -> Iterable[str]:
-        yield from count_faults(self)
-        for key, most in (("engine_width", MOST_TOGETHER), ("cpu_threads", MOST_THREADS)):
-            if getattr(self, key) > most:
-                yield f"{key}: expected at most {most}, got {getattr(self, key)}"
-        for key in ("devices", "num_nodes"):
-            if (num := getattr(self, key)) is not None and num < 1:
-                yield f"{key}: expected 1 or more, or null, got {num}"
         if self.device not in ("auto", *get_args(DeviceKind)):
             yield f"device: expected auto, {', '.join(get_args(DeviceKind))}, got {self.device!r}"
         if self.predict is not None and self.evaluate is None:
             yield "predict: needs the run whose network predicts, evaluate=<run folder or MLflow run id>"
-        if self.seed < 0:
-            yield f"seed: expected 0 or more, got {self.seed}"
         for group in ("model", "data", "recipe"):
             if not CONFIG_NAME.fullmatch(name := getattr(self, group).name):
                 yield f"{group}.name: expected up to 100 letters, digits, '_', '.' and '-', got {name[:120]!r}"
@@ -101,21 +79,14 @@ class Config(Strict):
 
         A precision that is still `auto` becomes bfloat16.
         """
+        # What both have by the same name.
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(RunSpec) if hasattr(self, entry.name)}
+        shared["precision"] = "bfloat16" if self.precision == "auto" else self.precision
         return RunSpec(
-            model=self.model,
-            data=self.data,
-            recipe=self.recipe,
-            precision="bfloat16" if self.precision == "auto" else self.precision,
-            engine=self.engine,
-            engine_width=self.engine_width,
-            compile=self.compile,
-            channels_last=self.channels_last,
-            steps_per_block=self.steps_per_block,
-            cpu_threads=self.cpu_threads,
+            **shared,
             data_sha256=data_sha256,
             weights_sha256=weights_sha256,
             training_version=TRAINING_VERSION,
-            control=self.control,
             callbacks=tuple(self.callback.values()),
         )
 

@@ -95,17 +95,11 @@ class Finding:
 
 
 def finding(name: str, evidence: str) -> Finding:
-    causes, steps = ADVICE[name]
+    """The finding with its advice; a name that this version does not know, read back from a record, gets none."""
+    causes, steps = ADVICE.get(name, ((), ()))
     return Finding(
         name=name,
         evidence=evidence,
         causes=causes,
         next_steps=tuple(text for step, text in CHECKLIST.items() if step in steps),
     )
-
-
-def recorded(name: str, evidence: str) -> Finding:
-    """A finding read back from a record; a name that this version does not know gets no advice."""
-    if name in ADVICE:
-        return finding(name, evidence)
-    return Finding(name=name, evidence=evidence, causes=(), next_steps=())

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from remeasure.spec.base import Strict
+from remeasure.spec.base import Count, NotNegative, Strict, Within
+
+Probability = Annotated[float, Within("a fraction in [0, 1)", lambda value: 0 <= value < 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,15 +15,9 @@ class Transform(Strict):
     the central crop_pixels x crop_pixels. Names and arithmetic are timm's (`timm.data.create_transform`).
     """
 
-    crop_pixels: int
-    crop_pct: float
+    crop_pixels: Count
+    crop_pct: Annotated[float, Within("a fraction in (0, 1]", lambda value: 0 < value <= 1)]
     interpolation: Literal["bicubic", "bilinear"]
-
-    def _faults(self) -> Iterable[str]:
-        if self.crop_pixels < 1:
-            yield f"crop_pixels: expected 1 or more, got {self.crop_pixels}"
-        if not 0 < self.crop_pct <= 1:
-            yield f"crop_pct: expected a fraction in (0, 1], got {self.crop_pct}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +34,16 @@ class Streaming(Strict):
 
     transform: Transform
     rand_augment: str | None
-    erase_probability: float
-    mixup_alpha: float
-    cutmix_alpha: float
-    num_repeats: int
-    drop_path: float
-    ema_decay: float | None
+    erase_probability: Probability
+    mixup_alpha: NotNegative
+    cutmix_alpha: NotNegative
+    num_repeats: Count
+    drop_path: Probability
+    ema_decay: Annotated[float | None, Within("a fraction in (0, 1) or null", lambda value: 0 < value < 1)]
     scored: Literal["model", "ema"]
 
     def _faults(self) -> Iterable[str]:
         if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
             yield f"rand_augment: expected a policy such as rand-m9-mstd0.5-inc1, or null, got {self.rand_augment!r}"
-        for key in ("erase_probability", "drop_path"):
-            if not 0 <= getattr(self, key) < 1:
-                yield f"{key}: expected a fraction in [0, 1), got {getattr(self, key)}"
-        for key in ("mixup_alpha", "cutmix_alpha"):
-            if not getattr(self, key) >= 0:
-                yield f"{key}: expected 0 or more, got {getattr(self, key)}"
-        if self.num_repeats < 1:
-            yield f"num_repeats: expected 1 or more, got {self.num_repeats}"
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            yield f"ema_decay: expected a fraction in (0, 1) or null, got {self.ema_decay}"
         if self.scored == "ema" and self.ema_decay is None:
             yield "scored: the moving average can be scored only where ema_decay says how it is made"

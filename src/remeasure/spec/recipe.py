@@ -5,11 +5,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from remeasure.spec.base import Choice, Precision, Strict, Within
+from remeasure.spec.base import Choice, Count, NotNegative, Positive, Precision, Strict, Within
 from remeasure.spec.photographs import Streaming, Transform
 
-Positive = Annotated[float, Within("a number above 0", lambda value: value > 0)]
-NotNegative = Annotated[float, Within("0 or more", lambda value: value >= 0)]
+_BETWEEN_0_AND_1 = Within("a fraction in (0, 1)", lambda value: 0 < value < 1)
+
+
+def _rise(epochs: tuple[int, ...]) -> bool:
+    return list(epochs) == sorted(set(epochs)) and all(epoch >= 1 for epoch in epochs)
+
+
+_Epochs = Annotated[tuple[int, ...], Within("rising epochs from 1 up", _rise)]
+_Factor = Annotated[float, Within("a fraction in [0, 1]", lambda value: 0 <= value <= 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +59,21 @@ class Schedule(Strict):
     """
 
     name: Literal["constant", "linear", "cosine", "milestones"]
-    epochs_warmup: float
-    lr_start_factor: float
-    lr_end_factor: float
-    milestones: tuple[int, ...]
-    gamma: float | None
+    epochs_warmup: NotNegative
+    lr_start_factor: _Factor
+    lr_end_factor: _Factor
+    milestones: _Epochs
+    gamma: Annotated[float | None, _BETWEEN_0_AND_1]
 
     def _faults(self) -> Iterable[str]:
-        if not self.epochs_warmup >= 0:
-            yield f"epochs_warmup: expected 0 or more, got {self.epochs_warmup}"
-        for key in ("lr_start_factor", "lr_end_factor"):
-            if not 0 <= getattr(self, key) <= 1:
-                yield f"{key}: expected a fraction in [0, 1], got {getattr(self, key)}"
         if (self.name == "milestones") != bool(self.milestones):
             yield "milestones: schedule 'milestones' needs a list of epochs, and no other schedule takes one"
-        if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
-            yield f"milestones: expected rising epochs from 1 up, got {list(self.milestones)}"
         if (self.name == "milestones") != (self.gamma is not None):
             yield "gamma: schedule 'milestones' needs one, and no other schedule takes one"
         if self.name in ("linear", "cosine") and self.lr_end_factor == 1:
             yield f"lr_end_factor: with 1 the {self.name} schedule never changes the rate; choose constant"
         if self.epochs_warmup > 0 and self.lr_start_factor == 1:
             yield "lr_start_factor: with 1 the warm-up never changes the rate; set epochs_warmup to 0"
-        if self.gamma is not None and not 0 < self.gamma < 1:
-            yield f"gamma: expected a fraction in (0, 1), got {self.gamma}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,16 +119,12 @@ class Augmentation(Choice):
 class Resolution(Strict):
     """Smaller images in the first epochs: `pixels[i]` on each side until epoch `until_epoch[i]`, then full size."""
 
-    pixels: tuple[int, ...]
-    until_epoch: tuple[int, ...]
+    pixels: Annotated[tuple[int, ...], Within("1 or more", lambda pixels: all(value >= 1 for value in pixels))]
+    until_epoch: _Epochs
 
     def _faults(self) -> Iterable[str]:
         if len(self.pixels) != len(self.until_epoch) or not self.pixels:
             yield f"pixels and until_epoch: expected equally many, got {len(self.pixels)} and {len(self.until_epoch)}"
-        if any(value < 1 for value in self.pixels):
-            yield f"pixels: expected 1 or more, got {list(self.pixels)}"
-        if list(self.until_epoch) != sorted(set(self.until_epoch)) or any(epoch < 1 for epoch in self.until_epoch):
-            yield f"until_epoch: expected rising epochs from 1 up, got {list(self.until_epoch)}"
 
     def pixels_at(self, epoch: int) -> int | None:
         """Pixels on each side in `epoch` (from 0); None for full size."""
@@ -145,14 +139,8 @@ class Averaging(Strict):
     towards the net (Polyak and Juditsky 1992; Izmailov et al. 2018 average the last epochs, too).
     """
 
-    from_epoch: int
-    decay: float
-
-    def _faults(self) -> Iterable[str]:
-        if self.from_epoch < 1:
-            yield f"from_epoch: expected 1 or more, got {self.from_epoch}"
-        if not 0 < self.decay < 1:
-            yield f"decay: expected a fraction in (0, 1), got {self.decay}"
+    from_epoch: Count
+    decay: Annotated[float, _BETWEEN_0_AND_1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +148,11 @@ class Normalisation(Strict):
     """x → (x - mean) / std for pixels x in [0, 1]; one value a channel, or one for all channels."""
 
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: Annotated[tuple[float, ...], Within("numbers above 0", lambda std: all(value > 0 for value in std))]
 
     def _faults(self) -> Iterable[str]:
         if not self.mean or len(self.mean) != len(self.std):
             yield f"mean and std: expected equally many values, got {len(self.mean)} and {len(self.std)}"
-        if not all(value > 0 for value in self.std):
-            yield f"std: expected numbers above 0, got {list(self.std)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,24 +160,19 @@ class Recipe(Strict):
     """How a model is trained. Only the recipe and the RunSpec around it affect a weight."""
 
     name: str
-    epochs_total: int
-    batch_size: int
+    epochs_total: Count
+    batch_size: Count
     optimizer: Optimizer
     schedule: Schedule
     loss: Loss
     normalisation: Normalisation
     augmentation: Augmentation
     resolution: Resolution | None
-    streaming: "Streaming | None"
+    streaming: Streaming | None
     averaging: Averaging | None
-    clip_norm: float | None
+    clip_norm: Annotated[float | None, Within("a number above 0 or null", lambda value: value > 0)]
 
     def _faults(self) -> Iterable[str]:
-        for key in ("epochs_total", "batch_size"):
-            if getattr(self, key) < 1:
-                yield f"{key}: expected 1 or more, got {getattr(self, key)}"
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            yield f"clip_norm: expected a number above 0 or null, got {self.clip_norm}"
         last = max((*self.schedule.milestones, self.schedule.epochs_warmup))
         if any(epoch <= self.schedule.epochs_warmup for epoch in self.schedule.milestones):
             yield f"schedule: a milestone lies in the warm-up, which ends after epoch {self.schedule.epochs_warmup:g}"
@@ -212,6 +193,11 @@ class Recipe(Strict):
             )
         if self.streaming:
             yield from self._streaming_faults()
+
+    @property
+    def transform(self) -> Transform | None:
+        """The transform of photographs that are scored; None: the images are scored as they are."""
+        return self.streaming.transform if self.streaming else None
 
     def unsupported(self, engine: str) -> Iterable[str]:
         """What of the recipe's choices the engine does not implement; each continues "the … engine"."""
@@ -237,12 +223,9 @@ class Evaluation(Strict):
     name: str
     mode: Literal["evaluate"]
     weights: str
-    batch_size: int
+    batch_size: Count
     transform: Transform
     normalisation: Normalisation
-
-    def _faults(self) -> Iterable[str]:
-        return [f"batch_size: expected 1 or more, got {self.batch_size}"] if self.batch_size < 1 else ()
 
     @property
     def epochs_total(self) -> int:

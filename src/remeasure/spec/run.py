@@ -3,13 +3,12 @@
 Percent appears only in names that end in `_percent` (or `_pp`, percentage points); every other rate is a fraction.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from remeasure.spec.base import Control, Engine, Mode, Precision, Strict, canonical_json, count_faults
+from remeasure.spec.base import Control, Count, Engine, Mode, Precision, Strict, Within, canonical_sha256
 from remeasure.spec.photographs import Transform
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.recipe import Evaluation, Recipe
@@ -45,10 +44,12 @@ class DataSpec(Strict):
     name: str
     source: str
     title: str
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    num_train: int
-    num_test: int
+    num_classes: Count
+    image_shape: Annotated[
+        tuple[int, int, int], Within("channels, height and width from 1 up", lambda shape: min(shape) >= 1)
+    ]
+    num_train: Annotated[int, Within("0 or more", lambda num: num >= 0)]
+    num_test: Count
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     num_validation: int
@@ -59,11 +60,6 @@ class DataSpec(Strict):
     class_names: tuple[str, ...] = ()
 
     def _faults(self) -> Iterable[str]:
-        for key, least in (("num_classes", 1), ("num_train", 0), ("num_test", 1)):
-            if getattr(self, key) < least:
-                yield f"{key}: expected {least} or more, got {getattr(self, key)}"
-        if any(size < 1 for size in self.image_shape):
-            yield f"image_shape: expected channels, height and width from 1 up, got {list(self.image_shape)}"
         for key in ("pixel_mean", "pixel_std"):
             if (num := len(getattr(self, key))) not in (1, self.image_shape[0]):
                 yield f"{key}: expected 1 value, or one for each of {self.image_shape[0]} channels, got {num}"
@@ -76,15 +72,9 @@ class DataSpec(Strict):
             yield "num_validation: split=validation needs some, such as data.num_validation=10000"
 
 
-def transform_of(recipe: Recipe | Evaluation) -> Transform | None:
-    """The transform of photographs that are scored; None: the images are scored as they are."""
-    seen = recipe.streaming if isinstance(recipe, Recipe) else recipe
-    return None if seen is None else seen.transform
-
-
 def input_shape(data: DataSpec, *, recipe: Recipe | Evaluation) -> tuple[int, int, int]:
     """(C, H, W) of a model's input: the data set's image shape, or the recipe's crop of a photograph."""
-    transform = transform_of(recipe)
+    transform = recipe.transform
     return data.image_shape if transform is None else (data.image_shape[0], *(transform.crop_pixels,) * 2)
 
 
@@ -97,11 +87,11 @@ class RunSpec(Strict):
     recipe: Recipe | Evaluation
     precision: Precision
     engine: Engine
-    engine_width: int
+    engine_width: Count
     compile: bool
     channels_last: bool
-    steps_per_block: int
-    cpu_threads: int
+    steps_per_block: Count
+    cpu_threads: Count
     data_sha256: str
     weights_sha256: str | None
     training_version: int
@@ -109,7 +99,6 @@ class RunSpec(Strict):
     callbacks: tuple[Plugin, ...] = ()
 
     def _faults(self) -> Iterable[str]:
-        yield from count_faults(self)
         num_channels, num_means = self.data.image_shape[0], len(self.recipe.normalisation.mean)
         if num_means not in (1, num_channels):
             yield f"recipe.normalisation: expected 1 value, or {num_channels} for the channels, got {num_means}"
@@ -127,7 +116,7 @@ class RunSpec(Strict):
     @property
     def transform(self) -> Transform | None:
         """The transform of photographs that are scored; None: the images are scored as they are."""
-        return transform_of(self.recipe)
+        return self.recipe.transform
 
     @property
     def mode(self) -> Mode:
@@ -175,7 +164,7 @@ def spec_sha256(spec: Mapping[str, Any]) -> str:
         ),
         **({"callbacks": spec["callbacks"]} if spec.get("callbacks") else {}),
     }
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    return canonical_sha256(identity)
 
 
 def _chosen(choice: Mapping[str, Any], *, first: Iterable[str]) -> dict[str, Any]:

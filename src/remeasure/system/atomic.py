@@ -1,7 +1,10 @@
 """Atomic file writes, and reads whose errors name the file."""
 
+import json
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from remeasure.spec.base import InputError
 from remeasure.system.paths import naming, read_file, refuse_no_file
@@ -40,6 +43,14 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; {} where it is missing, damaged or no mapping."""
+    with suppress(OSError, ValueError):
+        found = json.loads(read_file(path))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_bytes(path: Path) -> bytes:

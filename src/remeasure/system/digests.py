@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from remeasure.spec.base import canonical_json
+from remeasure.spec.base import canonical_sha256
 from remeasure.system.formats import Array
 
 
@@ -20,7 +20,7 @@ def predicted_sha256(predicted: Array) -> str:
 
 def environment_sha256(environment: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical JSON of an environment, used as `versions_sha256` and as its file's name."""
-    return hashlib.sha256(canonical_json(environment).encode()).hexdigest()
+    return canonical_sha256(environment)
 
 
 def smallest_unsigned(values: Array) -> Array:

@@ -19,17 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from remeasure.spec.base import LARGEST, InputError
+from remeasure.spec.base import LARGEST, InputError, refuse
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
-
-
-def refuse(faults: Iterable[str]) -> None:
-    """Raise one InputError that names every fault, if there is any."""
-    found = tuple(faults)
-    if found:
-        raise InputError(*found)
 
 
 def mismatch(what: str, *, expected: object, found: object) -> str:

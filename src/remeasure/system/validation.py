@@ -105,7 +105,7 @@ def _beside(cls: type, value: object, *, key: str) -> Iterator[str]:
             if isinstance(hint := hints[name], type) and is_dataclass(hint):
                 yield from _beside(hint, value[name], key=_dotted(key, name))
     with contextlib.suppress(AttributeError):  # of a field that is faulty
-        for line in partial._faults():
+        for line in partial.faults():
             yield _dotted(key, line)
 
 

@@ -98,24 +98,13 @@ def _link_scores(store: Store, *, model: "LoggedModel", run: Any, step: int) -> 
     from mlflow.entities import Metric
 
     splits = {tag.value: each.dataset for each in run.inputs.dataset_inputs for tag in each.tags} if run.inputs else {}
-    histories = [
-        store.client.get_metric_history(run.info.run_id, key)
-        for key in run.data.metrics
-        if not key.startswith("system/")
-    ]
-    linked = [
-        Metric(
-            *(each.key, each.value, each.timestamp, each.step),
-            model_id=model.model_id,
-            run_id=run.info.run_id,
-            dataset_name=split.name if split else None,
-            dataset_digest=split.digest if split else None,
-        )
-        for history in histories
-        for each in history
-        if each.step == step
-        for split in (splits.get(each.key.partition("/")[0]),)
-    ]
+    linked = []
+    for each in store.history(run):
+        if each.step == step:
+            split = splits.get(each.key.partition("/")[0])
+            data = {"dataset_name": split.name, "dataset_digest": split.digest} if split else {}
+            point = (each.key, each.value, each.timestamp, each.step)
+            linked.append(Metric(*point, model_id=model.model_id, run_id=run.info.run_id, **data))
     store.client.log_batch(run.info.run_id, metrics=linked)
 
 
@@ -142,13 +131,10 @@ def _register(store: Store, standing: Standing) -> str:
     if not registered:
         client.create_registered_model(name, description=f"The network of {standing.row.name}, by its seed")
     known = [each for each in client.search_model_versions(f"name = '{name}'") if each.run_id == model.source_run_id]
-    version = (
-        known[0]
-        if known
-        else client.create_model_version(
-            name, model.artifact_location, run_id=model.source_run_id, model_id=model.model_id
-        )
-    )
+    if not known:
+        source = {"run_id": model.source_run_id, "model_id": model.model_id}
+        known = [client.create_model_version(name, model.artifact_location, **source)]
+    version = known[0]
     client.set_registered_model_alias(name, ALIAS, version.version)
     return str(version.version)
 

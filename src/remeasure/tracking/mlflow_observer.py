@@ -30,12 +30,10 @@ class MlflowObserver(Observer):
             self.best_effort.at_once(self.tracker.describe)
 
     def started(self, run: Path, event: Event) -> None:
-        if self.tracker is not None:
-            mlflow_run_id = self._project(run, row=event["row"])
-            sampler = ExitStack()
-            if not event.get("elsewhere"):  # this machine's load would say nothing of the run
-                sampler.enter_context(self.tracker.system_metrics(mlflow_run_id))
-            self.samplers[run] = sampler
+        mlflow_run_id = self._project(run, row=event["row"])
+        self.samplers[run] = ExitStack()
+        if self.tracker is not None and not event.get("elsewhere"):  # this machine's load would say nothing of the run
+            self.samplers[run].enter_context(self.tracker.system_metrics(mlflow_run_id))
 
     def epoch(self, run: Path, event: Event) -> None:  # noqa: ARG002 - the journal has the event
         if self.tracker is not None:

@@ -108,7 +108,8 @@ class Tracker:
         self.store.check()
         with self.store.locked():
             there = self._search({"row": parts[0].record.row})
-            own = {_measurement(run.data.tags, run.info.status): run.info.run_id for run in there if _is_own(run)}
+            here = [run for run in there if run.data.tags.get("measured") == "measured here"]
+            own = {_measurement(run.data.tags, run.info.status): run.info.run_id for run in here}
             known = {run.data.tags.get(RECORD_TAG): run for run in there}
             for content in contents:
                 if _measurement(content.tags, content.status) not in own and content.identity[1] not in known:
@@ -175,11 +176,10 @@ class Tracker:
         return _held(run, points={}, files={})
 
     def _read(self, run: "Run", *, content: Content) -> _Held:
-        keys = sorted(key for key in run.data.metrics if not key.startswith("system/"))
-        histories = [self.store.client.get_metric_history(run.info.run_id, key) for key in keys]
-        history = sorted((m for h in histories for m in h), key=lambda metric: metric.timestamp)
+        history = sorted(self.store.history(run), key=lambda metric: metric.timestamp)
         points = {(metric.key, metric.step): metric.value for metric in history}
-        return _held(run, points=points, files=self._files(run.info.run_id) if content.files or content.made else {})
+        there = self.store.client.list_artifacts(run.info.run_id) if content.files or content.made else []
+        return _held(run, points=points, files={entry.path: entry.file_size or 0 for entry in there})
 
     def _search(self, tags: Mapping[str, str], *, status: str = "") -> "list[Run]":
         clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
@@ -189,9 +189,6 @@ class Tracker:
                 [self.store.experiment_id], filter_string=" and ".join(clauses), max_results=MOST_RUNS
             )
         )
-
-    def _files(self, run_id: str) -> dict[str, int]:
-        return {entry.path: entry.file_size or 0 for entry in self.store.client.list_artifacts(run_id)}
 
     def _send_batches(self, content: Content, *, held: _Held) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -219,17 +216,13 @@ class Tracker:
         changed = held.tags.get(MADE_TAG) != content.made_sha256
         for name, make in content.made.items():
             if (changed or name not in held.files) and (data := make()) is not None:
-                self._log_bytes(data, name=name, run_id=held.run_id)
+                with tempfile.TemporaryDirectory() as folder:
+                    (Path(folder) / name).write_bytes(data)
+                    self.store.client.log_artifact(held.run_id, f"{folder}/{name}")
                 held.files[name] = len(data)
         if content.made and changed:
             try_twice(self.store.client.set_tag, held.run_id, MADE_TAG, content.made_sha256)
             held.tags[MADE_TAG] = content.made_sha256
-
-    def _log_bytes(self, data: bytes, *, name: str, run_id: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_bytes(data)
-            self.store.client.log_artifact(run_id, str(path))
 
     def _send_status(self, content: Content, *, held: _Held) -> None:
         if held.name in content.former_names:
@@ -240,10 +233,6 @@ class Tracker:
         if content.status != "RUNNING" and (content.status, content.ended_ms) != (held.status, held.ended_ms):
             self.store.client.set_terminated(held.run_id, content.status, content.ended_ms)
         held.status, held.ended_ms = content.status, content.ended_ms
-
-
-def _is_own(run: "Run") -> bool:
-    return bool(run.data.tags.get("measured") == "measured here")
 
 
 def _measurement(tags: Mapping[str, str], status: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from remeasure.tracking.views import FIRST
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -129,6 +130,11 @@ class Store:
         path = _lock_path(self.uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         return locks.held(path, seconds=self.lock_seconds)
+
+    def history(self, run: "Run") -> "list[Metric]":
+        """All points of a run's metrics, but those of its machine."""
+        keys = sorted(key for key in run.data.metrics if not key.startswith("system/"))
+        return [point for key in keys for point in self.client.get_metric_history(run.info.run_id, key)]
 
     def check(self) -> None:
         """Raise OSError if the database was deleted or replaced: SQLite would silently write to the deleted file."""

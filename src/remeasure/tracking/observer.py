@@ -1,10 +1,10 @@
 """Observers: who watches runs. Each is a small class and a YAML in conf/observer; none can stop a run."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from rich.console import RenderableType
@@ -126,9 +126,7 @@ class Observers(Observer):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __call__(self, run: Path, event: Event) -> None:
@@ -153,25 +151,25 @@ class Observers(Observer):
 
     def keep(self, outcome: Outcome) -> Outcome:
         for observer in self.each:
-            try:
+            with self._reported(observer):
                 outcome = observer.keep(outcome)
-            except Exception as error:
-                self._report(observer, error)
         return outcome
 
     def _tell(self, method: str, *arguments: object) -> None:
         for observer in self.each:
-            try:
+            with self._reported(observer):
                 getattr(observer, method)(*arguments)
-            except Exception as error:
-                self._report(observer, error)
 
-    def _report(self, observer: Observer, error: Exception) -> None:
-        """One line for each kind of failure of each observer."""
-        fault = f"{type(observer).__name__}: {type(error).__name__}"
-        if fault not in self._failed:
-            self._failed.add(fault)
-            print(f"observer {fault}: {first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
+    @contextmanager
+    def _reported(self, observer: Observer) -> Iterator[None]:
+        """Tell what the observer raises in the block: one line for each kind of failure of each observer."""
+        try:
+            yield
+        except Exception as error:
+            fault = f"{type(observer).__name__}: {type(error).__name__}"
+            if fault not in self._failed:
+                self._failed.add(fault)
+                print(f"observer {fault}: {first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
 
     def close_orphans(self, runs: Path, *, is_alive: Callable[[Path], bool] = lambda _: False) -> None:
         """Close the runs and campaigns of this checkout that killed processes left unfinished.

@@ -30,24 +30,18 @@ def replay(
     if not mlflow_store.available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
     with mlflow_store.filled_at_once(mlflow_store.store_uri(project)):
-        _replay(rows, results=results, runs=runs, project=project, table=table, say=say)
-
-
-def _replay(
-    rows: Mapping[str, Row], *, results: Path, runs: Path, project: Path, table: str, say: Callable[[str], None]
-) -> None:
-    tracker = mlflow_runs.open_tracker(project)
-    Observers([MlflowObserver(project=project, tracker=tracker)]).close_orphans(runs)
-    directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
-    for directory in directories:  # before the records, so that none is replayed beside its own run
-        with locks.held(directory / "lock"):
-            mlflow_models.log_model(tracker.store, directory, run_id=tracker.project(directory))
-    parents = {name: replay_row(row, tracker=tracker, results=results, runs=runs) for name, row in rows.items()}
-    for directory in directories:
-        started = journal.last(journal.read(directory), "started") or {}
-        tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
-    forget_former(tracker.store)
-    tracker.describe(table)
+        tracker = mlflow_runs.open_tracker(project)
+        Observers([MlflowObserver(project=project, tracker=tracker)]).close_orphans(runs)
+        directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
+        for directory in directories:  # before the records, so that none is replayed beside its own run
+            with locks.held(directory / "lock"):
+                mlflow_models.log_model(tracker.store, directory, run_id=tracker.project(directory))
+        parents = {name: replay_row(row, tracker=tracker, results=results, runs=runs) for name, row in rows.items()}
+        for directory in directories:
+            started = journal.last(journal.read(directory), "started") or {}
+            tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
+        forget_former(tracker.store)
+        tracker.describe(table)
     uri, num_rows = masked(tracker.store.uri), sum(map(bool, parents.values()))
     say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
 

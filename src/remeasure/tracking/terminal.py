@@ -78,7 +78,8 @@ class Progress(Observer):
 
     def finding(self, run: Path, event: Event) -> None:
         if run in self.runs:
-            self.say(f"{self.runs[run].title}: {_found(event)}")
+            found = f"{self.runs[run].title}: {event['name']}: {event['evidence']}"
+            self.say(f"{found}\n  try first: {event['next_steps'][0]} (docs/doctor.md)")
 
     def finished(self, run: Path, event: Event) -> None:
         if run in self.runs:
@@ -250,11 +251,6 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _found(event: Event) -> str:
-    """Two lines: what the doctor found, and what to try first."""
-    return f"{event['name']}: {event['evidence']}\n  try first: {event['next_steps'][0]} (docs/doctor.md)"
 
 
 def _ending(event: Event, *, epochs_total: int) -> str:

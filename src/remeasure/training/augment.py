@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from remeasure.spec.base import Within
-from remeasure.spec.recipe import Augmentation, Normalisation, NotNegative
+from remeasure.spec.base import NotNegative, Within
+from remeasure.spec.recipe import Augmentation, Normalisation
 from remeasure.training import seeding
 
 Fraction = Annotated[float, Within("a fraction in [0, 1]", lambda value: 0 <= value <= 1)]

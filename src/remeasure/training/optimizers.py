@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from remeasure.models.scratch import optimizers as scratch
 from remeasure.models.scratch.activations import Array
-from remeasure.spec.base import Precision, Within
-from remeasure.spec.recipe import NotNegative, Optimizer, Positive
+from remeasure.spec.base import NotNegative, Positive, Precision, Within
+from remeasure.spec.recipe import Optimizer
 from remeasure.training import muon
 
 Share = Annotated[float | None, Within("a number in [0, 1)", lambda value: 0 <= value < 1)]
@@ -94,7 +94,6 @@ class Sgd(Optimizer):
     capturable = True
 
     def _faults(self) -> Iterable[str]:
-        yield from super()._faults()
         if self.nesterov and not self.momentum:
             yield "nesterov: needs a momentum above 0"
 

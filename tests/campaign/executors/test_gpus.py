@@ -14,6 +14,7 @@ from remeasure.campaign.executors.base import Task
 from remeasure.campaign.executors.local import MOST_ON_DEVICE, Workers, visible_gpus
 from remeasure.config.compose import compose
 from remeasure.runs.folder import Place
+from remeasure.runs.journal import unwatched
 from remeasure.spec.run import RunSpec
 
 
@@ -52,7 +53,9 @@ def seen(pool: Workers, tasks: Sequence[Task]) -> list[str]:
     found: dict[int, str] = {}
     for each in tasks:
         pool.submit(each)
-    pool.work(lambda: False, take=lambda each, future: found.update({each.seed: _gpus(future.result())}), watch=None)
+    pool.work(
+        lambda: False, take=lambda each, future: found.update({each.seed: _gpus(future.result())}), watch=unwatched
+    )
     return [found[each.seed] for each in tasks]
 
 

@@ -80,7 +80,7 @@ def together(seed: int) -> range:
     return range(seed, seed + 1)
 
 
-def results(pool: Workers, watch: jobs.Sink | None = None) -> dict[int, Any]:
+def results(pool: Workers, watch: jobs.Sink = journal.unwatched) -> dict[int, Any]:
     """Wait for all tasks; seed to what came back, a result or an exception."""
     found: dict[int, Any] = {}
     pool.work(
@@ -223,7 +223,7 @@ def test_a_worker_that_is_killed_when_idle_leaves_nobody_waiting(workers: Callab
             if entry.seed == 0:
                 psutil.Process(future.result()["pid"]).kill()
 
-        pool.work(lambda: False, take=take, watch=None)
+        pool.work(lambda: False, take=take, watch=journal.unwatched)
         assert ended[0] is None
         assert "terminated abruptly" in str(ended[1])
         wait_until(lambda: not psutil.pid_exists(busy))

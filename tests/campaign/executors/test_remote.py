@@ -85,7 +85,7 @@ def results(pool: Slurm | Ray, *tasks: Task) -> dict[int, Any]:
     pool.work(
         start,
         take=lambda entry, future: found.update({entry.seed: future.exception() or future.result()}),
-        watch=None,
+        watch=journal.unwatched,
     )
     return found
 

@@ -15,18 +15,18 @@ from tests.support import trained
 from torch import Tensor, nn
 
 import remeasure.runs.execute
-import remeasure.runs.splits
 import remeasure.training.diagnostics.doctor
 import remeasure.training.engines.loop
 import remeasure.training.seeding
 from remeasure.config.compose import compose
 from remeasure.config.resolve import settled
 from remeasure.data import catalog
+from remeasure.data.files import Split
 from remeasure.models import registry
 from remeasure.runs.execute import execute
 from remeasure.runs.folder import Place
 from remeasure.runs.journal import Journal, read, under_way
-from remeasure.runs.splits import Loaded
+from remeasure.runs.splits import Splits
 from remeasure.spec.findings import ADVICE, CHECKLIST, EXPLAINS, Finding, finding
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
@@ -83,13 +83,13 @@ def linears(network: nn.Module) -> list[nn.Linear]:
 def test_shuffled_labels_are_named_in_every_engine(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = remeasure.runs.splits.trained_on
+    original = Splits.to_train
 
-    def shuffled(spec: RunSpec, *, seed: int, place: Place) -> tuple[Tensor, Tensor]:
-        images, labels = original(spec, seed=seed, place=place)
+    def shuffled(splits: Splits, *, seed: int) -> tuple[Tensor, Tensor]:
+        images, labels = original(splits, seed=seed)
         return images, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
 
-    monkeypatch.setattr(remeasure.runs.splits, "trained_on", shuffled)
+    monkeypatch.setattr(Splits, "to_train", shuffled)
     (event,) = found(trained.spec(SIX, *ENGINES[engine]), tmp_path)
     assert event["name"] == "labels look shuffled"
     assert event["evidence"].startswith("of 1000 training images ")
@@ -248,9 +248,8 @@ def real(
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     for split in splits:
         whole = catalog.load_split(spec.data, split, root=root)
-        images, labels = torch.from_numpy(whole.images[:num]), torch.from_numpy(whole.labels[:num])
-        loaded[split] = Loaded(images=images, labels=labels, verified=True)
-    monkeypatch.setattr(remeasure.runs.splits, "_load", lambda _, split, *, place: loaded[split])  # noqa: ARG005
+        loaded[split] = Split(images=whole.images[:num], labels=whole.labels[:num], verified=True)
+    monkeypatch.setattr(Splits, "_load", lambda _, split: loaded[split])
     place = Place(runs=folder / "runs", project=folder, data_root=root, device_kind="cpu")
     outcome = execute(spec, seed=seed, row="", place=place, sink=trained.quiet)
     return [event for event in read(outcome.directory) if event["event"] == "finding"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,7 +9,9 @@ from tests.support import trained
 
 import remeasure.runs.splits
 from remeasure.data import catalog
+from remeasure.data.files import Split
 from remeasure.runs.journal import read
+from remeasure.runs.splits import Splits
 from remeasure.system import paths
 from remeasure.training.diagnostics import leaks
 from remeasure.training.diagnostics.leaks import LeakError, refuse_early_scores, refuse_shared_images
@@ -40,13 +41,13 @@ def test_copies_of_training_images_are_a_leak_beyond_one_in_a_hundred() -> None:
 def test_a_run_on_images_that_it_is_scored_on_fails_and_leaves_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = remeasure.runs.splits._load
+    loaded = Splits._load
 
-    def leaking(spec: Any, split: Any, **rest: Any) -> Any:  # noqa: ARG001
-        return dataclasses.replace(loaded(spec, "train", **rest), verified=True)
+    def leaking(splits: Splits, split: str) -> Split:  # noqa: ARG001
+        return dataclasses.replace(loaded(splits, "train"), verified=True)
 
     monkeypatch.setattr(remeasure.runs.splits, "_LOADED", {})
-    monkeypatch.setattr(remeasure.runs.splits, "_load", leaking)
+    monkeypatch.setattr(Splits, "_load", leaking)
     with pytest.raises(LeakError, match="1,297 of the 1,297"):
         trained.run(trained.spec(), tmp_path)
     (journal,) = (tmp_path / "runs").glob("*/journal.jsonl")

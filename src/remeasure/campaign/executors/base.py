@@ -7,16 +7,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.journal import Sink, unwatched
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import signals
-
-if TYPE_CHECKING:
-    from remeasure.runs.recorder import Sink  # torch: seconds to import
 
 POLL_SECONDS = 0.2  # how long an event of a task may wait to be read
 WAIT_SECONDS = 1.0  # between two looks for work that may follow, while no task runs
@@ -43,6 +40,9 @@ class Task:
         return [(self.spec.spec_sha256, seed) for seed in self.spec.together(self.seed)]
 
 
+Take = Callable[[Task, Future[list[Outcome]]], None]  # gets a task that has ended
+
+
 class Executor(ABC):
     """Trains tasks side by side on `num` cores; a context manager, which ends or leaves what runs on exit.
 
@@ -58,9 +58,7 @@ class Executor(ABC):
         return self
 
     @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
 
     @abstractmethod
     def start(self, task: Task) -> Future[list[Outcome]]:
@@ -90,7 +88,7 @@ class Executor(ABC):
         self,
         tasks: Sequence[Task],
         *,
-        watch: "Sink | None" = None,
+        watch: Sink = unwatched,
         keep: Callable[[Outcome], Outcome] = lambda outcome: outcome,
     ) -> list[Outcome]:
         """Train all tasks, each as soon as its cores are idle; returns their outcomes in the order of the tasks.
@@ -112,9 +110,7 @@ class Executor(ABC):
         self.work(start, take=take, watch=watch)
         return [found[key] for task in tasks for key in task.keys]
 
-    def work(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
-    ) -> None:
+    def work(self, start: Callable[[], bool], *, take: Take, watch: Sink) -> None:
         """Keep the cores busy: `start` submits tasks, and says whether more may follow; `take` gets each that ended.
 
         `start` is called while a core is idle, until no task runs and none may follow. A signal is deferred to the end
@@ -124,9 +120,7 @@ class Executor(ABC):
             pass
 
     @signals.held()
-    def _turn(
-        self, start: Callable[[], bool], *, take: Callable[[Task, Future[list[Outcome]]], None], watch: "Sink | None"
-    ) -> bool:
+    def _turn(self, start: Callable[[], bool], *, take: Take, watch: Sink) -> bool:
         more = True
         if self.idle:
             with self.together():
@@ -141,11 +135,10 @@ class Executor(ABC):
             take(self._active.pop(future), future)
         return True
 
-    def drain(self, watch: "Sink | None") -> None:
+    def drain(self, watch: Sink) -> None:
         """Give `watch` what the runs have journaled."""
         for directory, event in self.events():
-            if watch:
-                watch(directory, event)
+            watch(directory, event)
 
     @property
     def idle(self) -> int:
@@ -170,17 +163,10 @@ class Executor(ABC):
         self._active[self.start(task)] = task
 
 
-def execute_task(task: Task, place: Place, sink: "Sink") -> list[Outcome]:
+def execute_task(task: Task, place: Place, sink: Sink) -> list[Outcome]:
     """Train a task in this process."""
     from remeasure.runs.execute import execute_together
 
     return execute_together(
         task.spec, seed=task.seed, row=task.row, place=place, sink=sink, fresh=task.fresh, keeps=task.keeps
     )
-
-
-def seconds_of_seed(spec: RunSpec, place: Place) -> float:
-    """Seconds of a seed in this process, estimated from a few steps."""
-    from remeasure.runs.timing import seconds_of_seed
-
-    return seconds_of_seed(spec, place=place)

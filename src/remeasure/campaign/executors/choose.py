@@ -25,7 +25,7 @@ def build(name: str, *, place: Place, conf_dirs: Sequence[Path]) -> Executor:
     if not path.is_file():
         known = sorted({"local", *(each.stem for folder in conf_dirs for each in (folder / "cluster").glob("*.yaml"))})
         raise InputError(f"--on: expected one of {', '.join(known)}, got {name!r}")
-    values = dict(decode_yaml(read_bytes(path), name=str(path)))
+    values = decode_yaml(read_bytes(path), name=str(path))
     kind = convert(_Kind, {"executor": values.pop("executor", None)}, where=str(path)).executor
     try:
         if kind == "slurm":

@@ -20,20 +20,18 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from remeasure.campaign.executors.base import Executor, Task, execute_task, seconds_of_seed
+from remeasure.campaign.executors.base import Executor, Task, execute_task
 from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.journal import Sink
+from remeasure.runs.timing import seconds_of_seed
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import startup
 from remeasure.system.paths import naming
 from remeasure.training.engines.base import engine_of
-
-if TYPE_CHECKING:
-    from remeasure.runs.recorder import Sink  # torch: seconds to import
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,8 +75,8 @@ class Workers(Executor):
         place: Place,
         *,
         num: int | None = None,
-        execute: "Callable[[Task, Place, Sink], list[Outcome]] | None" = None,
-        time_seed: Callable[[RunSpec, Place], float] | None = None,
+        execute: Callable[[Task, Place, Sink], list[Outcome]] = execute_task,
+        time_seed: Callable[..., float] = seconds_of_seed,
         end_seconds: float = 60.0,
         new_pool: Callable[..., Pool] = ProcessPoolExecutor,
         gpus: Callable[[], Sequence[str]] = visible_gpus,
@@ -87,8 +85,7 @@ class Workers(Executor):
         self.devices = found if len(found) > 1 else (AS_HERE,)
         self.per_device = num or num_workers(place, num_devices=len(self.devices))
         super().__init__(place, num=self.per_device * len(self.devices))
-        self.end_seconds = end_seconds
-        self._execute, self._time_seed = execute or execute_task, time_seed or seconds_of_seed
+        self.end_seconds, self._execute, self._time_seed = end_seconds, execute, time_seed
         context = multiprocessing.get_context("spawn")  # a forked torch can hang
         with _interrupts_held():  # multiprocessing's process, which removes semaphores, survives a closed terminal
             resource_tracker.ensure_running()
@@ -98,9 +95,7 @@ class Workers(Executor):
         self._pools: dict[Devices, Pool] = {(device,): self._started((device,)) for device in self.devices}
         self._seen: dict[Future[list[Outcome]], Devices] = {}  # by the tasks that run
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         killing = threading.Timer(self.end_seconds, _kill_children)
         if kind:  # interrupted: each run journals it and keeps its checkpoint
             for process in multiprocessing.active_children():
@@ -151,7 +146,7 @@ class Workers(Executor):
         num = self._num_devices(spec)
         groups = [self.devices[start : start + num] for start in range(0, len(self.devices) - num + 1, num)]
         places = itertools.islice(itertools.cycle(groups), side_by_side)
-        timings = [self._submit(devices, self._time_seed, spec, self.place) for devices in places]
+        timings = [self._submit(devices, self._time_seed, spec, place=self.place) for devices in places]
         return max(timing.result() for timing in timings)
 
     def _started(self, devices: Devices) -> Pool:
@@ -229,5 +224,5 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _with_sink(execute: "Callable[[Task, Place, Sink], R]", task: Task, place: Place) -> R:
+def _with_sink(execute: Callable[[Task, Place, Sink], R], task: Task, place: Place) -> R:
     return execute(task, place, lambda directory, event: _SINK.put((directory, event)))

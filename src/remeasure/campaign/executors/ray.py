@@ -6,13 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ray
 
 from remeasure.campaign.executors.base import Task
-from remeasure.campaign.executors.remote import Execute, Remote, environment, time_seed
+from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs.folder import Outcome, Place, finished
 from remeasure.runs.merge import merge
 from remeasure.spec.base import InputError
@@ -56,11 +55,8 @@ class Ray(Remote):
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         super().__init__(place, num=settings.at_once or int(resources["CPU"]), execute=execute)
         self._refs: dict[Future[Any], ray.ObjectRef[Any]] = {}
-        self._tasks: dict[Future[Any], Task] = {}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         running = [ref for future, ref in self._refs.items() if not future.done()]
         for ref in running:
             ray.cancel(ref)
@@ -72,18 +68,13 @@ class Ray(Remote):
         future: Future[list[Outcome]] = Future()
         call: tuple[Any, ...] = (self.execute,) if self.settings.shared_disk else (apart, self.execute)
         self._refs[future] = self._call(*call, task, self.place, cores=task.spec.cpu_threads)
-        self._tasks[future] = task
         return future
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:
         """Timed side by side, as far as the cluster runs them at once."""
         num = min(self.num, num_seeds)
         refs = [self._call(time_seed, spec, self.place, cores=spec.cpu_threads) for _ in range(num)]
-        found: list[float | Exception] = ray.get(refs)
-        for each in found:
-            if isinstance(each, Exception):
-                raise each
-        return max(each for each in found if isinstance(each, float))
+        return max(float(returned(each)) for each in ray.get(refs))
 
     def _call(self, function: Callable[..., Any], *arguments: object, cores: int) -> Any:
         settings = self.settings
@@ -94,17 +85,14 @@ class Ray(Remote):
         refs = list(self._refs.values())
         done = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
         for future in [future for future, ref in self._refs.items() if ref in done]:
-            task = self._tasks.pop(future)
             try:
-                found = ray.get(self._refs.pop(future))
-                future.set_result(self._brought(found, task=task))
+                found = returned(ray.get(self._refs.pop(future)))
+                future.set_result(self._brought(found, task=self._active[future]))
             except Exception as error:
                 future.set_exception(error)
 
     def _brought(self, found: Any, *, task: Task) -> list[Outcome]:
         """The outcomes, whose folders are written here if they were made on another disk."""
-        if isinstance(found, Exception):
-            raise found
         if self.settings.shared_disk:
             return list(found)
         with tempfile.TemporaryDirectory(dir=self.place.runs, prefix=".brought-") as folder:

@@ -6,14 +6,15 @@ unless the executor brings the finished folders back.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remeasure.campaign.executors.base import Executor, Task, execute_task, seconds_of_seed
+from remeasure.campaign.executors.base import Executor, Task, execute_task
 from remeasure.runs import journal
 from remeasure.runs.folder import Outcome, Place, attempts
+from remeasure.runs.timing import seconds_of_seed
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
@@ -33,7 +34,7 @@ def environment() -> dict[str, str]:
 def train(task: Task, place: Place) -> list[Outcome] | Exception:
     """Train a task in this process; what its run raised is returned, as schedulers pass on exceptions as text."""
     try:
-        return execute_task(task, place, lambda directory, event: None)  # noqa: ARG005
+        return execute_task(task, place, journal.unwatched)
     except Exception as error:
         return error
 
@@ -41,9 +42,16 @@ def train(task: Task, place: Place) -> list[Outcome] | Exception:
 def time_seed(spec: RunSpec, place: Place) -> float | Exception:
     """Seconds of a seed in this process, or what was raised."""
     try:
-        return seconds_of_seed(spec, place)
+        return seconds_of_seed(spec, place=place)
     except Exception as error:
         return error
+
+
+def returned(found: Any) -> Any:
+    """What `train` or `time_seed` has returned elsewhere. Raises the exception if it is one."""
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 @dataclass(kw_only=True)
@@ -106,13 +114,3 @@ class Remote(Executor):
             for event in events[followed.num_events :]:
                 yield followed.directory, {**event, "elsewhere": True}
             followed.num_events = len(events)
-
-
-def key(spec: RunSpec, *, seed: int, place: Place) -> str:
-    """How the folders of a seed's runs end, before the number of the attempt."""
-    return f"{spec.spec_sha256[:12]}-{place.device_kind}-s{seed}"
-
-
-def options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are set."""
-    return {name: value for name, value in values.items() if value is not None}

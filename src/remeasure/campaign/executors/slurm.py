@@ -14,11 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import psutil
@@ -26,12 +25,12 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from remeasure.campaign.executors.base import POLL_SECONDS, Task
-from remeasure.campaign.executors.remote import Execute, Remote, environment, key, options, time_seed
+from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs import code
-from remeasure.runs.folder import Outcome, Place
+from remeasure.runs.folder import Outcome, Place, run_key
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
-from remeasure.system.atomic import write_atomic
+from remeasure.system.atomic import read_json, write_atomic
 
 JOBS = ".jobs"  # in the folder of runs: submitit's files, and a note for each task
 KINDS = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
@@ -101,6 +100,14 @@ class Slurm(Remote):
         super().__init__(place, num=settings.at_once, execute=execute)
         self.settings, self.folder = settings, place.runs / JOBS
         self.folder.mkdir(parents=True, exist_ok=True)
+        resources = {
+            "slurm_partition": settings.partition,
+            "slurm_account": settings.account,
+            "slurm_array_parallelism": settings.at_once,
+            "mem_gb": settings.memory_gb,
+            "cpus_per_task": settings.cpus_per_run,
+            "gpus_per_node": settings.gpus_per_run,
+        }
         python = " ".join([*shlex.split(settings.container or ""), shlex.quote(sys.executable)])
         try:
             self._scheduler = submitit.AutoExecutor(
@@ -117,16 +124,7 @@ class Slurm(Remote):
                 slurm_setup=setup,
                 local_setup=setup,
                 slurm_additional_parameters={"requeue": True, **settings.extra},
-                **options(
-                    {
-                        "slurm_partition": settings.partition,
-                        "slurm_account": settings.account,
-                        "slurm_array_parallelism": settings.at_once,
-                        "mem_gb": settings.memory_gb,
-                        "cpus_per_task": settings.cpus_per_run,
-                        "gpus_per_node": settings.gpus_per_run,
-                    }
-                ),
+                **{name: value for name, value in resources.items() if value is not None},
             )
         except (RuntimeError, ValueError) as error:  # no srun here, or an option that is none
             raise InputError(f"conf/cluster: {str(error).splitlines()[0]}") from None
@@ -135,9 +133,7 @@ class Slurm(Remote):
         self._asked = -math.inf  # when the scheduler was asked last
         self._alive: frozenset[str] = frozenset()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         left = [entry.job.job_id for entry in self._jobs.values()]
         if left:
             how = f"`scancel {' '.join(left)}` ends them" if self.settings.scheduler == "slurm" else f"{left}"
@@ -188,10 +184,7 @@ class Slurm(Remote):
             if unseen == LOOKS_WITHOUT:
                 raise RuntimeError(_without_result(job))
             time.sleep(POLL_SECONDS)
-        found = _result(job)
-        if isinstance(found, Exception):
-            raise found
-        return float(found)
+        return float(returned(_result(job)))
 
     def look(self) -> None:
         asked = self._ask()
@@ -225,23 +218,23 @@ class Slurm(Remote):
 
     def _note(self, spec: RunSpec, *, seed: int) -> Path:
         """A task's; one of other code is another."""
-        return self.folder / f"{key(spec, seed=seed, place=self.place)}-{code.code_sha256(spec)[:12]}.json"
+        return self.folder / f"{self._key(spec, seed=seed)}-{code.code_sha256(spec)[:12]}.json"
+
+    def _key(self, spec: RunSpec, *, seed: int) -> str:
+        return run_key(spec.spec_sha256, seed=seed, device_kind=self.place.device_kind)
 
     def _write_note(self, entry: _Job) -> None:
         spec = entry.call.task.spec
-        runs = [key(spec, seed=seed, place=self.place) for seed in spec.together(entry.call.task.seed)]
+        runs = [self._key(spec, seed=seed) for seed in spec.together(entry.call.task.seed)]
         write_atomic(entry.note, json.dumps({"job": entry.job.job_id, "runs": runs}).encode())
 
     def _notes(self) -> Iterator[dict[str, Any]]:
-        for path in sorted(self.folder.glob("*.json")):
-            with suppress(OSError, ValueError):
-                yield json.loads(path.read_text())
+        yield from filter(None, map(read_json, sorted(self.folder.glob("*.json"))))
 
     def _attached(self, note: Path) -> Any:
         """The job of a note, if it is there and alive."""
-        with suppress(OSError, ValueError):
-            return self._job(json.loads(note.read_text()))
-        return None
+        found = read_json(note)
+        return self._job(found) if found else None
 
     def _job(self, note: Mapping[str, Any]) -> Any:
         """The job that a note names, or None if it has ended without a result that could be taken."""

@@ -34,19 +34,14 @@ def main(arguments: Sequence[str]) -> int:
 def append(name: str, *, entry: dict[str, Any]) -> Row:
     """Append the row's entry to the ledger. InputError: a fault in it or in the ledger, which stays then."""
     path = paths.conf_dir() / paths.LEDGER
-    with locks.held(path.parent, seconds=locks.LOCK_SECONDS):
-        return _append(path, name=name, entry=entry)
-
-
-def _append(path: Path, *, name: str, entry: dict[str, Any]) -> Row:
-    text = read_bytes(path).decode(errors="surrogateescape")
-    row = convert(Row, {**entry, "name": name}, where=f"rows.{name}")
-    ledger.check_configs({name: row}, conf_dirs=paths.conf_dirs())
-    before = {} if _is_empty(text) else ledger.read(path)
-    if name in before:
-        raise InputError(f"{path}: rows.{name}: is there already; --variant names another claim about it")
-    changed = _appended(text, name=name, entry=entry).encode(errors="surrogateescape")
-    with tempfile.TemporaryDirectory() as folder:
+    with locks.held(path.parent, seconds=locks.LOCK_SECONDS), tempfile.TemporaryDirectory() as folder:
+        text = read_bytes(path).decode(errors="surrogateescape")
+        row = convert(Row, {**entry, "name": name}, where=f"rows.{name}")
+        ledger.check_configs({name: row}, conf_dirs=paths.conf_dirs())
+        before = {} if _is_empty(text) else ledger.read(path)
+        if name in before:
+            raise InputError(f"{path}: rows.{name}: is there already; --variant names another claim about it")
+        changed = _appended(text, name=name, entry=entry).encode(errors="surrogateescape")
         trial = Path(folder) / path.name
         trial.write_bytes(changed)
         try:
@@ -55,8 +50,8 @@ def _append(path: Path, *, name: str, entry: dict[str, Any]) -> Row:
             raise InputError(*(fault.replace(str(trial), str(path)) for fault in error.faults)) from None
         if after != {**before, name: row}:
             raise InputError(f"{path}: the entry cannot be appended, as `rows` is not written a key a line")
-    write_atomic(path, changed)
-    return row
+        write_atomic(path, changed)
+        return row
 
 
 def _parser() -> argparse.ArgumentParser:

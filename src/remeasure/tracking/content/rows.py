@@ -65,12 +65,9 @@ def campaign_name(row: str, *, spec_sha256: str, device_kind: str) -> str:
 def _row_points(standing: Standing) -> Points:
     """All at step 0, now: MLflow shows the last value at the largest step, and a new campaign starts with few seeds."""
     verdict, published_percent = standing.verdict, standing.row.published.percent
-    mean = verdict.mean_percent
+    mean, keys = verdict.mean_percent, ("mean_percent", "sd_percent", "interval_low_percent", "interval_high_percent")
     values = {
-        "row/mean_percent": mean,
-        "row/sd_percent": verdict.sd_percent,
-        "row/interval_low_percent": verdict.interval_low_percent,
-        "row/interval_high_percent": verdict.interval_high_percent,
+        **{f"row/{key}": getattr(verdict, key) for key in keys},
         "row/published_percent": published_percent,
         "row/gap_pp": None if mean is None else mean - published_percent,
         "row/num_seeds": standing.num_seeds,

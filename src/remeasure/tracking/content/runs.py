@@ -3,15 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from remeasure.judging.records import SeedResults
 from remeasure.runs import journal
 from remeasure.spec.record import Event
+from remeasure.system.formats import decode_yaml
 from remeasure.system.paths import read_file
 from remeasure.tracking.content.base import (
     PARENT_TAG,
@@ -46,7 +44,8 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
     if record and record["accuracy_percent"] is None:
         state = journal.last(events, "diverged") or {**state, "event": "diverged"}
     status = STATUS[state["event"]]
-    config = _config(directory / "config.yaml")
+    path = directory / "config.yaml"
+    config = decode_yaml(read_file(path), name=str(path)) if path.is_file() else {}
     info = {**_names(config), **started, **record}
     names = _FILES_AT_START if status == "RUNNING" else (*_FILES_AT_START, *_FILES_AT_END)
     return Content(
@@ -153,14 +152,3 @@ def _final_points(record: Mapping[str, Any], *, config: Mapping[str, Any], time_
     keys = ("accuracy_percent", "loss", "num_correct", "num_top5_correct", "macro_f1", "balanced_accuracy")
     values = {f"{split}/{key}": record.get(key) for key in keys}  # an older record lacks the last ones
     return points({**values, "run/wall_seconds": record["wall_seconds"]}, step=record["epochs"], time_ms=time_ms)
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    return _read_yaml(path, path.stat().st_mtime_ns) if path.is_file() else {}
-
-
-@lru_cache(maxsize=16)
-def _read_yaml(path: Path, _modified_ns: int) -> Mapping[str, Any]:
-    """Cached by modification time: a live run reads it every epoch, and parsing is the slowest part of the call."""
-    config = yaml.safe_load(read_file(path))
-    return config if isinstance(config, dict) else {}

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from remeasure.data.listing import Listing
-from remeasure.spec.base import InputError
+from remeasure.spec.base import InputError, refuse
 from remeasure.spec.photographs import Transform
 from remeasure.spec.run import RunSpec
-from remeasure.system.formats import Array, decode_npz, encode_npz, refuse
+from remeasure.system.formats import Array, decode_npz, encode_npz
 from remeasure.system.paths import checkpoint_seconds, read_file
 from remeasure.system.startup import num_cores
 from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, sound, unusable
