@@ -21,9 +21,8 @@ from remeasure.bench import report
 from remeasure.bench.series import Measure, Setting
 from remeasure.config import errors
 from remeasure.runs.journal import now
-from remeasure.spec.base import InputError
+from remeasure.spec.base import InputError, refuse
 from remeasure.system import paths, startup
-from remeasure.system.formats import refuse
 from remeasure.system.validation import did_you_mean
 
 ROUNDS, TINY_ROUNDS = 5, 2

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from remeasure.judging import ledger
-from remeasure.spec.base import Strict, canonical_json, gathered
-from remeasure.system.formats import refuse
+from remeasure.spec.base import Strict, canonical_json, gathered, refuse
 from remeasure.system.validation import convert, did_you_mean
 
 MEASURES_VERSION = 1  # raise it whenever an experiment measures something else

@@ -16,9 +16,8 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 
-from remeasure.spec.base import InputError, Mode, canonical_json, gathered
+from remeasure.spec.base import InputError, Mode, canonical_json, gathered, refuse
 from remeasure.spec.claim import Article, Metric, Row
-from remeasure.system.formats import refuse
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
 
