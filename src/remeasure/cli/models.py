@@ -27,9 +27,10 @@ from remeasure.system.atomic import write_atomic
 from remeasure.system.formats import encode_csv
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of
-from remeasure.training.inference import Predictions, predict
+from remeasure.training.inference import predict
 from remeasure.training.photographs.evaluate import evaluate
 from remeasure.training.photographs.pictures import Pictures
+from remeasure.training.tally import Predictions
 
 SHOWN = 5  # classes an image
 BATCH = 64  # images at once
@@ -162,7 +163,6 @@ def score(run: Run, *, device_kind: DeviceKind) -> tuple[Predictions, Tensor]:
                 network,
                 listing,
                 spec=spec,
-                transform=spec.transform,
                 device=device,
                 checkpoint=Path(folder) / "checkpoint.npz",
                 report=_unread,

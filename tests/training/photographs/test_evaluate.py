@@ -201,8 +201,7 @@ def _first(listing: Listing, *, num: int) -> Listing:
 def _evaluate(spec: RunSpec, *, network: nn.Module, listing: Listing, folder: Path, **more: Any) -> Any:
     assert isinstance(spec.recipe, Evaluation)
     options: dict[str, Any] = {"checkpoint": folder / "checkpoint.ckpt", "report": lambda _: None, **more}
-    transform = spec.recipe.transform
-    return evaluate.evaluate(network, listing, spec=spec, transform=transform, device=CPU, **options)[1]
+    return evaluate.evaluate(network, listing, spec=spec, device=CPU, **options)[1]
 
 
 def _tiny_on_r(folder: Path) -> tuple[RunSpec, nn.Module, Listing]:
@@ -480,7 +479,7 @@ def test_an_evaluation_cut_short_goes_on_at_its_checkpoint_to_the_same_numbers(
 def test_a_decoding_process_that_is_killed_ends_the_evaluation_and_the_journal_says_so(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = remeasure.training.photographs.evaluate.forward
+    made = remeasure.training.photographs.evaluate.Forward
 
     def slow(*given: Any, **named: Any) -> Callable[[Tensor], Tensor]:
         run = made(*given, **named)
@@ -491,7 +490,7 @@ def test_a_decoding_process_that_is_killed_ends_the_evaluation_and_the_journal_s
 
         return one
 
-    monkeypatch.setattr(remeasure.training.photographs.evaluate, "forward", slow)
+    monkeypatch.setattr(remeasure.training.photographs.evaluate, "Forward", slow)
     with killed_loader(), pytest.raises(ChildProcessError, match=r"SIGKILL \(out of memory\?\)"):
         _run(root, tmp_path, "recipe.batch_size=1")
     (journal,) = tmp_path.rglob("journal.jsonl")

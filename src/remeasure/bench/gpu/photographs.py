@@ -12,7 +12,7 @@ from remeasure.models import registry
 from remeasure.spec.config import Config
 from remeasure.spec.recipe import Evaluation
 from remeasure.system.startup import num_cores
-from remeasure.training.inference import forward
+from remeasure.training.inference import Forward
 from remeasure.training.photographs.evaluate import paced, stream
 
 
@@ -27,7 +27,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
     network = registry.build(
         config.model, image_shape=config.input_shape, num_classes=config.data.num_classes, generator_seed=0
     )
-    run = forward(network, spec=config.spec(data_sha256=""), device=device)
+    run = Forward(network, spec=config.spec(data_sha256=""), device=device)
     listing = catalog.load_listing(config.data, "test", root=data_root)
 
     def photographs() -> Iterator[Tensor]:

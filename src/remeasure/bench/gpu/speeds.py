@@ -17,7 +17,7 @@ from remeasure.models import registry
 from remeasure.spec.config import Config
 from remeasure.system import paths
 from remeasure.training.engines.serial import Training
-from remeasure.training.inference import forward
+from remeasure.training.inference import Forward
 
 
 def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
         network = network_of(config, device=device)
         if compiled:
             compiled_alone(network, mode="max-autotune-no-cudagraphs")
-        run = forward(network, spec=config.spec(data_sha256=""), device=device)
+        run = Forward(network, spec=config.spec(data_sha256=""), device=device)
         for batch in sizes.photograph_batches:
             images = torch.randint(0, 256, (batch, *config.input_shape), dtype=torch.uint8).to(device)
             call = torch.inference_mode()(partial(run, images))

@@ -86,10 +86,22 @@ class Stacked(nn.Module):
                 parameter.copy_(stacked[index])
 
 
+def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:
+    """Scale each seed's gradients (S, ...) to a norm of at most `max_norm` over all its parameters, as torch's
+    clip_grad_norm_ does for one.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients])
+    scale = (max_norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+
+
 class BatchedTraining(BlockTraining):
     """Training of S seeds; batches are (S, B)."""
 
     stacks_seeds = True
+    clip = staticmethod(clip_each)
     network: Stacked
 
     def __init__(
@@ -97,7 +109,6 @@ class BatchedTraining(BlockTraining):
     ) -> None:
         super().__init__(Stacked(networks), spec=spec, seeds=seeds, images=images, labels=labels)
         self._orders: tuple[int, Tensor] | None = None
-        self._clip = self._clipped if self.recipe.clip_norm is not None else None
 
     @property
     def is_finite(self) -> bool:
@@ -146,10 +157,6 @@ class BatchedTraining(BlockTraining):
             losses = losses + 0.5 * loss.l2_penalty * torch.stack(squares).sum(dim=0)
         return losses
 
-    def _clipped(self) -> None:
-        assert self.recipe.clip_norm is not None
-        clip_each(self._trained, max_norm=self.recipe.clip_norm)
-
     def named_weights(self) -> Mapping[str, nn.Parameter]:
         return self.network.parameters_by_name()
 
@@ -158,17 +165,6 @@ class BatchedTraining(BlockTraining):
 
     def state_of(self, index: int) -> dict[str, Tensor]:
         return self.network.state_of(index)
-
-
-def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:
-    """Scale each seed's gradients (S, ...) to a norm of at most `max_norm` over all its parameters, as torch's
-    clip_grad_norm_ does for one.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    squares = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients])
-    scale = (max_norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
 
 class BatchedJob(BlockJob):

@@ -1,7 +1,6 @@
 """One optimiser step, and the Lightning module that all trainings have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -38,8 +37,8 @@ def take_step(
 
     def closure() -> float:
         if memory and (again := memory.recall()):
-            seen.append((again.loss, again.logits))
-            return again.loss  # type: ignore[return-value]  # as below
+            seen.append(again)
+            return again[0]  # type: ignore[return-value]  # as below
         optimizer.zero_grad()
         logits = network(images)
         value = loss(logits, labels)
@@ -58,36 +57,25 @@ def take_step(
     return seen[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """One evaluation of the full batch: the weights as one vector, their gradients, the loss (), the logits."""
-
-    weights: Tensor
-    gradients: list[Tensor | None]
-    loss: Tensor
-    logits: Tensor
-
-
 class Memory:
     """The last evaluation of the full batch: L-BFGS ends a step with one and begins the next step by repeating it."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._last: Evaluated | None = None
+        self._weights: Tensor | None = None  # all of them as one vector
 
     def keep(self, loss: Tensor, logits: Tensor) -> None:
-        weights = parameters_to_vector(self._parameters).detach()
-        gradients = [parameter.grad for parameter in self._parameters]
-        self._last = Evaluated(weights=weights, gradients=gradients, loss=loss, logits=logits)
+        self._weights = parameters_to_vector(self._parameters).detach()
+        self._gradients = [parameter.grad for parameter in self._parameters]
+        self._seen = loss, logits
 
-    def recall(self) -> Evaluated | None:
-        """The kept evaluation, its gradients restored, if the weights are still the same; else None."""
-        last = self._last
-        if last is None or not torch.equal(parameters_to_vector(self._parameters), last.weights):
+    def recall(self) -> tuple[Tensor, Tensor] | None:
+        """Loss and logits that were kept, their gradients restored, if the weights are still the same; else None."""
+        if self._weights is None or not torch.equal(parameters_to_vector(self._parameters), self._weights):
             return None
-        for parameter, gradient in zip(self._parameters, last.gradients, strict=True):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        return last
+        return self._seen
 
 
 class TrainingModule(LightningModule):
@@ -102,6 +90,8 @@ class TrainingModule(LightningModule):
     num_steps: int
     steps_per_batch: int
     steps_per_epoch: int
+    loss_total: Tensor  # over this epoch's images so far; checkpoints keep both
+    num_correct: Tensor
 
     def __init__(self, *, spec: RunSpec, seeds: Sequence[int]) -> None:
         super().__init__()
@@ -118,6 +108,11 @@ class TrainingModule(LightningModule):
     def ends_block(self, num_steps: int) -> bool:
         """Whether a block of steps ends after `num_steps`; the last one of an epoch may be shorter."""
         return num_steps % self.steps_per_epoch % self.steps_per_block == 0
+
+    def on_train_epoch_start(self) -> None:
+        """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
+        self.loss_total.zero_()
+        self.num_correct.zero_()
 
     def totals(self) -> list[dict[str, float]]:
         """For each seed the epoch's mean loss and accuracy_percent so far, on the batches as they were trained on."""

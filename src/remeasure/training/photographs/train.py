@@ -96,8 +96,6 @@ class StreamTraining(TrainingModule):
     """
 
     ema: ModelEmaV3 | None
-    loss_total: Tensor
-    num_correct: Tensor
 
     def __init__(
         self,
@@ -197,11 +195,6 @@ class StreamTraining(TrainingModule):
         assert isinstance(summed, Tensor)
         return summed
 
-    def on_train_epoch_start(self) -> None:
-        """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
-        self.loss_total.zero_()
-        self.num_correct.zero_()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - global_step gives the position
         seed_everything(derive(self.seed, purpose=f"step on device {self.global_rank}", step=self.global_step))
         images, targets = self.mixed(*batch)
@@ -247,13 +240,8 @@ class StreamTraining(TrainingModule):
         self.num_steps = step + 1
         for callback in self.step_callbacks:
             callback.after_step(step)
-        self._check(step)
-
-    def _check(self, step: int) -> None:
-        """Raise DivergenceError on all devices if the loss is not finite: once a block, its only synchronisation."""
-        if not self.ends_block(step + 1):
-            return
-        if not torch.isfinite(self._of_all(self.loss_total)):
+        # On all devices; once a block, its only synchronisation.
+        if self.ends_block(step + 1) and not torch.isfinite(self._of_all(self.loss_total)):
             raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
 
     def totals(self) -> list[dict[str, float]]:
@@ -295,14 +283,13 @@ def train(
     )
     refuse_uneven(spec, world=world)
     with module.loader:
-        wall_seconds = loop.fit(
+        wall_seconds = loop.train(
             module,
             spec=spec,
             device_kind=device_kind,
             checkpoint=checkpoint,
             reports=reports,
             callbacks=callbacks,
-            batches=None,
             between=600.0,  # a checkpoint of DeiT-B is 1.4 GB
             world=world,
         )

@@ -239,6 +239,8 @@ def told(value: Any, *, world: World) -> Any:
 
 def gathered(value: object, *, world: World) -> list[Any]:
     """The values of all ranks, in their order, on each of them."""
+    if world.size == 1:
+        return [value]
     from torch import distributed
 
     values: list[Any] = [None] * world.size
