@@ -27,7 +27,7 @@ from remeasure.system.atomic import write_atomic
 from remeasure.system.formats import encode_csv
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of
-from remeasure.training.inference import predict
+from remeasure.training.inference import Forward, predict
 from remeasure.training.photographs.evaluate import evaluate
 from remeasure.training.photographs.pictures import Pictures
 from remeasure.training.tally import Predictions
@@ -159,14 +159,8 @@ def score(run: Run, *, device_kind: DeviceKind) -> tuple[Predictions, Tensor]:
         data.official()  # raises InputError if the photographs have changed
         listing = data.listing("test")
         with tempfile.TemporaryDirectory() as folder:
-            _, predictions = evaluate(
-                network,
-                listing,
-                spec=spec,
-                device=device,
-                checkpoint=Path(folder) / "checkpoint.npz",
-                report=_unread,
-            )
+            net, checkpoint = Forward(network, spec=spec, device=device), Path(folder) / "checkpoint.npz"
+            _, predictions = evaluate(net, listing, checkpoint=checkpoint, report=_unread)
         return predictions, torch.tensor(listing.labels)
 
 

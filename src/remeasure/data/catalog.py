@@ -10,12 +10,12 @@ arrays (`Reader`) from outside.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from remeasure.data import cifar10, digits, imagenet, mnist, shifted
-from remeasure.data.files import Split
+from remeasure.data.files import Split, SplitName
 from remeasure.data.folder import layouts
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
@@ -25,7 +25,6 @@ from remeasure.system.formats import decode_yaml
 from remeasure.system.paths import conf_file, read_file, refuse_no_file
 from remeasure.system.validation import convert, did_you_mean
 
-SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 

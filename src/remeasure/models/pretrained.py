@@ -40,9 +40,7 @@ def fingerprint(config: Config, *, fetch: bool = True) -> str | None:
     downloads nothing.
     """
     path = locate(config, fetch=fetch)
-    if path is None:
-        return None
-    return _sha256(path)
+    return None if path is None else _sha256(path)
 
 
 def _sha256(path: Path) -> str:
@@ -59,20 +57,12 @@ def locate(config: Config | RunSpec, *, fetch: bool = True) -> Path | None:
         return None
     if config.model.weights is not None:
         path = Path(os.path.expanduser(config.model.weights))  # noqa: PTH111 - Path's raises for an unknown user
-        if not _is_file(path):
+        if not os.path.isfile(path):  # noqa: PTH113 - Path's raises for a name that the operating system refuses
             raise InputError(f"model.weights: there is no file {path}")
         return path
     name = config.recipe.weights
-    lying = next((path for path in _places(name) if _is_file(path)), None)
+    lying = next(filter(os.path.isfile, _places(name)), None)
     return lying or _from_hub(name, config=config, fetch=fetch)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether the file exists; False for a name that the operating system refuses."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _places(name: str) -> list[Path]:

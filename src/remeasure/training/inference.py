@@ -26,14 +26,14 @@ class Forward:
     """
 
     def __init__(self, network: nn.Module, *, spec: RunSpec, device: torch.device) -> None:
-        self.device, self.precision, self.memory_format = device, spec.precision, memory_format(spec)
+        self.spec, self.device, self.memory_format = spec, device, memory_format(spec)
         self.network = network.to(device).to(memory_format=self.memory_format).eval()
         self.normalisation = evaluated_with(spec)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of images (B, C, H, W) uint8 on any device, without waiting for the device."""
         images = images.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
             batch = normalise(images, normalisation=self.normalisation).contiguous(memory_format=self.memory_format)
             logits: Tensor = self.network(batch)
         return logits.float()

@@ -37,11 +37,6 @@ def softmax(z: Array) -> Array:
     return value
 
 
-def _tanh(z: Array) -> Array:
-    value: Array = np.tanh(z)
-    return value
-
-
 def _relu(z: Array) -> Array:
     return np.maximum(z, 0)
 
@@ -71,7 +66,7 @@ ACTIVATIONS = {
     entry.name: entry
     for entry in (
         Activation("sigmoid", sigmoid, lambda z: sigmoid(z) * (1 - sigmoid(z))),
-        Activation("tanh", _tanh, lambda z: 1 - _tanh(z) ** 2),
+        Activation("tanh", np.tanh, lambda z: 1 - np.tanh(z) ** 2),
         Activation("relu", _relu, lambda z: (z > 0).astype(z.dtype)),  # Nair and Hinton 2010
         Activation("leaky_relu", _leaky_relu, lambda z: np.where(z > 0, _like(1.0, z), _like(LEAK, z))),
         # Hendrycks and Gimpel 2016, "Gaussian error linear units", section 2: z·Φ(z).

@@ -79,12 +79,6 @@ class Stacked(nn.Module):
         values = {name: stacked[index] for name, stacked in self.parameters_by_name().items()} | self.constants()
         return {name: values[name].detach().clone() for name in self._kind[0].state_dict()}
 
-    def unstack(self, index: int, *, into: nn.Module) -> None:
-        """Copy the weights of the seed at `index` into a network of the same architecture."""
-        with torch.no_grad():
-            for parameter, stacked in zip(into.parameters(), self.stacked, strict=True):
-                parameter.copy_(stacked[index])
-
 
 def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:
     """Scale each seed's gradients (S, ...) to a norm of at most `max_norm` over all its parameters, as torch's
@@ -179,5 +173,5 @@ class BatchedJob(BlockJob):
 
     def trained(self, index: int) -> nn.Module:
         network = initial_network(self.spec, seed=self.seeds[index])
-        self.training.network.unstack(index, into=network)
+        network.load_state_dict(self.training.state_of(index))
         return network

@@ -24,7 +24,7 @@ from remeasure.models import registry
 from remeasure.spec.base import DeviceKind, DivergenceError
 from remeasure.spec.run import RunSpec
 from remeasure.training import seeding
-from remeasure.training.augment import augment, resized
+from remeasure.training.augment import resized
 from remeasure.training.diagnostics.nonfinite import Found, Tracer
 from remeasure.training.engines import capture, loop
 from remeasure.training.engines.base import Data, Report, Scored
@@ -165,25 +165,16 @@ class BlockTraining(TrainingModule, ABC):
         images = self.images.index_select(0, chosen)  # ten times as fast as self.images[chosen] on a CPU
         recipe = self.recipe
         epoch = step // self.steps_per_epoch
-        images = augment(
-            images,
-            augmentation=recipe.augmentation,
-            normalisation=recipe.normalisation,
-            generator=generator,
-            mirrored=self._mirrored(chosen, epoch=epoch),
-        )
+        more = {}
+        if self.mirrored_first is not None:
+            more["mirrored"] = self.mirrored_first.index_select(0, chosen) ^ (epoch % 2 == 1)
+        images = recipe.augmentation.apply(images, normalisation=recipe.normalisation, generator=generator, **more)
         if recipe.resolution:
             images = resized(images, pixels=recipe.resolution.pixels_at(epoch))
         batch = images.contiguous(memory_format=self.memory_format), self.labels.index_select(0, chosen)
         if self._keeps_whole:
             self._whole = batch
         return batch
-
-    def _mirrored(self, chosen: Tensor, *, epoch: int) -> Tensor | None:
-        """Which of the images at these indices are mirrored in this epoch, (B,) bool; None: drawn anew in each step."""
-        if self.mirrored_first is None:
-            return None
-        return self.mirrored_first.index_select(0, chosen) ^ (epoch % 2 == 1)
 
     @property
     def _keeps_whole(self) -> bool:

@@ -1,6 +1,7 @@
 """One optimiser step, and the Lightning module that all trainings have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
-from remeasure.training.recipe import rate_of
+from remeasure.training.recipe import learning_rate
 
 What = Literal["output", "loss", "gradient", "weight"]
 Look = Callable[[What, str, Tensor], None]  # gets what, its layer, and whether it is finite for each seed, (S,) bool
@@ -103,7 +104,13 @@ class TrainingModule(LightningModule):
         self.look: Look | None = None
 
     def learning_rate(self, step: int) -> float:
-        return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
+        return learning_rate(
+            step,
+            lr_peak=self.recipe.optimizer.lr_peak,
+            schedule=self.recipe.schedule,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs_total=self.recipe.epochs_total,
+        )
 
     def ends_block(self, num_steps: int) -> bool:
         """Whether a block of steps ends after `num_steps`; the last one of an epoch may be shorter."""
@@ -188,16 +195,13 @@ class AfterSteps(StepCallback):
 def trace_outputs(network: nn.Module, look: Callable[[str, Tensor], None]) -> None:
     """Hook each leaf layer to call `look` with its name and whether its output is finite, ()."""
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-            if isinstance(output, Tensor):
-                look(name, output.detach().isfinite().all())
-
-        return hook
+    def hook(name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            look(name, output.detach().isfinite().all())
 
     for name, layer in network.named_modules():
         if not list(layer.children()):
-            layer.register_forward_hook(watch(name))
+            layer.register_forward_hook(partial(hook, name))
 
 
 def finite_seeds(values: Tensor, *, num: int) -> Tensor:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
 from remeasure.spec.photographs import Transform
-from remeasure.spec.run import RunSpec
 from remeasure.system.formats import encode_npz
 from remeasure.system.paths import checkpoint_seconds
 from remeasure.system.startup import num_cores
@@ -57,16 +56,9 @@ def stream(
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module,
-    listing: Listing,
-    *,
-    spec: RunSpec,
-    device: torch.device,
-    checkpoint: Path,
-    report: Report,
-    world: World = ALONE,
+    run: Forward, listing: Listing, *, checkpoint: Path, report: Report, world: World = ALONE
 ) -> tuple[float, Predictions]:
-    """Seconds, and the network's predictions for the photographs of the listing, in its order.
+    """Seconds, and a network's predictions for the photographs of the listing, in its order.
 
     `report` gets done, total and images_per_second about once a second. An interrupted evaluation resumes from its
     checkpoint at the start of a batch, to the same numbers. Raises InputError: a photograph that cannot be decoded.
@@ -76,20 +68,11 @@ def evaluate(
     """
     if world.size > 1:
         checkpoint = checkpoint.with_name(f"{checkpoint.name}.{world.rank}-of-{world.size}")
-        sound(checkpoint)
-    indices = _share(len(listing), batch_size=spec.recipe.batch_size, world=world)
+    sound(checkpoint)
+    indices = _share(len(listing), batch_size=run.spec.recipe.batch_size, world=world)
     faults: tuple[str, ...] = ()
     try:
-        seconds, found = _evaluated(
-            network,
-            listing,
-            indices=indices,
-            spec=spec,
-            device=device,
-            checkpoint=checkpoint,
-            report=report,
-            world=world,
-        )
+        seconds, found = _evaluated(run, listing, indices=indices, checkpoint=checkpoint, report=report, world=world)
     except InputError as error:
         seconds, found, faults = 0.0, {}, error.faults
     shares = gathered((indices, found, faults), world=world)
@@ -108,19 +91,12 @@ def _share(num: int, *, batch_size: int, world: World) -> list[int]:
 
 
 def _evaluated(
-    network: nn.Module,
-    listing: Listing,
-    *,
-    indices: Sequence[int],
-    spec: RunSpec,
-    device: torch.device,
-    checkpoint: Path,
-    report: Report,
-    world: World,
+    run: Forward, listing: Listing, *, indices: Sequence[int], checkpoint: Path, report: Report, world: World
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Seconds, and the tally of the photographs at these indices."""
+    spec, device = run.spec, run.device
     assert spec.transform is not None
-    run, labels = Forward(network, spec=spec, device=device), torch.tensor(listing.labels[indices]).to(device)
+    labels = torch.tensor(listing.labels[indices]).to(device)
     others = _others(listing, num_classes=spec.data.num_classes).to(device)
     also = None if listing.also is None else torch.tensor(listing.also[indices]).to(device)
     tally, began = Tally(device=device), time.monotonic()

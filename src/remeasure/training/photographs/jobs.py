@@ -15,10 +15,9 @@ from remeasure.models import pretrained, registry
 from remeasure.spec.base import DeviceKind, DivergenceError, InputError
 from remeasure.spec.run import RunSpec
 from remeasure.system.startup import num_cores
-from remeasure.training.checkpoints import sound
 from remeasure.training.diagnostics.nonfinite import Found, Tracer
 from remeasure.training.engines.base import Data, Report, Scored
-from remeasure.training.inference import refuse_not_finite
+from remeasure.training.inference import Forward, refuse_not_finite
 from remeasure.training.photographs import evaluate, train
 from remeasure.training.photographs.world import ALONE, World
 from remeasure.training.seeding import initial_network
@@ -38,14 +37,9 @@ class _Scoring:
         self.num_params = registry.num_trainable(self.network)
 
     def _scored(self, *, checkpoint: Path, progress: Report) -> Scored:
+        run = Forward(self.network, spec=self.spec, device=self.device)
         wall_seconds, predictions = evaluate.evaluate(
-            self.network,
-            self.scored_listing,
-            spec=self.spec,
-            device=self.device,
-            checkpoint=checkpoint,
-            report=progress,
-            world=self.world,
+            run, self.scored_listing, checkpoint=checkpoint, report=progress, world=self.world
         )
         labels = torch.tensor(self.scored_listing.labels)
         return Scored(network=self.network, predictions=predictions, labels=labels, wall_seconds=wall_seconds)
@@ -80,9 +74,7 @@ class PhotographsJob(_Scoring):
         )
 
     def score(self, index: int, *, checkpoint: Path, progress: Report) -> Scored:  # noqa: ARG002
-        kept = checkpoint.with_suffix(".npz")
-        sound(kept)
-        scored = self._scored(checkpoint=kept, progress=progress)
+        scored = self._scored(checkpoint=checkpoint.with_suffix(".npz"), progress=progress)
         refuse_not_finite(scored.predictions, spec=self.spec)
         return replace(scored, wall_seconds=self._wall_seconds)
 

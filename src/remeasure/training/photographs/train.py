@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning import Callback
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -28,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines import loop
-from remeasure.training.engines.base import Report
 from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import CrossEntropy, training_loss
@@ -264,10 +262,8 @@ def train(
     labels: npt.NDArray[np.int64],
     device_kind: str,
     num_workers: int,
-    checkpoint: Path | None,
-    reports: Sequence[Report],
-    callbacks: Sequence[Callback] = (),
     world: World = ALONE,
+    **more: Any,
 ) -> float:
     """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError,
     InputError for a photograph that cannot be decoded or a batch that cannot be split evenly, and what
@@ -275,7 +271,7 @@ def train(
 
     Afterwards `network` has the weights to score. `labels` (N,) int64, one for each path. `world`: the connected
     processes, each of which calls this function. The first one reports and writes the checkpoint, which all must be
-    able to read. `num_workers`: loader processes for each device.
+    able to read. `num_workers`: loader processes for each device. `more`: what `loop.train` takes besides.
     """
     pinned = device_kind == "cuda"
     module = StreamTraining(
@@ -287,11 +283,9 @@ def train(
             module,
             spec=spec,
             device_kind=device_kind,
-            checkpoint=checkpoint,
-            reports=reports,
-            callbacks=callbacks,
             between=600.0,  # a checkpoint of DeiT-B is 1.4 GB
             world=world,
+            **more,
         )
     if module.streaming.scored == "ema":
         assert module.ema is not None
