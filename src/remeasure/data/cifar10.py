@@ -8,15 +8,13 @@ so that only their fingerprint shows whether they are official. Nothing is unpac
 import io
 import os
 import pickle
-import tarfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from remeasure.data.files import Split, SplitName, download, missing, official_bytes, verified_bytes
+from remeasure.data.files import Split, SplitName, download, missing, official_bytes, verified_bytes, verified_members
 from remeasure.spec.base import InputError
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # torchvision.datasets.CIFAR10 uses this one; a test compares
@@ -58,22 +56,8 @@ def _contents(place: Path, *, names: tuple[str, ...], files_md5: Mapping[str, st
         return {str(place / f"{name}.bin"): official_bytes(place / f"{name}.bin") for name in names}
     pickles = place.name == PICKLES_ARCHIVE
     members = [f"{PICKLES}/{name}" if pickles else f"{BINARIES}/{name}.bin" for name in names]
-    return _members(place, members, md5=files_md5[place.name])
-
-
-def _members(path: Path, members: list[str], *, md5: str) -> dict[str, bytes]:
-    """Location to bytes of the named members of a .tar.gz whose MD5 is verified."""
-    found, content = {}, verified_bytes(path, md5=md5)
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-            for entry in archive:
-                if entry.name in members and entry.isfile() and (handle := archive.extractfile(entry)):
-                    found[entry.name] = handle.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a whole .tar.gz ({error})") from None
-    if lacking := [member for member in members if member not in found]:
-        raise InputError(f"{path}: lacks {', '.join(lacking)}")
-    return {f"{path}, {member}": found[member] for member in members}
+    found = verified_members(place, members, md5=files_md5[place.name])
+    return {f"{place}, {member}": content for member, content in found.items()}
 
 
 def _parse(content: bytes, *, name: str) -> Part:

@@ -3,11 +3,14 @@
 import contextlib
 import hashlib
 import http.client
+import io
 import os
 import shutil
 import socket
 import sys
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +58,25 @@ def verified_bytes(path: Path, *, md5: str) -> bytes:
             "It is truncated, damaged or another file; delete it to have it downloaded, or put the official one there"
         )
     return content
+
+
+def verified_members(path: Path, names: Sequence[str], *, md5: str) -> dict[str, bytes]:
+    """The bytes of these members of a .tar.gz, by their names, in this order.
+
+    Raises InputError if the archive cannot be read, its MD5 is not the official one, or it lacks one.
+    """
+    found, content = {}, verified_bytes(path, md5=md5)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            for entry in archive:
+                name = entry.name.removeprefix("./")
+                if name in names and entry.isfile() and (handle := archive.extractfile(entry)):
+                    found[name] = handle.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole .tar.gz ({error})") from None
+    if lacking := [name for name in names if name not in found]:
+        raise InputError(f"{path}: lacks {', '.join(lacking)}")
+    return {name: found[name] for name in names}
 
 
 def missing(wanted: Mapping[Path, str], *, root: Path, reasons: Sequence[str]) -> DataMissingError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from remeasure.data.files import SplitName, verified_bytes
+from remeasure.data.files import SplitName, verified_members
 from remeasure.data.listing import Listing
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.system.paths import refuse_no_file
@@ -138,13 +138,7 @@ def _ground_truth(devkit: Path, *, md5: str) -> list[str]:
     """The synset of each validation photograph, in the order of their names."""
     from scipy.io import loadmat
 
-    contents = {}
-    with tarfile.open(fileobj=io.BytesIO(verified_bytes(devkit, md5=md5)), mode="r:gz") as archive:
-        for entry in archive:
-            if entry.name.removeprefix("./") in (META, TRUTH) and (handle := archive.extractfile(entry)):
-                contents[entry.name.removeprefix("./")] = handle.read()
-    if lacking := [name for name in (META, TRUTH) if name not in contents]:
-        raise InputError(f"{devkit}: lacks {', '.join(lacking)}")
+    contents = verified_members(devkit, (META, TRUTH), md5=md5)
     meta = loadmat(io.BytesIO(contents[META]), squeeze_me=True)["synsets"]  # type: ignore[arg-type]  # a path or a file
     synset = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in meta if entry["num_children"] == 0}
     return [synset[int(number)] for number in contents[TRUTH].split()]

@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from remeasure.models.mlp import drawn, linear
-from remeasure.spec.base import InputError
+from remeasure.system.formats import refuse
 
 # Table I: the maps of S2 that each map of C3 takes as inputs.
 C3_INPUTS: tuple[tuple[int, ...], ...] = (
@@ -62,9 +62,7 @@ def lenet5(
 
     InputError: images that are not one plane of 28x28 or 32x32; for variant=paper, other than 10 classes.
     """
-    faults = tuple(_faults(image_shape, num_classes=num_classes, variant=variant))
-    if faults:
-        raise InputError(*faults)
+    refuse(_faults(image_shape, num_classes=num_classes, variant=variant))
     pad = nn.ConstantPad2d((32 - image_shape[1]) // 2, background)
     if variant == "paper":
         return _paper(pad, generator=generator)

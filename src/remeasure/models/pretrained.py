@@ -87,7 +87,14 @@ def _from_hub(name: str, *, config: Config | RunSpec, fetch: bool) -> Path:
             return Path(hf_hub_download(repository, HUB_FILE))
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = masked(str(error)).splitlines()[0]
-    raise _missing(name, repository=repository, config=config, reason=reason)
+    names = f"model={config.model.name} data={config.data.name} recipe={config.recipe.name}"
+    raise DataMissingError(
+        f"weights: {name} is missing; have one of these, and start again:",
+        f"  {HUB_FILE} of {repository} in the hub's cache, by `hf download {repository} {HUB_FILE}`",
+        f"  {_places(name)[0]} (or a torch file, .pth, there)",
+        f"  a file of them anywhere: python src/train.py {names} model.weights=PATH",
+        f"  {reason}",
+    )
 
 
 def _unreachable() -> str:
@@ -104,17 +111,6 @@ def _unreachable() -> str:
     except (OSError, http.client.HTTPException) as error:
         return masked(f"{constants.ENDPOINT} cannot be reached ({error})")
     return ""
-
-
-def _missing(name: str, *, repository: str, config: Config | RunSpec, reason: str) -> DataMissingError:
-    names = f"model={config.model.name} data={config.data.name} recipe={config.recipe.name}"
-    return DataMissingError(
-        f"weights: {name} is missing; have one of these, and start again:",
-        f"  {HUB_FILE} of {repository} in the hub's cache, by `hf download {repository} {HUB_FILE}`",
-        f"  {_places(name)[0]} (or a torch file, .pth, there)",
-        f"  a file of them anywhere: python src/train.py {names} model.weights=PATH",
-        f"  {reason}",
-    )
 
 
 def load(network: nn.Module, path: Path, *, sha256: str | None = None) -> None:

@@ -18,6 +18,7 @@ from remeasure.models import lenet5, mlp, resnet, vit
 from remeasure.spec.base import InputError
 from remeasure.spec.plugin import imported, raised
 from remeasure.spec.run import ModelSpec
+from remeasure.system.formats import refuse
 
 
 class Builder(Protocol):
@@ -49,8 +50,7 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
     builder that ignores `generator` depends on the seed, too. InputError, with every fault: an unknown builder, an
     option that is unknown, missing or out of its range, data that the model cannot take; a function that is no builder.
     """
-    if found := tuple(faults(model)):
-        raise InputError(*found)
+    refuse(faults(model))
     builder = builder_of(model.builder)
     generator = torch.Generator().manual_seed(generator_seed)
     try:

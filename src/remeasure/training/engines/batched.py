@@ -104,11 +104,6 @@ class BatchedTraining(BlockTraining):
         super().__init__(Stacked(networks), spec=spec, seeds=seeds, images=images, labels=labels)
         self._orders: tuple[int, Tensor] | None = None
 
-    @property
-    def is_finite(self) -> bool:
-        """Always true: checkpoints may hold diverged seeds, since their diagnosis replays from the start."""
-        return True
-
     def order(self, epoch: int) -> Tensor:
         """(N, S) on the device: column s is the serial engine's order for seed s."""
         if self._orders is None or self._orders[0] != epoch:

@@ -54,7 +54,6 @@ class BlockTraining(TrainingModule, ABC):
         self.memory_format = memory_format(spec)
         self.network = network.to(memory_format=self.memory_format)
         self._trained = list(network.parameters())  # a list: walking through the modules at each step is slow
-        self.precision_name = spec.precision
         self.register_buffer("images", images, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
         num = len(self.seeds)
@@ -64,7 +63,7 @@ class BlockTraining(TrainingModule, ABC):
         limit = self.recipe.clip_norm
         self._clip = None if limit is None else functools.partial(self.clip, self._trained, max_norm=limit)
         self._whole: tuple[Tensor, Tensor] | None = None
-        self.captured, self._compiled = capture.Captured(), spec.compile
+        self.captured = capture.Captured()
         self._rate: Tensor | None = None  # the learning rate () that CUDA graphs read
         self.steps_per_epoch = math.ceil(len(images) / self.recipe.batch_size)
 
@@ -75,7 +74,7 @@ class BlockTraining(TrainingModule, ABC):
             self.network.parameters(),
             optimizer=self.recipe.optimizer,
             captured_rate=self._rate,
-            precision=self.precision_name,
+            precision=self.spec.precision,
         )
 
     # ------------------------------------------------ what an engine decides
@@ -144,7 +143,7 @@ class BlockTraining(TrainingModule, ABC):
         optimizer.param_groups[0]["lr"] = rate if self._rate is None else self._rate.fill_(rate)
         take = functools.partial(self.take, step=step, generator=generator, optimizer=optimizer)
         hooked = bool(optimizer._optimizer_step_post_hooks)  # by the doctor; a graph's replay calls no hooks
-        captures = self._rate is not None and capture.wanted() and not self._compiled and self.look is None
+        captures = self._rate is not None and capture.wanted() and not self.spec.compile and self.look is None
         if captures and len(chosen) == self.recipe.batch_size and not hooked:
             return self.captured(take, chosen, key=self._graph_key(step))
         return take(chosen)

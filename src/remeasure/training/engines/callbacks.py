@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveragi
 
 from remeasure.spec.base import InputError
 from remeasure.spec.plugin import Plugin, raised
+from remeasure.system.formats import refuse
 from remeasure.training.engines.steps import StepCallback
 
 NOT_IN_BLOCKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
@@ -38,8 +39,7 @@ def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:
         for callback in made
         if not in_blocks and isinstance(callback, StepCallback)
     ]
-    if unused:
-        raise InputError(*unused)
+    refuse(unused)
     return made
 
 

@@ -97,7 +97,8 @@ class TrainingModule(LightningModule):
     def __init__(self, *, spec: RunSpec, seeds: Sequence[int]) -> None:
         super().__init__()
         assert isinstance(spec.recipe, Recipe)
-        self.recipe, self.seeds, self.steps_per_block = spec.recipe, tuple(seeds), spec.steps_per_block
+        self.spec, self.recipe, self.seeds = spec, spec.recipe, tuple(seeds)
+        self.steps_per_block = spec.steps_per_block
         self.num_steps = 0
         self.step_callbacks: list[StepCallback] = []
         self.diverged: dict[int, DivergenceError] = {}
@@ -127,8 +128,11 @@ class TrainingModule(LightningModule):
 
     @property
     def is_finite(self) -> bool:
-        """Whether a checkpoint may be written: a replay from weights that are not finite could not find the fault."""
-        return all(weight.isfinite().all() for weight in self.network.parameters())
+        """Whether a checkpoint may be written: a replay from weights that are not finite could not find the fault.
+
+        One of several seeds may hold diverged ones, since their diagnosis replays from the start.
+        """
+        return self.stacks_seeds or all(weight.isfinite().all() for weight in self.network.parameters())
 
     # ------------------------------------------------ for diagnostics.nonfinite.Tracer
 

@@ -23,6 +23,7 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import default_collate
 
 from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.run import RunSpec
@@ -57,11 +58,6 @@ class Batches:
 
     def __len__(self) -> int:
         return self.training.steps_per_epoch
-
-
-def collate(items: list[tuple[Tensor, int]]) -> Loaded:
-    images, labels = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(labels)
 
 
 def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
@@ -126,7 +122,7 @@ class StreamTraining(TrainingModule):
                 seed=seed,
                 transform=augmentation(self.streaming, normalisation=self.recipe.normalisation),
             ),
-            collate=collate,
+            collate=default_collate,
             num_workers=num_workers,
             pinned=pinned,
         )
