@@ -19,7 +19,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.blocks import BlockJob, BlockTraining
 from remeasure.training.engines.steps import take_step, trace_outputs
-from remeasure.training.seeding import initial_network, permutation
+from remeasure.training.seeding import initial_network
 
 
 class Stacked(nn.Module):
@@ -107,11 +107,7 @@ class BatchedTraining(BlockTraining):
     def order(self, epoch: int) -> Tensor:
         """(N, S) on the device: column s is the serial engine's order for seed s."""
         if self._orders is None or self._orders[0] != epoch:
-            num = len(self.images)
-            if self.steps_per_epoch == 1:
-                columns = [torch.arange(num) for _ in self.seeds]
-            else:
-                columns = [permutation(num, seed=seed, epoch=epoch) for seed in self.seeds]
+            columns = [self.order_of(seed, epoch=epoch) for seed in self.seeds]
             self._orders = epoch, torch.stack(columns, dim=1).to(self.device)
         return self._orders[1]
 
@@ -126,8 +122,7 @@ class BatchedTraining(BlockTraining):
         outputs would have to be copied; so it returns nothing to count.
         """
         num = len(chosen)
-        with torch.autocast(self.device.type, enabled=False):
-            images, labels = self.batch(chosen.t().flatten(), step=step, generator=generator)
+        images, labels = self.batch(chosen.t().flatten(), step=step, generator=generator)
         images, labels = images.view(len(self.seeds), num, *images.shape[1:]), labels.view(len(self.seeds), num)
         losses, logits = take_step(
             self.network, images, labels, optimizer=optimizer, loss=self.losses, clip=self._clip, look=self.look

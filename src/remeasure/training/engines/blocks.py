@@ -83,6 +83,13 @@ class BlockTraining(TrainingModule, ABC):
     def order(self, epoch: int) -> Tensor:
         """The epoch's permutation of the training images, (N,) int64; of S seeds (N, S)."""
 
+    def order_of(self, seed: int, *, epoch: int) -> Tensor:
+        """One seed's order, a function of (seed, epoch). A full batch keeps the images' own order, so that sums round
+        alike in every epoch and after every resume.
+        """
+        num = len(self.images)
+        return torch.arange(num) if self.steps_per_epoch == 1 else seeding.permutation(num, seed=seed, epoch=epoch)
+
     @abstractmethod
     def generator(self, step: int) -> torch.Generator | None:
         """The generator of distortions for the block that begins with optimiser step `step`; None: the device's global
@@ -167,9 +174,10 @@ class BlockTraining(TrainingModule, ABC):
         more = {}
         if self.mirrored_first is not None:
             more["mirrored"] = self.mirrored_first.index_select(0, chosen) ^ (epoch % 2 == 1)
-        images = recipe.augmentation.apply(images, normalisation=recipe.normalisation, generator=generator, **more)
-        if recipe.resolution:
-            images = resized(images, pixels=recipe.resolution.pixels_at(epoch))
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
+            images = recipe.augmentation.apply(images, normalisation=recipe.normalisation, generator=generator, **more)
+            if recipe.resolution:
+                images = resized(images, pixels=recipe.resolution.pixels_at(epoch))
         batch = images.contiguous(memory_format=self.memory_format), self.labels.index_select(0, chosen)
         if self._keeps_whole:
             self._whole = batch

@@ -12,7 +12,7 @@ from remeasure.training import seeding
 from remeasure.training.engines.blocks import BlockJob, BlockTraining
 from remeasure.training.engines.steps import Memory, take_step
 from remeasure.training.losses import training_loss
-from remeasure.training.seeding import initial_network, permutation
+from remeasure.training.seeding import initial_network
 
 
 class Training(BlockTraining):
@@ -27,12 +27,7 @@ class Training(BlockTraining):
         self.memory = Memory(self._trained) if repeats else None
 
     def order(self, epoch: int) -> Tensor:
-        """A function of (seed, epoch). A full batch keeps the images' own order, so that sums round alike in every
-        epoch and after every resume.
-        """
-        if self.steps_per_epoch == 1:
-            return torch.arange(len(self.images))
-        return permutation(len(self.images), seed=self.seed, epoch=epoch)
+        return self.order_of(self.seed, epoch=epoch)
 
     def generator(self, step: int) -> torch.Generator | None:
         if self.device.type == "cuda":
@@ -43,8 +38,7 @@ class Training(BlockTraining):
         self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, ...]:
         """Returns loss () and logits (B, num_classes) from before the step, and labels (B,)."""
-        with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
-            images, labels = self.batch(chosen, step=step, generator=generator)
+        images, labels = self.batch(chosen, step=step, generator=generator)
         loss, logits = take_step(
             self.network,
             images,
