@@ -12,7 +12,7 @@ from remeasure.spec.claim import Evidence
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.training import negative_controls
-from remeasure.training.inference import forward
+from remeasure.training.inference import Forward
 
 IMAGES, LABELS = (torch.arange(400) % 251).to(torch.uint8).view(-1, 1, 2, 2), torch.arange(100) % 10
 FAULTS = ("shuffled_labels", "swapped_classes", "tenth_of_data", "other_normalisation")
@@ -50,7 +50,7 @@ def test_a_tenth_keeps_each_image_with_its_label() -> None:
 def test_only_scoring_sees_another_normalisation() -> None:
     faulty = spec("other_normalisation")
     assert faulty.recipe.normalisation == spec("none").recipe.normalisation
-    run = forward(torch.nn.Flatten(), spec=faulty, device=torch.device("cpu"))
+    run = Forward(torch.nn.Flatten(), spec=faulty, device=torch.device("cpu"))
     white = run(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8))
     assert white.flatten().tolist() == pytest.approx(4 * [(1 - 0.4734) / 0.2507])
 

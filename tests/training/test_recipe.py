@@ -20,7 +20,7 @@ from remeasure.models import registry
 from remeasure.spec.base import Choice
 from remeasure.spec.recipe import Averaging, Normalisation, Optimizer, Recipe, Resolution, Schedule
 from remeasure.system import paths
-from remeasure.training.augment import Affine, Crop, NoAugmentation, augment, normalise, resized
+from remeasure.training.augment import Affine, Crop, NoAugmentation, normalise, resized
 from remeasure.training.engines.loop import train
 from remeasure.training.engines.serial import Training
 from remeasure.training.losses import CrossEntropy, training_loss
@@ -382,7 +382,7 @@ def distorted(image: Tensor, augmentation: Affine) -> Tensor:
 def test_no_augmentation_normalises_and_no_more() -> None:
     images = torch.randint(0, 256, (2, 3, 4, 4), generator=generator(), dtype=torch.uint8)
     nothing = NoAugmentation()
-    found = augment(images, augmentation=nothing, normalisation=COLOURS, generator=generator())
+    found = nothing.apply(images, normalisation=COLOURS, generator=generator())
     assert torch.equal(found, normalise(images, normalisation=COLOURS))
 
 
@@ -390,7 +390,7 @@ def test_affine_images_are_normalised_after_they_were_distorted() -> None:
     """So that what comes in is black, and not the mean pixel."""
     images = torch.full((9, 3, 4, 4), 255, dtype=torch.uint8)
     moving = affine(translation_pixels=3.0)
-    found = augment(images, augmentation=moving, normalisation=COLOURS, generator=generator(1))
+    found = moving.apply(images, normalisation=COLOURS, generator=generator(1))
     expected = moving.distort(images, generator=generator(1))
     assert torch.equal(found, normalise(expected, normalisation=COLOURS))
     assert found[:, 0].min() == pytest.approx((0 - 0.5) / 0.25)
@@ -619,12 +619,6 @@ def test_a_crop_follows_from_its_generator_alone_and_leaves_its_input_alone() ->
     assert torch.equal(first, cropped(images, seed=1, **options))
     assert not torch.equal(first, cropped(images, seed=2, **options))
     assert torch.equal(images, before)
-
-
-def test_augment_hands_crops_on() -> None:
-    images, chosen = random_images(50), crop(pad_pixels=2, flip_probability=0.5, cutout_pixels=3)
-    found = augment(images, augmentation=chosen, normalisation=COLOURS, generator=generator(1))
-    assert torch.equal(found, chosen.apply(images, normalisation=COLOURS, generator=generator(1)))
 
 
 def test_reflected_padding_is_torchs() -> None:

@@ -22,7 +22,7 @@ from remeasure.spec.config import Config, Debug
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
-from remeasure.training.augment import NoAugmentation, augment, resized
+from remeasure.training.augment import NoAugmentation, resized
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import PHOTOGRAPHS, SERIAL, engine_of
 from remeasure.training.engines.steps import take_step
@@ -137,9 +137,7 @@ def _in_memory(spec: RunSpec, *, recipe: Recipe, seed: int, num: int | None, dev
     generator = torch.Generator().manual_seed(derive(seed, purpose="augmentation", step=0))
 
     def images() -> tuple[Tensor, Tensor]:
-        batch = augment(
-            pixels, augmentation=recipe.augmentation, normalisation=recipe.normalisation, generator=generator
-        )
+        batch: Tensor = recipe.augmentation.apply(pixels, normalisation=recipe.normalisation, generator=generator)
         if recipe.resolution:
             batch = resized(batch, pixels=recipe.resolution.pixels_at(0))
         return batch.contiguous(memory_format=memory_format(spec)), labels

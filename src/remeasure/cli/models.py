@@ -26,9 +26,10 @@ from remeasure.system.atomic import write_atomic
 from remeasure.system.formats import encode_csv
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of
-from remeasure.training.inference import Predictions, predict
+from remeasure.training.inference import Forward, predict
 from remeasure.training.photographs.evaluate import evaluate
 from remeasure.training.photographs.pictures import Pictures
+from remeasure.training.tally import Predictions
 
 SHOWN = 5  # classes an image
 BATCH = 64  # images at once
@@ -151,15 +152,8 @@ def score(run: Run, *, device_kind: DeviceKind) -> tuple[Predictions, Tensor]:
         data.official()  # raises InputError if the photographs have changed
         listing = data.listing("test")
         with tempfile.TemporaryDirectory() as folder:
-            _, predictions = evaluate(
-                network,
-                listing,
-                spec=spec,
-                transform=spec.transform,
-                device=device,
-                checkpoint=Path(folder) / "checkpoint.npz",
-                report=lambda _: None,
-            )
+            net, checkpoint = Forward(network, spec=spec, device=device), Path(folder) / "checkpoint.npz"
+            _, predictions = evaluate(net, listing, checkpoint=checkpoint, report=lambda _: None)
         return predictions, torch.tensor(listing.labels)
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from remeasure.spec.base import InputError, gathered
+from remeasure.spec.base import InputError, gathered, refuse
 from remeasure.spec.config import Config, EvaluateConfig, TrainConfig
 from remeasure.spec.run import ModelSpec
 from remeasure.system import paths
@@ -56,8 +56,7 @@ def _to_config(composed: "DictConfig") -> Config:
         spec = config.spec(data_sha256="")
     except ValueError as error:  # what only the whole spec can tell
         raise InputError(*str(error).splitlines()) from None
-    if faults := list(engine_of(spec).faults(spec)):
-        raise InputError(*faults)
+    refuse(engine_of(spec).faults(spec))
     return config
 
 

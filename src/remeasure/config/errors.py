@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from remeasure.spec.base import InputError
 from remeasure.spec.config import Config, TrainConfig
 from remeasure.system import paths, signals
+from remeasure.system.atomic import read_bytes
 from remeasure.system.redaction import masked
 from remeasure.system.validation import did_you_mean
 
@@ -115,9 +116,7 @@ def _file_faults() -> Iterator[str]:
 
     for path in (path for folder in paths.conf_dirs() for path in sorted(folder.rglob("*.yaml"))):
         try:
-            decode_yaml(paths.read_file(path), name=str(path))
-        except OSError as error:
-            yield f"{path}: cannot be read ({error.strerror})"
+            decode_yaml(read_bytes(path), name=str(path))
         except InputError as error:
             yield from error.faults
 

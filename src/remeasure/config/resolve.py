@@ -40,12 +40,15 @@ def identify(
     with noted(missing):
         if catalog.streamed(config.data):
             catalog.load_listing(config.data, "test", root=data_root)
-    with noted(missing):
-        weights_sha256 = _weights_sha256(config, fetch=not missing)
+    trains = not isinstance(config.recipe, Evaluation)
+    if not trains:
+        from remeasure.models import pretrained  # timm: seconds to import
+
+        with noted(missing):
+            weights_sha256 = pretrained.fingerprint(config, fetch=not missing)
     if missing:
         return missing
     with noted(missing):
-        trains = not isinstance(config.recipe, Evaluation)
         source = (fingerprint or data_fingerprint.fingerprint)(config.data, root=data_root, trains=trains)
         native = settled(config, device_kind=device_kind)
         return native.spec(data_sha256=source.data_sha256, weights_sha256=weights_sha256)
@@ -97,12 +100,3 @@ def remembered() -> Fingerprint:
         return found
 
     return fingerprint
-
-
-def _weights_sha256(config: Config, *, fetch: bool) -> str | None:
-    """The fingerprint of an evaluation's weights. Raises DataMissingError."""
-    if not isinstance(config.recipe, Evaluation):
-        return None
-    from remeasure.models import pretrained  # timm: seconds to import
-
-    return pretrained.fingerprint(config, fetch=fetch)

@@ -10,22 +10,22 @@ arrays (`Reader`) from outside.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from remeasure.data import cifar10, digits, imagenet, mnist, shifted
-from remeasure.data.files import Split
+from remeasure.data.files import Split, SplitName
 from remeasure.data.folder import layouts
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
 from remeasure.spec.plugin import imported, raised
 from remeasure.spec.run import DataSpec
+from remeasure.system.atomic import read_bytes
 from remeasure.system.formats import decode_yaml
-from remeasure.system.paths import conf_file, read_file, refuse_no_file
+from remeasure.system.paths import conf_file, refuse_no_file
 from remeasure.system.validation import convert, did_you_mean
 
-SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
@@ -77,11 +77,7 @@ def read_config(name: str, *, conf_dirs: Sequence[Path]) -> DataSpec:
             {entry.stem for conf in conf_dirs for entry in (conf / "data").glob("*.yaml") if entry.is_file()}
         )
         raise InputError(f"data: no such data set {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid)}")
-    try:
-        values = decode_yaml(read_file(path), name=str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return convert(DataSpec, values, where=f"conf/data/{name}.yaml: data")
+    return convert(DataSpec, decode_yaml(read_bytes(path), name=str(path)), where=f"conf/data/{name}.yaml: data")
 
 
 def streamed(spec: DataSpec) -> bool:

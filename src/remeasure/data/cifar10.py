@@ -8,17 +8,14 @@ so that only their fingerprint shows whether they are official. Nothing is unpac
 import io
 import os
 import pickle
-import tarfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from remeasure.data.files import Split, download, missing, verified_bytes
+from remeasure.data.files import Split, SplitName, download, missing, official_bytes, verified_bytes, verified_members
 from remeasure.spec.base import InputError
-from remeasure.system.paths import read_file
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # torchvision.datasets.CIFAR10 uses this one; a test compares
 PICKLES, PICKLES_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -32,19 +29,17 @@ CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 Part = tuple[np.ndarray, np.ndarray]  # images (10000, 3, 32, 32) uint8, labels (10000,) int64
 
 
-def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
+def read(split: SplitName, root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
     """The official split: images (N, 3, 32, 32) uint8, labels (N,) int64."""
     if unlisted := [name for name in (*ALL, PICKLES_ARCHIVE, BINARIES_ARCHIVE) if name not in files_md5]:
         raise InputError(f"data.files_md5: lacks {', '.join(unlisted)}")
-    layout = _layout(root)
+    layouts = (PICKLES, PICKLES_ARCHIVE, BINARIES, BINARIES_ARCHIVE)
+    # Path.exists() raises where the folder may not be read
+    layout = next((name for name in layouts if os.access(root / name, os.F_OK)), "")
     if not layout:
-        reasons = ["nothing is downloaded for this command"]
-        if fetch:
-            md5 = files_md5[PICKLES_ARCHIVE]
-            reasons = download(PICKLES_ARCHIVE, mirrors=MIRRORS, md5=md5, directory=root)
-        layout = PICKLES_ARCHIVE
-        if reasons:
-            wanted = {root / PICKLES_ARCHIVE: files_md5[PICKLES_ARCHIVE]}
+        layout, md5 = PICKLES_ARCHIVE, files_md5[PICKLES_ARCHIVE]
+        if reasons := download(layout, mirrors=MIRRORS, md5=md5, directory=root, fetch=fetch):
+            wanted = {root / layout: md5}
             others = f"or put there {PICKLES}/, {BINARIES}/ or {BINARIES_ARCHIVE}"
             raise missing(wanted, root=root, reasons=[*reasons, others])
     contents = _contents(root / layout, names=NAMES[split], files_md5=files_md5)
@@ -53,44 +48,16 @@ def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str],
     return Split(images=np.concatenate(images), labels=np.concatenate(labels), verified=layout != BINARIES)
 
 
-def _layout(root: Path) -> str:
-    """The first layout that exists under the root, or ""."""
-    layouts = (PICKLES, PICKLES_ARCHIVE, BINARIES, BINARIES_ARCHIVE)
-    # Path.exists() raises where the folder may not be read
-    return next((name for name in layouts if os.access(root / name, os.F_OK)), "")
-
-
 def _contents(place: Path, *, names: tuple[str, ...], files_md5: Mapping[str, str]) -> dict[str, bytes]:
     """Location to bytes of the named batches, in the folder or the archive `place`."""
     if place.name == PICKLES:
         return {str(place / name): verified_bytes(place / name, md5=files_md5[name]) for name in names}
     if place.name == BINARIES:
-        return {str(place / f"{name}.bin"): _bytes(place / f"{name}.bin") for name in names}
+        return {str(place / f"{name}.bin"): official_bytes(place / f"{name}.bin") for name in names}
     pickles = place.name == PICKLES_ARCHIVE
     members = [f"{PICKLES}/{name}" if pickles else f"{BINARIES}/{name}.bin" for name in names]
-    return _members(place, members, md5=files_md5[place.name])
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return read_file(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); put the official file there") from None
-
-
-def _members(path: Path, members: list[str], *, md5: str) -> dict[str, bytes]:
-    """Location to bytes of the named members of a .tar.gz whose MD5 is verified."""
-    found, content = {}, verified_bytes(path, md5=md5)
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-            for entry in archive:
-                if entry.name in members and entry.isfile() and (handle := archive.extractfile(entry)):
-                    found[entry.name] = handle.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a whole .tar.gz ({error})") from None
-    if lacking := [member for member in members if member not in found]:
-        raise InputError(f"{path}: lacks {', '.join(lacking)}")
-    return {f"{path}, {member}": found[member] for member in members}
+    found = verified_members(place, members, md5=files_md5[place.name])
+    return {f"{place}, {member}": content for member, content in found.items()}
 
 
 def _parse(content: bytes, *, name: str) -> Part:
@@ -122,17 +89,19 @@ def _part(pixels: np.ndarray, labels: np.ndarray, *, name: str) -> Part:
     return pixels.reshape(PER_FILE, 3, 32, 32), labels.astype(np.int64)
 
 
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_NEEDED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """An unpickler that builds NumPy arrays and refuses every other class or function."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) in (
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-        ):
-            return np.empty(0).__reduce__()[0]
-        if (module_name, global_name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module_name, global_name) == ("numpy", "dtype"):
-            return np.dtype
+        if found := _NEEDED.get((module_name, global_name)):
+            return found
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no batch of CIFAR-10 needs")

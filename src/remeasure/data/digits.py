@@ -4,16 +4,15 @@ The bundle has no official split: the first 1,297 images train, the last 500 tes
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from remeasure.data.files import Split
+from remeasure.data.files import Split, SplitName
 
 NUM_TRAIN = 1297
 
 
-def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str], fetch: bool) -> Split:  # noqa: ARG001
+def read(split: SplitName, root: Path, files_md5: dict[str, str], fetch: bool) -> Split:  # noqa: ARG001
     """Images (N, 1, 8, 8) uint8, the bundle's 0..16 stretched to 0..255, and labels (N,) int64."""
     from sklearn.datasets import load_digits  # 1 s to import
 

@@ -3,14 +3,18 @@
 import contextlib
 import hashlib
 import http.client
+import io
 import os
 import shutil
 import socket
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +24,7 @@ from remeasure.system.paths import read_file
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
 PARTIAL = ".partial-"
+SplitName = Literal["train", "test"]
 MOST_SHARED = 0.01  # of the test images may equal training images, byte for byte; official sets share a few
 
 
@@ -35,12 +40,17 @@ class Split:
     verified: bool
 
 
-def verified_bytes(path: Path, *, md5: str) -> bytes:
-    """The file's bytes. Raises InputError if it cannot be read or its MD5 is not the official one."""
+def official_bytes(path: Path) -> bytes:
+    """The bytes of a file that has no checksum. Raises InputError if it cannot be read."""
     try:
-        content = read_file(path)
+        return read_file(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); put the official file there") from None
+
+
+def verified_bytes(path: Path, *, md5: str) -> bytes:
+    """The file's bytes. Raises InputError if it cannot be read or its MD5 is not the official one."""
+    content = official_bytes(path)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise InputError(
@@ -48,6 +58,25 @@ def verified_bytes(path: Path, *, md5: str) -> bytes:
             "It is truncated, damaged or another file; delete it to have it downloaded, or put the official one there"
         )
     return content
+
+
+def verified_members(path: Path, names: Sequence[str], *, md5: str) -> dict[str, bytes]:
+    """The bytes of these members of a .tar.gz, by their names, in this order.
+
+    Raises InputError if the archive cannot be read, its MD5 is not the official one, or it lacks one.
+    """
+    found, content = {}, verified_bytes(path, md5=md5)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            for entry in archive:
+                name = entry.name.removeprefix("./")
+                if name in names and entry.isfile() and (handle := archive.extractfile(entry)):
+                    found[name] = handle.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole .tar.gz ({error})") from None
+    if lacking := [name for name in names if name not in found]:
+        raise InputError(f"{path}: lacks {', '.join(lacking)}")
+    return {name: found[name] for name in names}
 
 
 def missing(wanted: Mapping[Path, str], *, root: Path, reasons: Sequence[str]) -> DataMissingError:
@@ -60,16 +89,23 @@ def missing(wanted: Mapping[Path, str], *, root: Path, reasons: Sequence[str]) -
     )
 
 
-def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path) -> list[str]:
-    """Download the file with a progress bar, verify its MD5, and rename it into place.
+def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path, fetch: bool) -> list[str]:
+    """Download the file with a progress bar, verify its MD5, and rename it into place; not if `fetch` is false.
 
     Returns why the file is still missing, a line for each mirror; an empty list once it exists.
     """
+    if not fetch:
+        return ["nothing is downloaded for this command"]
     from torchvision.datasets.utils import download_url  # 4 s to import: only where something is missing
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _alone_in(directory), tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as partial, _timeout():
+        with locks.held(directory), contextlib.ExitStack() as after:
+            for leftover in directory.glob(f"{PARTIAL}*"):  # of killed processes
+                shutil.rmtree(leftover)
+            partial = after.enter_context(tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory))
+            after.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # a stalled download fails instead of hanging
             if (directory / filename).exists():  # another process downloaded it; its reader verifies it
                 return []
             reasons = []
@@ -85,23 +121,3 @@ def download(filename: str, *, mirrors: Sequence[str], md5: str, directory: Path
     except OSError as error:
         return [f"cannot write into {directory} ({error.strerror})"]
     return reasons
-
-
-@contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Lock the folder against other downloads, and remove partial files of killed processes."""
-    with locks.held(directory):
-        for leftover in directory.glob(f"{PARTIAL}*"):
-            shutil.rmtree(leftover)
-        yield
-
-
-@contextlib.contextmanager
-def _timeout() -> Iterator[None]:
-    """A socket timeout during the block: a stalled download fails instead of hanging."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

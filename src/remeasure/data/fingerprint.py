@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from remeasure.data import catalog, listing
-from remeasure.data.catalog import SPLITS, SplitName, streamed
+from remeasure.data.catalog import SPLITS, streamed
+from remeasure.data.files import SplitName
 from remeasure.spec.run import DataSpec
 
 

@@ -9,13 +9,12 @@ import importlib.util
 import io
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from remeasure.data.files import verified_bytes
+from remeasure.data.files import SplitName, verified_members
 from remeasure.data.listing import Listing
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.system.paths import refuse_no_file
@@ -27,7 +26,7 @@ FOLDERS = {"train": "train", "test": "val"}
 SUFFIXES = (".jpeg", ".jpg", ".png")  # of the files that both timm and torchvision read as photographs
 
 
-def find(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:
+def find(split: SplitName, root: Path, files_md5: dict[str, str]) -> Listing:
     """The photographs of a split; the test split is the official validation set."""
     home = root / "imagenet"
     folder = home / FOLDERS[split]
@@ -37,7 +36,7 @@ def find(split: Literal["train", "test"], root: Path, files_md5: dict[str, str])
     return from_folder(folder, root=root, wanted=_wanted(home, files_md5=files_md5) if split == "test" else ())
 
 
-def find_sample(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:  # noqa: ARG001
+def find_sample(split: SplitName, root: Path, files_md5: dict[str, str]) -> Listing:  # noqa: ARG001
     """The photographs in `imagenet-sample/val/<synset>/*.JPEG`."""
     return from_folder(root / "imagenet-sample" / FOLDERS[split], root=root)
 
@@ -76,7 +75,8 @@ def from_folder(
 
     DataMissingError: no folder or photographs. InputError: a folder of no class.
     """
-    classes, names = synsets() if classes is None else classes, list[str]()
+    classes = synsets() if classes is None else classes
+    folders, names = list[str](), list[str]()
     try:
         folders = sorted(
             entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
@@ -84,25 +84,21 @@ def from_folder(
         for name in sorted(folders, key=lambda name: classes.get(name, -1)):
             names += sorted(f"{name}/{entry.name}" for entry in os.scandir(folder / name) if _is_photograph(entry))
     except FileNotFoundError:
-        raise _missing(folder, root=root, classes=classes, wanted=wanted) from None
+        names.clear()
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
     if unknown := [name for name in folders if name not in classes]:
         raise InputError(f"{folder}: not among ImageNet's {len(classes):,} classes: {', '.join(unknown[:10])}")
     if not names:
-        raise _missing(folder, root=root, classes=classes, wanted=wanted)
+        each = "<synset>" if "0" not in classes else "<0 to 999>"
+        raise DataMissingError(
+            "data: these photographs are missing; put them there, and start again:",
+            f"  {folder}/{each}/*.JPEG",
+            *wanted,
+            f"  (the data root is {root}; the environment variable REMEASURE_DATA can name another one)",
+        )
     labels = np.array([classes[name.partition("/")[0]] for name in names], np.int64)
     return Listing(names=tuple(names), labels=labels, place=folder, spans=None, md5=None, among=among)
-
-
-def _missing(folder: Path, *, root: Path, classes: Mapping[str, int], wanted: tuple[str, ...]) -> DataMissingError:
-    each = "<synset>" if "0" not in classes else "<0 to 999>"
-    return DataMissingError(
-        "data: these photographs are missing; put them there, and start again:",
-        f"  {folder}/{each}/*.JPEG",
-        *wanted,
-        f"  (the data root is {root}; the environment variable REMEASURE_DATA can name another one)",
-    )
 
 
 def _is_photograph(entry: "os.DirEntry[str]") -> bool:
@@ -122,7 +118,8 @@ def _from_archive(home: Path, *, files_md5: Mapping[str, str]) -> Listing:
     classes, truth = synsets(), _ground_truth(home / DEVKIT, md5=files_md5[DEVKIT])
     try:
         with tarfile.open(home / ARCHIVE, mode="r:") as archive:
-            members = sorted((Path(entry.name).name, entry.offset_data, entry.size) for entry in _files(archive))
+            files = [entry for entry in archive if entry.isreg() and not entry.issparse()]
+            members = sorted((Path(entry.name).name, entry.offset_data, entry.size) for entry in files)
     except Exception as error:  # its checksum takes a minute and is verified later: its headers may hold anything
         raise InputError(f"{home / ARCHIVE}: not a whole tar archive ({error}); put the official one there") from None
     if len(members) != len(truth):
@@ -137,21 +134,11 @@ def _from_archive(home: Path, *, files_md5: Mapping[str, str]) -> Listing:
     )
 
 
-def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    return (entry for entry in archive if entry.isreg() and not entry.issparse())
-
-
 def _ground_truth(devkit: Path, *, md5: str) -> list[str]:
     """The synset of each validation photograph, in the order of their names."""
     from scipy.io import loadmat
 
-    contents = {}
-    with tarfile.open(fileobj=io.BytesIO(verified_bytes(devkit, md5=md5)), mode="r:gz") as archive:
-        for entry in archive:
-            if entry.name.removeprefix("./") in (META, TRUTH) and (handle := archive.extractfile(entry)):
-                contents[entry.name.removeprefix("./")] = handle.read()
-    if lacking := [name for name in (META, TRUTH) if name not in contents]:
-        raise InputError(f"{devkit}: lacks {', '.join(lacking)}")
+    contents = verified_members(devkit, (META, TRUTH), md5=md5)
     meta = loadmat(io.BytesIO(contents[META]), squeeze_me=True)["synsets"]  # type: ignore[arg-type]  # a path or a file
     synset = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in meta if entry["num_children"] == 0}
     return [synset[int(number)] for number in contents[TRUTH].split()]

@@ -63,32 +63,28 @@ def fingerprint(listing: Listing) -> tuple[str, bool]:
     Cached in the user's cache folder until the path, size or time of a file changes. Raises InputError: a file that
     cannot be read, or an archive that is not the official one.
     """
-    state = _state(listing)
-    kept = _cache_folder() / f"{state}.json"
+    state, verified = _state(listing), listing.md5 is not None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    kept = cache / "remeasure" / "fingerprints" / f"{state}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(read_file(kept))
-        data_sha256, verified = found["data_sha256"], found["verified"]
-        if found["seal_sha256"] == _seal(state, data_sha256=data_sha256, verified=verified):
-            return data_sha256, verified
+        if found == _entry(state, data_sha256=found["data_sha256"], verified=verified):
+            return found["data_sha256"], verified
     if listing.md5 is not None:
         _verify(listing.place, md5=listing.md5)
-    data_sha256, verified = _digest(listing), listing.md5 is not None
+    data_sha256 = _digest(listing)
     with contextlib.suppress(OSError):  # without a writable cache it is computed again next time
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-        seal = _seal(state, data_sha256=data_sha256, verified=verified)
-        partial.write_text(json.dumps({"data_sha256": data_sha256, "verified": verified, "seal_sha256": seal}))
+        partial.write_text(json.dumps(_entry(state, data_sha256=data_sha256, verified=verified)))
         os.replace(partial, kept)
     return data_sha256, verified
 
 
-def _seal(state: str, *, data_sha256: str, verified: bool) -> str:
-    """The checksum of a cache entry, which reveals damage."""
-    return hashlib.sha256(f"{state} {data_sha256} {verified}".encode()).hexdigest()
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remeasure" / "fingerprints"
+def _entry(state: str, *, data_sha256: str, verified: bool) -> dict[str, object]:
+    """A cache entry, with a checksum that reveals damage."""
+    seal = hashlib.sha256(f"{state} {data_sha256} {verified}".encode()).hexdigest()
+    return {"data_sha256": data_sha256, "verified": verified, "seal_sha256": seal}
 
 
 def _state(listing: Listing) -> str:

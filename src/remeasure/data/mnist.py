@@ -3,11 +3,10 @@
 import os
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from remeasure.data.files import Split, download, missing, verified_bytes
+from remeasure.data.files import Split, SplitName, download, missing, verified_bytes
 from remeasure.spec.base import InputError
 
 # The mirrors that torchvision.datasets.MNIST uses, in its order; a test compares.
@@ -20,41 +19,41 @@ ALL = (*STEMS["train"], *STEMS["test"])
 PIECE = 2**16  # bytes
 
 
-def read(split: Literal["train", "test"], root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
+def read(split: SplitName, root: Path, files_md5: dict[str, str], fetch: bool) -> Split:
     """The official split: images (N, 1, 28, 28) uint8, labels (N,) int64."""
     if unlisted := [name for stem in ALL for name in (f"{stem}.gz", stem) if name not in files_md5]:
         raise InputError(f"data.files_md5: lacks {', '.join(unlisted)}")
     directory = root / "MNIST" / "raw"
     arrays = []
     for stem in STEMS[split]:
-        path = _find(directory, stem) or _fetch(stem, root=root, files_md5=files_md5, fetch=fetch)
-        content = verified_bytes(path, md5=files_md5[path.name])
-        unpacked = unpack(content) if path.suffix == ".gz" else bytearray(content)  # writable, as torch wants it
-        arrays.append(parse_idx(unpacked, name=str(path)))
+        path = find(directory, stem) or _fetch(stem, root=root, files_md5=files_md5, fetch=fetch)
+        arrays.append(parse(verified_bytes(path, md5=files_md5[path.name]), path=path))
     images, labels = arrays
     return Split(images=images[:, None], labels=labels.astype(np.int64), verified=True)
 
 
-def _find(directory: Path, stem: str) -> Path | None:
+def find(directory: Path, stem: str) -> Path | None:
     """The .gz, else the unpacked file, else None."""
-    for path in (directory / f"{stem}.gz", directory / stem):
-        if os.access(path, os.F_OK):  # Path.exists() raises where the folder may not be read
-            return path
-    return None
+    choices = (directory / f"{stem}.gz", directory / stem)
+    return next((path for path in choices if os.access(path, os.F_OK)), None)  # Path.exists() can raise
 
 
 def _fetch(stem: str, *, root: Path, files_md5: dict[str, str], fetch: bool) -> Path:
     """The .gz, downloaded. Raises DataMissingError, which names all files of MNIST that are still missing."""
     directory = root / "MNIST" / "raw"
     packed = directory / f"{stem}.gz"
-    reasons = ["nothing is downloaded for this command"]
-    if fetch:
-        reasons = download(packed.name, mirrors=MIRRORS, md5=files_md5[packed.name], directory=directory)
-    if reasons:
-        packs = (directory / f"{each}.gz" for each in ALL if not _find(directory, each))
+    md5 = files_md5[packed.name]
+    if reasons := download(packed.name, mirrors=MIRRORS, md5=md5, directory=directory, fetch=fetch):
+        packs = (directory / f"{each}.gz" for each in ALL if not find(directory, each))
         wanted = {path: files_md5[path.name] for path in packs}
         raise missing(wanted, root=root, reasons=reasons)
     return packed
+
+
+def parse(content: bytes, *, path: Path) -> np.ndarray:
+    """The array in an IDX file of this content, gzipped if its name ends in .gz; writable, as torch wants it."""
+    unpacked = unpack(content) if path.suffix == ".gz" else bytearray(content)
+    return parse_idx(unpacked, name=str(path))
 
 
 def unpack(content: bytes) -> bytearray:

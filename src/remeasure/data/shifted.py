@@ -11,18 +11,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from remeasure.data import imagenet
+from remeasure.data.files import SplitName
 from remeasure.data.imagenet import from_folder, shipped, synsets
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
 
 
 def _find(
-    split: Literal["train", "test"],
+    split: SplitName,
     root: Path,
     files_md5: dict[str, str],  # noqa: ARG001
     *,
@@ -42,7 +42,7 @@ def _refuse_training(name: str, *, split: str) -> None:
         raise InputError(f"{name}: has no training images; it is for the evaluation of published weights")
 
 
-def _find_real(split: Literal["train", "test"], root: Path, files_md5: dict[str, str]) -> Listing:
+def _find_real(split: SplitName, root: Path, files_md5: dict[str, str]) -> Listing:
     """The validation photographs that ReaL labels. `labels`: the official one where that is among them, else the first.
 
     InputError: as `imagenet.find`, or a photograph whose name has not its official number.
@@ -86,7 +86,7 @@ def _listed(name: str) -> dict[str, int]:
     return {synset: indices[synset] for synset in synsets(name)}
 
 
-FINDERS: dict[str, Callable[[Literal["train", "test"], Path, dict[str, str]], Listing]] = {
+FINDERS: dict[str, Callable[[SplitName, Path, dict[str, str]], Listing]] = {
     "imagenet_real": _find_real,
     "imagenet_v2": partial(
         _find,

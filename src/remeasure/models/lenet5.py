@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from remeasure.models.mlp import drawn, linear
-from remeasure.spec.base import InputError
+from remeasure.spec.base import refuse
 
 # Table I: the maps of S2 that each map of C3 takes as inputs.
 C3_INPUTS: tuple[tuple[int, ...], ...] = (
@@ -62,9 +62,7 @@ def lenet5(
 
     InputError: images that are not one plane of 28x28 or 32x32; for variant=paper, other than 10 classes.
     """
-    faults = tuple(_faults(image_shape, num_classes=num_classes, variant=variant))
-    if faults:
-        raise InputError(*faults)
+    refuse(_faults(image_shape, num_classes=num_classes, variant=variant))
     pad = nn.ConstantPad2d((32 - image_shape[1]) // 2, background)
     if variant == "paper":
         return _paper(pad, generator=generator)
@@ -84,28 +82,22 @@ def _faults(image_shape: tuple[int, int, int], *, num_classes: int, variant: str
 
 def _paper(pad: nn.Module, *, generator: Generator) -> nn.Module:
     """The published net; the layers have the paper's names."""
-    c1 = drawn(nn.Conv2d(1, 6, 5, device="meta"), bound=2.4 / 25, generator=generator)
-    s2 = drawn(Subsampling(6), bound=2.4 / 4, generator=generator)
-    c3 = SparseConvolution(generator)
-    s4 = drawn(Subsampling(16), bound=2.4 / 4, generator=generator)
-    # C5 is a convolution, but its 5x5 kernels cover all of the 5x5 maps: one matrix product, three times as fast.
-    c5 = drawn(nn.Linear(400, 120, device="meta"), bound=2.4 / 400, generator=generator)
-    f6 = drawn(nn.Linear(120, 84, device="meta"), bound=2.4 / 120, generator=generator)
     squash = Tanh(amplitude=1.7159, slope=2 / 3)
-    layers = {
+    layers = {  # drawn in this order
         "pad": pad,  # (N, 1, 32, 32)
-        "c1": c1,  # (N, 6, 28, 28)
+        "c1": drawn(nn.Conv2d(1, 6, 5, device="meta"), bound=2.4 / 25, generator=generator),  # (N, 6, 28, 28)
         "squash_c1": squash,
-        "s2": s2,  # (N, 6, 14, 14)
+        "s2": drawn(Subsampling(6), bound=2.4 / 4, generator=generator),  # (N, 6, 14, 14)
         "squash_s2": squash,
-        "c3": c3,  # (N, 16, 10, 10)
+        "c3": SparseConvolution(generator),  # (N, 16, 10, 10)
         "squash_c3": squash,
-        "s4": s4,  # (N, 16, 5, 5)
+        "s4": drawn(Subsampling(16), bound=2.4 / 4, generator=generator),  # (N, 16, 5, 5)
         "squash_s4": squash,
         "flatten": nn.Flatten(),
-        "c5": c5,  # (N, 120)
+        # C5 is a convolution, but its 5x5 kernels cover all of the 5x5 maps: one matrix product, three times as fast.
+        "c5": drawn(nn.Linear(400, 120, device="meta"), bound=2.4 / 400, generator=generator),  # (N, 120)
         "squash_c5": squash,
-        "f6": f6,  # (N, 84)
+        "f6": drawn(nn.Linear(120, 84, device="meta"), bound=2.4 / 120, generator=generator),  # (N, 84)
         "squash_f6": squash,
         "output": RadialBasis(),
     }

@@ -40,9 +40,7 @@ def fingerprint(config: Config, *, fetch: bool = True) -> str | None:
     downloads nothing.
     """
     path = locate(config, fetch=fetch)
-    if path is None:
-        return None
-    return _sha256(path)
+    return None if path is None else _sha256(path)
 
 
 def _sha256(path: Path) -> str:
@@ -59,20 +57,12 @@ def locate(config: Config | RunSpec, *, fetch: bool = True) -> Path | None:
         return None
     if config.model.weights is not None:
         path = Path(os.path.expanduser(config.model.weights))  # noqa: PTH111 - Path's raises for an unknown user
-        if not _is_file(path):
+        if not os.path.isfile(path):  # noqa: PTH113 - Path's raises for a name that the operating system refuses
             raise InputError(f"model.weights: there is no file {path}")
         return path
     name = config.recipe.weights
-    lying = next((path for path in _places(name) if _is_file(path)), None)
+    lying = next(filter(os.path.isfile, _places(name)), None)
     return lying or _from_hub(name, config=config, fetch=fetch)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether the file exists; False for a name that the operating system refuses."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _places(name: str) -> list[Path]:
@@ -97,7 +87,14 @@ def _from_hub(name: str, *, config: Config | RunSpec, fetch: bool) -> Path:
             return Path(hf_hub_download(repository, HUB_FILE))
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = masked(str(error)).splitlines()[0]
-    raise _missing(name, repository=repository, config=config, reason=reason)
+    names = f"model={config.model.name} data={config.data.name} recipe={config.recipe.name}"
+    raise DataMissingError(
+        f"weights: {name} is missing; have one of these, and start again:",
+        f"  {HUB_FILE} of {repository} in the hub's cache, by `hf download {repository} {HUB_FILE}`",
+        f"  {_places(name)[0]} (or a torch file, .pth, there)",
+        f"  a file of them anywhere: python src/train.py {names} model.weights=PATH",
+        f"  {reason}",
+    )
 
 
 def _unreachable() -> str:
@@ -114,17 +111,6 @@ def _unreachable() -> str:
     except (OSError, http.client.HTTPException) as error:
         return masked(f"{constants.ENDPOINT} cannot be reached ({error})")
     return ""
-
-
-def _missing(name: str, *, repository: str, config: Config | RunSpec, reason: str) -> DataMissingError:
-    names = f"model={config.model.name} data={config.data.name} recipe={config.recipe.name}"
-    return DataMissingError(
-        f"weights: {name} is missing; have one of these, and start again:",
-        f"  {HUB_FILE} of {repository} in the hub's cache, by `hf download {repository} {HUB_FILE}`",
-        f"  {_places(name)[0]} (or a torch file, .pth, there)",
-        f"  a file of them anywhere: python src/train.py {names} model.weights=PATH",
-        f"  {reason}",
-    )
 
 
 def load(network: nn.Module, path: Path, *, sha256: str | None = None) -> None:

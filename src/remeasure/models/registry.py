@@ -5,7 +5,7 @@
 
 import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from remeasure.models import lenet5, mlp, resnet, vit
-from remeasure.spec.base import InputError
+from remeasure.spec.base import InputError, refuse
 from remeasure.spec.plugin import imported, raised
 from remeasure.spec.run import ModelSpec
 
@@ -49,8 +49,7 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
     builder that ignores `generator` depends on the seed, too. InputError, with every fault: an unknown builder, an
     option that is unknown, missing or out of its range, data that the model cannot take; a function that is no builder.
     """
-    if found := tuple(faults(model)):
-        raise InputError(*found)
+    refuse(faults(model))
     builder = builder_of(model.builder)
     generator = torch.Generator().manual_seed(generator_seed)
     try:
@@ -133,7 +132,19 @@ def faults(model: ModelSpec) -> Iterator[str]:
         yield f"model.builder: {model.builder} {', '.join(lacking)}; expected {_EXAMPLE}"
         return
     options = {name: known for name, known in types.items() if name not in _CONTEXT}
-    yield from _option_faults(model, types=options)
+    for name in options:
+        if name not in model.options:
+            yield f"model.options.{name}: missing; {model.builder} needs {', '.join(options)}"
+    for name, value in model.options.items():
+        if name not in options:
+            yield f"model.options.{name}: unknown; {model.builder} takes {', '.join(options)}"
+            continue
+        try:
+            TypeAdapter(options[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            for fault in error.errors():
+                where = ".".join(str(part) for part in (name, *fault["loc"]))
+                yield f"model.options.{where}: {fault['msg']}, got {fault['input']!r}"
 
 
 def builder_of(name: str) -> Builder:
@@ -155,23 +166,6 @@ def _annotations(builder: Builder) -> dict[str, Any]:
     except NameError:  # imported only for type checkers
         return dict.fromkeys(inspect.signature(builder).parameters, inspect.Parameter.empty)
     return {name: None if name in _CONTEXT else parameter.annotation for name, parameter in parameters.items()}
-
-
-def _option_faults(model: ModelSpec, *, types: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each option that is unknown, missing, or not of the type and range in the builder's signature."""
-    for name in types:
-        if name not in model.options:
-            yield f"model.options.{name}: missing; {model.builder} needs {', '.join(types)}"
-    for name, value in model.options.items():
-        if name not in types:
-            yield f"model.options.{name}: unknown; {model.builder} takes {', '.join(types)}"
-            continue
-        try:
-            TypeAdapter(types[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            for fault in error.errors():
-                where = ".".join(str(part) for part in (name, *fault["loc"]))
-                yield f"model.options.{where}: {fault['msg']}, got {fault['input']!r}"
 
 
 def num_trainable(module: nn.Module) -> int:

@@ -21,7 +21,9 @@ def timm_net(
     if tag or not timm.is_model(name):
         near = did_you_mean(name, timm.list_models())
         raise InputError(f"model.options.architecture: timm has no net {architecture!r}{near}")
-    size = {"img_size": image_shape[1:]} if _is_sized(name) else {}
+    config = timm.get_pretrained_cfg(name)
+    # A net with position embeddings is built for one image size.
+    size = {"img_size": image_shape[1:]} if config is not None and config.fixed_input_size else {}
     with torch.random.fork_rng(devices=[]):  # timm draws from global state
         torch.manual_seed(generator.initial_seed())
         try:
@@ -29,11 +31,3 @@ def timm_net(
         except (AssertionError, RuntimeError) as error:
             raise InputError(f"model: {architecture} cannot take images {image_shape} ({error})") from None
     return network
-
-
-def _is_sized(name: str) -> bool:
-    """Whether the net is built for one image size, as nets with position embeddings are."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    return config is not None and bool(config.fixed_input_size)

@@ -130,12 +130,12 @@ def _seconds_per_image(spec: RunSpec, *, device_kind: str) -> float:
     import torch
 
     from remeasure.models import registry
-    from remeasure.training.inference import forward
+    from remeasure.training.inference import Forward
 
     assert isinstance(spec.recipe, Evaluation)
     shape, num_classes = spec.input_shape, spec.data.num_classes
     network = registry.build(spec.model, image_shape=shape, num_classes=num_classes, generator_seed=0)
-    run, now = forward(network, spec=spec, device=torch.device(device_kind)), _clock_of(device_kind)
+    run, now = Forward(network, spec=spec, device=torch.device(device_kind)), _clock_of(device_kind)
     num, seconds = 1, 0.0
     while seconds < TIMED_BATCH_SECONDS and num <= spec.recipe.batch_size:
         batch = torch.randint(0, 256, (num, *shape), dtype=torch.uint8, device=device_kind)

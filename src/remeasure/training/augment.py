@@ -37,24 +37,6 @@ def _mean_and_scale(normalisation: Normalisation, device: torch.device) -> tuple
         return 255 * mean, 1 / (255 * std)
 
 
-def augment(
-    images: Tensor,
-    *,
-    augmentation: Augmentation,
-    normalisation: Normalisation,
-    generator: torch.Generator | None,
-    mirrored: Tensor | None = None,
-) -> Tensor:
-    """Distorted and normalised images: (N, C, H, W) uint8 in 0..255 → float32, as `normalise` makes them.
-
-    Random numbers come from `generator`; None: from the global generator of the images' device, which works in a CUDA
-    graph. `mirrored` (N,) bool: which images are mirrored left to right, of an augmentation that draws this once.
-    """
-    more = {} if mirrored is None else {"mirrored": mirrored}
-    changed: Tensor = augmentation.apply(images, normalisation=normalisation, generator=generator, **more)
-    return changed
-
-
 def resized(images: Tensor, *, pixels: int | None) -> Tensor:
     """(N, C, H, W) float32 → (N, C, pixels, pixels), bilinear with antialiasing; None leaves them as they are."""
     if pixels is None or images.shape[-2:] == (pixels, pixels):

@@ -71,15 +71,13 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         kernels, rest = self.param_groups
-        for kernel in _with_gradient(kernels["params"]):
-            assert kernel.grad is not None
-            ahead = self._ahead(kernel, kernel.grad, momentum=kernels["momentum"])
+        for kernel, gradient in _with_gradients(kernels["params"]):
+            ahead = self._ahead(kernel, gradient, momentum=kernels["momentum"])
             update = orthogonalised(ahead.flatten(1), dtype=self._dtype)
             kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
             kernel.sub_(kernels["lr"] * update.view(kernel.shape))
-        for parameter in _with_gradient(rest["params"]):
-            assert parameter.grad is not None
-            decayed = parameter.grad.add(parameter, alpha=rest["weight_decay"])  # the gradient itself stays as it is
+        for parameter, gradient in _with_gradients(rest["params"]):
+            decayed = gradient.add(parameter, alpha=rest["weight_decay"])  # the gradient itself stays as it is
             parameter.sub_(kernels["lr"] * self._share * self._ahead(parameter, decayed, momentum=rest["momentum"]))
         return loss
 
@@ -92,5 +90,5 @@ class Muon(torch.optim.Optimizer):
         return gradient.add(moved, alpha=momentum)
 
 
-def _with_gradient(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [parameter for parameter in parameters if parameter.grad is not None]
+def _with_gradients(parameters: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]

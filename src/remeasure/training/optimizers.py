@@ -5,7 +5,7 @@ A new one is a class here; its arguments are then keys of `recipe.optimizer`, an
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +41,26 @@ def build_optimizer(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
-    """Kingma and Ba 2015, "Adam". `weight_decay` is added to the gradient."""
+class _OfMoments(Optimizer):
+    """What Adam and AdamW have in common."""
 
-    name: Literal["adam"] = "adam"
     weight_decay: NotNegative | None = None
     betas: Betas = None
     eps: Positive | None = None
-    engines = EVERY_ENGINE
     capturable = True
+    made: ClassVar[type[torch.optim.Adam]]
 
     def build(self, parameters: Any, *, rate: float | Tensor, **_: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            parameters, lr=rate, **self.arguments(), fused=True, capturable=isinstance(rate, Tensor)
-        )
+        return self.made(parameters, lr=rate, **self.arguments(), fused=True, capturable=isinstance(rate, Tensor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(_OfMoments):
+    """Kingma and Ba 2015, "Adam". `weight_decay` is added to the gradient."""
+
+    name: Literal["adam"] = "adam"
+    engines = EVERY_ENGINE
+    made = torch.optim.Adam
 
     def from_scratch(self, arrays: list[Array]) -> scratch.Adam:
         return scratch.Adam(arrays, betas=self.betas or (0.9, 0.999), eps=self.eps or 1e-8)  # torch's defaults
@@ -66,20 +72,12 @@ class Adam(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Optimizer):
+class AdamW(_OfMoments):
     """Loshchilov and Hutter 2019, "Decoupled weight decay regularization"."""
 
     name: Literal["adamw"] = "adamw"
-    weight_decay: NotNegative | None = None
-    betas: Betas = None
-    eps: Positive | None = None
     engines = ("serial", "batched", "photographs")
-    capturable = True
-
-    def build(self, parameters: Any, *, rate: float | Tensor, **_: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters, lr=rate, **self.arguments(), fused=True, capturable=isinstance(rate, Tensor)
-        )
+    made = torch.optim.AdamW
 
 
 @dataclass(frozen=True, kw_only=True)

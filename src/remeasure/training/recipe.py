@@ -2,7 +2,7 @@
 
 import math
 
-from remeasure.spec.recipe import Recipe, Schedule
+from remeasure.spec.recipe import Schedule
 
 
 def learning_rate(step: int, *, lr_peak: float, schedule: Schedule, steps_per_epoch: int, epochs_total: int) -> float:
@@ -22,14 +22,3 @@ def learning_rate(step: int, *, lr_peak: float, schedule: Schedule, steps_per_ep
             return lr_peak * schedule.gamma ** sum(step >= epoch * steps_per_epoch for epoch in schedule.milestones)
         case "constant":
             return lr_peak
-
-
-def rate_of(recipe: Recipe, *, step: int, steps_per_epoch: int) -> float:
-    """`learning_rate` with the recipe's arguments."""
-    return learning_rate(
-        step,
-        lr_peak=recipe.optimizer.lr_peak,
-        schedule=recipe.schedule,
-        steps_per_epoch=steps_per_epoch,
-        epochs_total=recipe.epochs_total,
-    )

@@ -53,7 +53,7 @@ def unstacked(batched: BatchedTraining, *overrides: str) -> list[dict[str, Tenso
     found = []
     for index, seed in enumerate(SEEDS):
         network = training(spec(*overrides), seed=seed).network
-        batched.network.unstack(index, into=network)
+        network.load_state_dict(batched.state_of(index))
         found.append(weights(network))
     return found
 

@@ -36,6 +36,7 @@ from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.training.augment import normalise
+from remeasure.training.inference import Forward
 from remeasure.training.photographs import decode, evaluate
 from remeasure.training.photographs.decode import Photographs
 from remeasure.training.photographs.evaluate import Tally, paced, stream
@@ -201,8 +202,7 @@ def _first(listing: Listing, *, num: int) -> Listing:
 def _evaluate(spec: RunSpec, *, network: nn.Module, listing: Listing, folder: Path, **more: Any) -> Any:
     assert isinstance(spec.recipe, Evaluation)
     options: dict[str, Any] = {"checkpoint": folder / "checkpoint.ckpt", "report": lambda _: None, **more}
-    transform = spec.recipe.transform
-    return evaluate.evaluate(network, listing, spec=spec, transform=transform, device=CPU, **options)[1]
+    return evaluate.evaluate(Forward(network, spec=spec, device=CPU), listing, **options)[1]
 
 
 def _tiny_on_r(folder: Path) -> tuple[RunSpec, nn.Module, Listing]:
@@ -480,18 +480,13 @@ def test_an_evaluation_cut_short_goes_on_at_its_checkpoint_to_the_same_numbers(
 def test_a_decoding_process_that_is_killed_ends_the_evaluation_and_the_journal_says_so(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = remeasure.training.photographs.evaluate.forward
+    original = Forward.__call__
 
-    def slow(*given: Any, **named: Any) -> Callable[[Tensor], Tensor]:
-        run = made(*given, **named)
+    def slow(self: Forward, images: Tensor) -> Tensor:
+        time.sleep(5.0)  # so long that the kill comes first on a loaded machine, too
+        return original(self, images)
 
-        def one(images: Tensor) -> Tensor:
-            time.sleep(5.0)  # so long that the kill comes first on a loaded machine, too
-            return run(images)
-
-        return one
-
-    monkeypatch.setattr(remeasure.training.photographs.evaluate, "forward", slow)
+    monkeypatch.setattr(Forward, "__call__", slow)
     with killed_loader(), pytest.raises(ChildProcessError, match=r"SIGKILL \(out of memory\?\)"):
         _run(root, tmp_path, "recipe.batch_size=1")
     (journal,) = tmp_path.rglob("journal.jsonl")

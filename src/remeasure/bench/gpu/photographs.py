@@ -17,7 +17,7 @@ from remeasure.spec.config import Config
 from remeasure.spec.recipe import Evaluation
 from remeasure.system import paths
 from remeasure.system.startup import num_cores
-from remeasure.training.inference import forward
+from remeasure.training.inference import Forward
 from remeasure.training.photographs.evaluate import paced, stream
 
 
@@ -36,7 +36,7 @@ def throughput(config: Config, *, device: torch.device, data_root: Path, num_ima
     recipe = config.recipe
     assert isinstance(recipe, Evaluation)
     network = network_of(config, device=device)
-    run = forward(network, spec=config.spec(data_sha256=""), device=device)
+    run = Forward(network, spec=config.spec(data_sha256=""), device=device)
     listing = catalog.load_listing(config.data, "test", root=data_root)
 
     def photographs() -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from remeasure.config.compose import compose
 from remeasure.models import registry
 from remeasure.spec.config import Config
 from remeasure.training.engines.serial import Training
-from remeasure.training.inference import forward
+from remeasure.training.inference import Forward
 
 
 def matrix_product(size: int, *, device: torch.device, repeats: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def vit_from_memory(sizes: Sizes, *, device: torch.device) -> Figures:
         network = network_of(config, device=device)
         if compiled:
             compiled_alone(network, mode="max-autotune-no-cudagraphs")
-        run = forward(network, spec=config.spec(data_sha256=""), device=device)
+        run = Forward(network, spec=config.spec(data_sha256=""), device=device)
         for batch in sizes.photograph_batches:
             call = torch.inference_mode()(partial(run, noise(config, num=batch)[0].to(device)))
             lines.append(_speed(call, batch=batch, compiled=compiled, device=device, repeats=sizes.repeats))

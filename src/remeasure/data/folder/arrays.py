@@ -23,7 +23,7 @@ def _stored(folder: Path, split: str) -> tuple[Array, Array] | None:
     """As the files have them."""
     for stem in _STEMS[split]:
         names = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
-        if any((folder / f"{name}{end}").is_file() for name in names for end in ("", ".gz")):
+        if any(mnist.find(folder, name) for name in names):
             images, labels = (_idx(folder, name) for name in names)
             return images, labels
     for name, keys in ((f"{split}.npz", ("images", "labels")), ("data.npz", (f"x_{split}", f"y_{split}"))):
@@ -33,12 +33,9 @@ def _stored(folder: Path, split: str) -> tuple[Array, Array] | None:
 
 
 def _idx(folder: Path, name: str) -> Array:
-    packed = folder / f"{name}.gz"
-    if packed.is_file():
-        return mnist.parse_idx(mnist.unpack(read_file(packed)), name=str(packed))
-    if not (folder / name).is_file():
+    if (path := mnist.find(folder, name)) is None:
         raise InputError(f"{folder}: {name} is missing, or {name}.gz")
-    return mnist.parse_idx(bytearray(read_file(folder / name)), name=str(folder / name))
+    return mnist.parse(read_file(path), path=path)
 
 
 def _npz(path: Path, *, keys: Sequence[str]) -> tuple[Array, Array]:

@@ -12,19 +12,19 @@ In one of these layouts, of which the first that is there counts:
 - class folders: train/CLASS/IMAGE and test/CLASS/IMAGE; a class is the number of its folder in the order of their names
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from remeasure.data.files import Split
+from remeasure.data.files import Split, SplitName
 from remeasure.data.folder import arrays
 from remeasure.data.folder.pictures import Picture, pictures
 from remeasure.spec.base import DataMissingError, InputError
 from remeasure.system.formats import Array
 
-SplitName = Literal["train", "test"]
 PREFIX = "folder/"
 LAYOUTS = (
     "train-images-idx3-ubyte and its three companions (or .gz), train.npz and test.npz, data.npz, train.csv and "
@@ -92,23 +92,27 @@ def _pictures(folder: Path, split: SplitName) -> list[tuple[Picture, int]]:
     return listed
 
 
-def _head(picture: Picture) -> tuple[str, tuple[int, int]]:
-    """Mode and (width, height)."""
+@contextmanager
+def _opened(picture: Picture) -> Iterator[Image.Image]:
+    """The picture as PIL opens it. InputError: it cannot be read, be it in the block."""
     try:
         with Image.open(picture.open()) as image:
-            return image.mode, image.size
-    except (OSError, Image.DecompressionBombError) as error:
+            yield image
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{picture.place}: no picture that can be read ({error})") from None
+
+
+def _head(picture: Picture) -> tuple[str, tuple[int, int]]:
+    """Mode and (width, height)."""
+    with _opened(picture) as image:
+        return image.mode, image.size
 
 
 def _decoded(picture: Picture, *, image_shape: tuple[int, int, int]) -> Array:
     """(C, H, W) uint8."""
     channels, height, width = image_shape
-    try:
-        with Image.open(picture.open()) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{picture.place}: no picture that can be read ({error})") from None
+    with _opened(picture) as opened:
+        image = opened.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         scale = max(width / image.width, height / image.height)
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))

@@ -17,15 +17,11 @@ LEAK = 0.01  # Maas, Hannun and Ng 2013, section 2
 
 @dataclass(frozen=True)
 class Activation:
-    """`function` f(z), and `derivative` f'(z); where f has a corner, the derivative from the left, as in torch.
-
-    `can_die`: whether f' is exactly 0 on a whole half-line, so that a unit there gets no gradient.
-    """
+    """`function` f(z), and `derivative` f'(z); where f has a corner, the derivative from the left, as in torch."""
 
     name: str
     function: Callable[[Array], Array]
     derivative: Callable[[Array], Array]
-    can_die: bool = False
 
 
 def sigmoid(z: Array) -> Array:
@@ -38,11 +34,6 @@ def softmax(z: Array) -> Array:
     """eᶻ / Σ eᶻ over the last axis, which sums to 1; shifted by the greatest z, so that nothing overflows."""
     powers = np.exp(z - z.max(axis=-1, keepdims=True))
     value: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return value
-
-
-def _tanh(z: Array) -> Array:
-    value: Array = np.tanh(z)
     return value
 
 
@@ -75,8 +66,8 @@ ACTIVATIONS = {
     entry.name: entry
     for entry in (
         Activation("sigmoid", sigmoid, lambda z: sigmoid(z) * (1 - sigmoid(z))),
-        Activation("tanh", _tanh, lambda z: 1 - _tanh(z) ** 2),
-        Activation("relu", _relu, lambda z: (z > 0).astype(z.dtype), can_die=True),  # Nair and Hinton 2010
+        Activation("tanh", np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+        Activation("relu", _relu, lambda z: (z > 0).astype(z.dtype)),  # Nair and Hinton 2010
         Activation("leaky_relu", _leaky_relu, lambda z: np.where(z > 0, _like(1.0, z), _like(LEAK, z))),
         # Hendrycks and Gimpel 2016, "Gaussian error linear units", section 2: z·Φ(z).
         Activation("gelu", lambda z: z * _cumulative(z), lambda z: _cumulative(z) + z * _density(z)),

@@ -9,6 +9,7 @@ waited for the device. curves.CurveMonitor examines the curves.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,9 +129,9 @@ class Look:
         for name, layer in network.named_modules():
             label = f"{name} ({type(layer).__name__})"
             if isinstance(layer, nn.ReLU):
-                self._hooks.append(layer.register_forward_hook(self._see_units(label)))
+                self._hooks.append(layer.register_forward_hook(partial(self._see_units, label)))
             elif any(parameter.ndim > 1 for parameter in layer.parameters(recurse=False)):
-                self._hooks.append(layer.register_forward_hook(self._see_signal(label)))
+                self._hooks.append(layer.register_forward_hook(partial(self._see_signal, label)))
 
     @torch.no_grad()
     def _see_input(self, images: Tensor) -> None:
@@ -143,27 +144,21 @@ class Look:
     def _see_answers(self, logits: Tensor) -> None:
         self._answers.append(logits.detach().argmax(dim=1))
 
-    def _see_units(self, label: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001
-            self._calls[label] += 1
-            name = f"{label}, call {calls}" if (calls := self._calls[label]) > 1 else label
-            unit = 1 if output.ndim == 4 else output.ndim - 1  # a channel, or the last dimension
-            others = [dim for dim in range(output.ndim) if dim != unit]
-            alive = output.detach().amax(dim=others) > 0
-            self._alive[name] = alive | self._alive[name] if name in self._alive else alive
+    def _see_units(self, label: str, _layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._calls[label] += 1
+        name = f"{label}, call {calls}" if (calls := self._calls[label]) > 1 else label
+        unit = 1 if output.ndim == 4 else output.ndim - 1  # a channel, or the last dimension
+        others = [dim for dim in range(output.ndim) if dim != unit]
+        alive = output.detach().amax(dim=others) > 0
+        self._alive[name] = alive | self._alive[name] if name in self._alive else alive
 
-        return hook
-
-    def _see_signal(self, label: str) -> Callable[..., None]:
+    def _see_signal(self, label: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
         def keep(gradient: Tensor) -> None:
             self._signals[label] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
 
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-            if self.num_steps == 0 and isinstance(output, Tensor) and output.requires_grad:
-                tensor: Any = output  # its method is not annotated
-                tensor.register_hook(keep)
-
-        return hook
+        if self.num_steps == 0 and isinstance(output, Tensor) and output.requires_grad:
+            tensor: Any = output  # its method is not annotated
+            tensor.register_hook(keep)
 
     @torch.no_grad()
     def _stepped(self) -> None:

@@ -19,7 +19,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.blocks import BlockJob, BlockTraining
 from remeasure.training.engines.steps import take_step, trace_outputs
-from remeasure.training.seeding import initial_network, permutation
+from remeasure.training.seeding import initial_network
 
 
 class Stacked(nn.Module):
@@ -79,17 +79,23 @@ class Stacked(nn.Module):
         values = {name: stacked[index] for name, stacked in self.parameters_by_name().items()} | self.constants()
         return {name: values[name].detach().clone() for name in self._kind[0].state_dict()}
 
-    def unstack(self, index: int, *, into: nn.Module) -> None:
-        """Copy the weights of the seed at `index` into a network of the same architecture."""
-        with torch.no_grad():
-            for parameter, stacked in zip(into.parameters(), self.stacked, strict=True):
-                parameter.copy_(stacked[index])
+
+def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:
+    """Scale each seed's gradients (S, ...) to a norm of at most `max_norm` over all its parameters, as torch's
+    clip_grad_norm_ does for one.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients])
+    scale = (max_norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
 
 class BatchedTraining(BlockTraining):
     """Training of S seeds; batches are (S, B)."""
 
     stacks_seeds = True
+    clip = staticmethod(clip_each)
     network: Stacked
 
     def __init__(
@@ -97,21 +103,11 @@ class BatchedTraining(BlockTraining):
     ) -> None:
         super().__init__(Stacked(networks), spec=spec, seeds=seeds, images=images, labels=labels)
         self._orders: tuple[int, Tensor] | None = None
-        self._clip = self._clipped if self.recipe.clip_norm is not None else None
-
-    @property
-    def is_finite(self) -> bool:
-        """Always true: checkpoints may hold diverged seeds, since their diagnosis replays from the start."""
-        return True
 
     def order(self, epoch: int) -> Tensor:
         """(N, S) on the device: column s is the serial engine's order for seed s."""
         if self._orders is None or self._orders[0] != epoch:
-            num = len(self.images)
-            if self.steps_per_epoch == 1:
-                columns = [torch.arange(num) for _ in self.seeds]
-            else:
-                columns = [permutation(num, seed=seed, epoch=epoch) for seed in self.seeds]
+            columns = [self.order_of(seed, epoch=epoch) for seed in self.seeds]
             self._orders = epoch, torch.stack(columns, dim=1).to(self.device)
         return self._orders[1]
 
@@ -126,8 +122,7 @@ class BatchedTraining(BlockTraining):
         outputs would have to be copied; so it returns nothing to count.
         """
         num = len(chosen)
-        with torch.autocast(self.device.type, enabled=False):
-            images, labels = self.batch(chosen.t().flatten(), step=step, generator=generator)
+        images, labels = self.batch(chosen.t().flatten(), step=step, generator=generator)
         images, labels = images.view(len(self.seeds), num, *images.shape[1:]), labels.view(len(self.seeds), num)
         losses, logits = take_step(
             self.network, images, labels, optimizer=optimizer, loss=self.losses, clip=self._clip, look=self.look
@@ -146,10 +141,6 @@ class BatchedTraining(BlockTraining):
             losses = losses + 0.5 * loss.l2_penalty * torch.stack(squares).sum(dim=0)
         return losses
 
-    def _clipped(self) -> None:
-        assert self.recipe.clip_norm is not None
-        clip_each(self._trained, max_norm=self.recipe.clip_norm)
-
     def named_weights(self) -> Mapping[str, nn.Parameter]:
         return self.network.parameters_by_name()
 
@@ -158,17 +149,6 @@ class BatchedTraining(BlockTraining):
 
     def state_of(self, index: int) -> dict[str, Tensor]:
         return self.network.state_of(index)
-
-
-def clip_each(parameters: Sequence[Tensor], *, max_norm: float) -> None:
-    """Scale each seed's gradients (S, ...) to a norm of at most `max_norm` over all its parameters, as torch's
-    clip_grad_norm_ does for one.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    squares = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients])
-    scale = (max_norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
 
 class BatchedJob(BlockJob):
@@ -183,5 +163,5 @@ class BatchedJob(BlockJob):
 
     def trained(self, index: int) -> nn.Module:
         network = initial_network(self.spec, seed=self.seeds[index])
-        self.training.network.unstack(index, into=network)
+        network.load_state_dict(self.training.state_of(index))
         return network

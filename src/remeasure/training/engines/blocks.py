@@ -11,7 +11,8 @@ import logging
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from remeasure.models import registry
 from remeasure.spec.base import DeviceKind, DivergenceError
 from remeasure.spec.run import RunSpec
 from remeasure.training import seeding
-from remeasure.training.augment import augment, resized
+from remeasure.training.augment import resized
 from remeasure.training.diagnostics.nonfinite import Found, Tracer
 from remeasure.training.engines import capture, loop
 from remeasure.training.engines.base import Data, Report, Scored
 from remeasure.training.engines.steps import TrainingModule
-from remeasure.training.engines.validation import Validation
 from remeasure.training.inference import memory_format, predict, refuse_not_finite
 from remeasure.training.optimizers import build_optimizer
 
@@ -42,8 +42,8 @@ class BlockTraining(TrainingModule, ABC):
 
     images: Tensor
     labels: Tensor
-    loss_total: Tensor
-    num_correct: Tensor
+    mirrored_first: Tensor | None  # which images are mirrored in the first epoch, (N,) bool
+    clip: Callable[..., object] = staticmethod(nn.utils.clip_grad_norm_)  # gets parameters and max_norm
 
     def __init__(
         self, network: nn.Module, *, spec: RunSpec, seeds: Sequence[int], images: Tensor, labels: Tensor
@@ -54,15 +54,16 @@ class BlockTraining(TrainingModule, ABC):
         self.memory_format = memory_format(spec)
         self.network = network.to(memory_format=self.memory_format)
         self._trained = list(network.parameters())  # a list: walking through the modules at each step is slow
-        self.precision_name = spec.precision
         self.register_buffer("images", images, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
-        num = len(self.seeds)  # of each seed, over this epoch's images so far; checkpoints keep both
+        num = len(self.seeds)
         self.register_buffer("loss_total", torch.zeros(num))
         self.register_buffer("num_correct", torch.zeros(num, dtype=torch.int64))
-        self.mirrored_first: Tensor | None = None  # which images are mirrored in the first epoch, (N,) bool
+        self.register_buffer("mirrored_first", None, persistent=False)
+        limit = self.recipe.clip_norm
+        self._clip = None if limit is None else functools.partial(self.clip, self._trained, max_norm=limit)
         self._whole: tuple[Tensor, Tensor] | None = None
-        self.captured, self._compiled = capture.Captured(), spec.compile
+        self.captured = capture.Captured()
         self._rate: Tensor | None = None  # the learning rate () that CUDA graphs read
         self.steps_per_epoch = math.ceil(len(images) / self.recipe.batch_size)
 
@@ -73,7 +74,7 @@ class BlockTraining(TrainingModule, ABC):
             self.network.parameters(),
             optimizer=self.recipe.optimizer,
             captured_rate=self._rate,
-            precision=self.precision_name,
+            precision=self.spec.precision,
         )
 
     # ------------------------------------------------ what an engine decides
@@ -81,6 +82,13 @@ class BlockTraining(TrainingModule, ABC):
     @abstractmethod
     def order(self, epoch: int) -> Tensor:
         """The epoch's permutation of the training images, (N,) int64; of S seeds (N, S)."""
+
+    def order_of(self, seed: int, *, epoch: int) -> Tensor:
+        """One seed's order, a function of (seed, epoch). A full batch keeps the images' own order, so that sums round
+        alike in every epoch and after every resume.
+        """
+        num = len(self.images)
+        return torch.arange(num) if self.steps_per_epoch == 1 else seeding.permutation(num, seed=seed, epoch=epoch)
 
     @abstractmethod
     def generator(self, step: int) -> torch.Generator | None:
@@ -99,6 +107,10 @@ class BlockTraining(TrainingModule, ABC):
 
     # ------------------------------------------------ blocks
 
+    def train_dataloader(self) -> range:
+        """The blocks of an epoch."""
+        return range(math.ceil(self.steps_per_epoch / self.steps_per_block))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["num_steps"] = self.num_steps
         checkpoint["diverged"] = {index: (error.epoch, error.step) for index, error in self.diverged.items()}
@@ -110,11 +122,6 @@ class BlockTraining(TrainingModule, ABC):
         found = checkpoint["diverged"].items()
         self.diverged = {index: DivergenceError(epoch=epoch, step=step) for index, (epoch, step) in found}
 
-    def on_train_epoch_start(self) -> None:
-        """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
-        self.loss_total.zero_()
-        self.num_correct.zero_()
-
     def training_step(self, batch: int, batch_idx: int) -> None:  # noqa: ARG002 - a resumed loader restarts at 0
         """One block of optimiser steps; its position and its random seeds follow from `num_steps` alone."""
         first = self.num_steps
@@ -125,18 +132,15 @@ class BlockTraining(TrainingModule, ABC):
         steps = []
         for index in range(start, min(start + self.steps_per_block, self.steps_per_epoch)):
             chosen = order[index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
-            steps.append(self._observed(chosen, step=epoch * self.steps_per_epoch + index, generator=generator))
+            step = epoch * self.steps_per_epoch + index
+            for callback in self.step_callbacks:
+                callback.before_step(step)
+            steps.append(self._launched(chosen, step=step, generator=generator))
+            for callback in self.step_callbacks:
+                callback.after_step(step)
         self.num_steps += len(steps)
         self.count(steps)
         self._check(epoch)
-
-    def _observed(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        for callback in self.step_callbacks:
-            callback.before_step(step)
-        done = self._launched(chosen, step=step, generator=generator)
-        for callback in self.step_callbacks:
-            callback.after_step(step)
-        return done
 
     def _launched(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """`take` at its learning rate, as a CUDA graph where possible."""
@@ -146,13 +150,10 @@ class BlockTraining(TrainingModule, ABC):
         optimizer.param_groups[0]["lr"] = rate if self._rate is None else self._rate.fill_(rate)
         take = functools.partial(self.take, step=step, generator=generator, optimizer=optimizer)
         hooked = bool(optimizer._optimizer_step_post_hooks)  # by the doctor; a graph's replay calls no hooks
-        if self._captures and len(chosen) == self.recipe.batch_size and not hooked:
+        captures = self._rate is not None and capture.wanted() and not self.spec.compile and self.look is None
+        if captures and len(chosen) == self.recipe.batch_size and not hooked:
             return self.captured(take, chosen, key=self._graph_key(step))
         return take(chosen)
-
-    @property
-    def _captures(self) -> bool:
-        return self._rate is not None and capture.wanted() and not self._compiled and self.look is None
 
     def _graph_key(self, step: int) -> Hashable:
         """All that Python decides in step `step`: the image size, and for alternating flips the epoch's parity."""
@@ -170,26 +171,17 @@ class BlockTraining(TrainingModule, ABC):
         images = self.images.index_select(0, chosen)  # ten times as fast as self.images[chosen] on a CPU
         recipe = self.recipe
         epoch = step // self.steps_per_epoch
-        images = augment(
-            images,
-            augmentation=recipe.augmentation,
-            normalisation=recipe.normalisation,
-            generator=generator,
-            mirrored=self._mirrored(chosen, epoch=epoch),
-        )
-        if recipe.resolution:
-            images = resized(images, pixels=recipe.resolution.pixels_at(epoch))
+        more = {}
+        if self.mirrored_first is not None:
+            more["mirrored"] = self.mirrored_first.index_select(0, chosen) ^ (epoch % 2 == 1)
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
+            images = recipe.augmentation.apply(images, normalisation=recipe.normalisation, generator=generator, **more)
+            if recipe.resolution:
+                images = resized(images, pixels=recipe.resolution.pixels_at(epoch))
         batch = images.contiguous(memory_format=self.memory_format), self.labels.index_select(0, chosen)
         if self._keeps_whole:
             self._whole = batch
         return batch
-
-    def _mirrored(self, chosen: Tensor, *, epoch: int) -> Tensor | None:
-        """Which of the images at these indices are mirrored in this epoch, (B,) bool; None: drawn anew in each step."""
-        if self.mirrored_first is None:
-            return None
-        self.mirrored_first = self.mirrored_first.to(self.device)
-        return self.mirrored_first.index_select(0, chosen) ^ (epoch % 2 == 1)
 
     @property
     def _keeps_whole(self) -> bool:
@@ -254,11 +246,26 @@ class BlockJob:
         return loop.train(training, spec=self.spec, device_kind=self.device_kind, validate=self._validation, **more)
 
     @functools.cached_property
-    def _validation(self) -> Validation | None:
+    def _validation(self) -> loop.Validate | None:
+        """Scores the held-back images after each epoch, on a network of its own that gets the weights.
+
+        So hooks, modes and statistics of the network that trains stay as they are; and each block of steps seeds the
+        generators anew, whatever was drawn before.
+        """
         if (held_back := self.data.to_validate()) is None:
             return None
         device = torch.device(self.device_kind)
-        return Validation(self.spec, images=held_back[0], labels=held_back[1], device=device, forward=self.forward)
+        images, labels = held_back[0].to(device), held_back[1]
+        network = seeding.initial_network(replace(self.spec, compile=False), seed=0).to(device)
+
+        def validate(training: TrainingModule, index: int) -> dict[str, float]:
+            """Loss and accuracy_percent of one seed, as if it were scored now."""
+            network.load_state_dict(training.scored_state(index))
+            found = predict(self.forward(network), images, labels=labels, spec=self.spec, device=device)
+            num_correct = int((found.predicted == labels).sum())
+            return {"loss": found.loss, "accuracy_percent": 100 * num_correct / len(labels)}
+
+        return validate
 
     def score(self, index: int, *, checkpoint: Path, progress: Report) -> Scored:  # noqa: ARG002
         network = self.trained(index)

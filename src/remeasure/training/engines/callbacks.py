@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 
-from remeasure.spec.base import InputError
+from remeasure.spec.base import InputError, refuse
 from remeasure.spec.plugin import Plugin, raised
 from remeasure.training.engines.steps import StepCallback
 
@@ -38,8 +38,7 @@ def built(plugins: Sequence[Plugin], *, in_blocks: bool) -> list[Callback]:
         for callback in made
         if not in_blocks and isinstance(callback, StepCallback)
     ]
-    if unused:
-        raise InputError(*unused)
+    refuse(unused)
     return made
 
 

@@ -41,7 +41,7 @@ DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)  # RuntimeError
 TRAINER_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
-Validate = Callable[[TrainingModule, int], Mapping[str, float]]  # gets a seed's position; validation.Validation
+Validate = Callable[[TrainingModule, int], Mapping[str, float]]  # gets a seed's position
 
 
 class EpochReports(Callback):
@@ -155,40 +155,12 @@ def _refuse_misshapen(state: Mapping[str, Any], *, parameter: Tensor) -> None:
 
 
 def train(
-    training: TrainingModule,
-    *,
-    spec: RunSpec,
-    device_kind: str,
-    checkpoint: Path | None,
-    reports: Sequence[Report],
-    callbacks: Sequence[Callback] = (),
-    validate: Validate | None = None,
-) -> float:
-    """Train on blocks to the last epoch, from the checkpoint if there is one; returns wall seconds.
-
-    `reports`: for each seed, a function that gets its epochs. `validate`: scores a seed after each epoch. Raises
-    DivergenceError once all seeds have diverged.
-    """
-    return fit(
-        training,
-        spec=spec,
-        device_kind=device_kind,
-        checkpoint=checkpoint,
-        reports=reports,
-        callbacks=callbacks,
-        validate=validate,
-        batches=range(math.ceil(training.steps_per_epoch / training.steps_per_block)),
-    )
-
-
-def fit(
     module: TrainingModule,
     *,
     spec: RunSpec,
     device_kind: str,
     checkpoint: Path | None,
     reports: Sequence[Report],
-    batches: range | None,
     callbacks: Sequence[Callback] = (),
     validate: Validate | None = None,
     between: float = 30.0,
@@ -197,8 +169,9 @@ def fit(
     """Run Lightning's loop to the last epoch, or to the end of the epoch in which a callback of the spec stops it, from
     the checkpoint if there is one; returns wall seconds.
 
-    `batches`: what it iterates over; None: the module's own loader. `between`: seconds between checkpoints, unless
-    REMEASURE_CHECKPOINT_SECONDS says otherwise. `world`: the connected processes that train together.
+    `reports`: for each seed, a function that gets its epochs. `validate`: scores a seed after each epoch. `between`:
+    seconds between checkpoints, unless REMEASURE_CHECKPOINT_SECONDS says otherwise. `world`: the connected processes
+    that train together. Raises DivergenceError once all seeds have diverged.
     """
     reporter = EpochReports(reports, validate=validate)
     keeper = CheckpointCallback(checkpoint, interval_seconds=checkpoint_seconds(between))
@@ -226,7 +199,7 @@ def fit(
         )
         start = checkpoint if checkpoint and checkpoint.exists() else None
         try:
-            trainer.fit(module, train_dataloaders=batches, ckpt_path=start, weights_only=True)
+            trainer.fit(module, ckpt_path=start, weights_only=True)
         except Exception as error:
             if fault := blamed(error, callbacks=plugins):
                 raise fault from error

@@ -1,19 +1,18 @@
 """One seed in torch (engine=serial)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from remeasure.spec.recipe import Recipe
+from remeasure.spec.recipe import Averaging
 from remeasure.spec.run import RunSpec
 from remeasure.training import seeding
 from remeasure.training.engines.blocks import BlockJob, BlockTraining
 from remeasure.training.engines.steps import Memory, take_step
 from remeasure.training.losses import training_loss
-from remeasure.training.seeding import initial_network, permutation
+from remeasure.training.seeding import initial_network
 
 
 class Training(BlockTraining):
@@ -22,19 +21,13 @@ class Training(BlockTraining):
     def __init__(self, network: nn.Module, *, spec: RunSpec, seed: int, images: Tensor, labels: Tensor) -> None:
         super().__init__(network, spec=spec, seeds=[seed], images=images, labels=labels)
         self.seed = seed
-        self.average = AveragedModel(network, **_averaging(self.recipe)) if self.recipe.averaging else None
+        self.average = _average(network, self.recipe.averaging) if self.recipe.averaging else None
         self.mirrored_first = self.recipe.augmentation.mirrored_first(len(images), seed=seed)
-        self._clip = self._clipped if self.recipe.clip_norm is not None else None
         repeats = self.recipe.optimizer.searches_lines and self._keeps_whole and _repeats(network, images[:2])
         self.memory = Memory(self._trained) if repeats else None
 
     def order(self, epoch: int) -> Tensor:
-        """A function of (seed, epoch). A full batch keeps the images' own order, so that sums round alike in every
-        epoch and after every resume.
-        """
-        if self.steps_per_epoch == 1:
-            return torch.arange(len(self.images))
-        return permutation(len(self.images), seed=self.seed, epoch=epoch)
+        return self.order_of(self.seed, epoch=epoch)
 
     def generator(self, step: int) -> torch.Generator | None:
         if self.device.type == "cuda":
@@ -45,8 +38,7 @@ class Training(BlockTraining):
         self, chosen: Tensor, *, step: int, generator: torch.Generator | None, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, ...]:
         """Returns loss () and logits (B, num_classes) from before the step, and labels (B,)."""
-        with torch.autocast(self.device.type, enabled=False):  # bfloat16 pixel coordinates would be half a pixel off
-            images, labels = self.batch(chosen, step=step, generator=generator)
+        images, labels = self.batch(chosen, step=step, generator=generator)
         loss, logits = take_step(
             self.network,
             images,
@@ -62,20 +54,12 @@ class Training(BlockTraining):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return training_loss(logits, labels, loss=self.recipe.loss, parameters=self._trained)
 
-    def _clipped(self) -> None:
-        assert self.recipe.clip_norm is not None
-        nn.utils.clip_grad_norm_(self._trained, self.recipe.clip_norm)
-
     def _launched(self, chosen: Tensor, *, step: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         done = super()._launched(chosen, step=step, generator=generator)
-        if self.average is not None and step >= (self._averaged_from - 1) * self.steps_per_epoch:
+        averaging = self.recipe.averaging
+        if self.average and averaging and step >= (averaging.from_epoch - 1) * self.steps_per_epoch:
             self.average.update_parameters(self.network)
         return done
-
-    @property
-    def _averaged_from(self) -> int:
-        assert self.recipe.averaging is not None
-        return self.recipe.averaging.from_epoch
 
     @property
     def scored(self) -> nn.Module:
@@ -106,10 +90,9 @@ def _repeats(network: nn.Module, images: Tensor) -> bool:
         return torch.equal(torch.get_rng_state(), before)
 
 
-def _averaging(recipe: Recipe) -> dict[str, Any]:
-    assert recipe.averaging is not None
-    average = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]
-    return {"multi_avg_fn": average, "use_buffers": True}  # those of batch normalisation
+def _average(network: nn.Module, averaging: Averaging) -> AveragedModel:
+    average = get_ema_multi_avg_fn(averaging.decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)  # the buffers of batch normalisation
 
 
 class SerialJob(BlockJob):

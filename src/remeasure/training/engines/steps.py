@@ -1,7 +1,7 @@
 """One optimiser step, and the Lightning module that all trainings have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.recipe import Recipe
 from remeasure.spec.run import RunSpec
-from remeasure.training.recipe import rate_of
+from remeasure.training.recipe import learning_rate
 
 What = Literal["output", "loss", "gradient", "weight"]
 Look = Callable[[What, str, Tensor], None]  # gets what, its layer, and whether it is finite for each seed, (S,) bool
@@ -38,8 +38,8 @@ def take_step(
 
     def closure() -> float:
         if memory and (again := memory.recall()):
-            seen.append((again.loss, again.logits))
-            return again.loss  # type: ignore[return-value]  # as below
+            seen.append(again)
+            return again[0]  # type: ignore[return-value]  # as below
         optimizer.zero_grad()
         logits = network(images)
         value = loss(logits, labels)
@@ -58,36 +58,25 @@ def take_step(
     return seen[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """One evaluation of the full batch: the weights as one vector, their gradients, the loss (), the logits."""
-
-    weights: Tensor
-    gradients: list[Tensor | None]
-    loss: Tensor
-    logits: Tensor
-
-
 class Memory:
     """The last evaluation of the full batch: L-BFGS ends a step with one and begins the next step by repeating it."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._last: Evaluated | None = None
+        self._weights: Tensor | None = None  # all of them as one vector
 
     def keep(self, loss: Tensor, logits: Tensor) -> None:
-        weights = parameters_to_vector(self._parameters).detach()
-        gradients = [parameter.grad for parameter in self._parameters]
-        self._last = Evaluated(weights=weights, gradients=gradients, loss=loss, logits=logits)
+        self._weights = parameters_to_vector(self._parameters).detach()
+        self._gradients = [parameter.grad for parameter in self._parameters]
+        self._seen = loss, logits
 
-    def recall(self) -> Evaluated | None:
-        """The kept evaluation, its gradients restored, if the weights are still the same; else None."""
-        last = self._last
-        if last is None or not torch.equal(parameters_to_vector(self._parameters), last.weights):
+    def recall(self) -> tuple[Tensor, Tensor] | None:
+        """Loss and logits that were kept, their gradients restored, if the weights are still the same; else None."""
+        if self._weights is None or not torch.equal(parameters_to_vector(self._parameters), self._weights):
             return None
-        for parameter, gradient in zip(self._parameters, last.gradients, strict=True):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        return last
+        return self._seen
 
 
 class TrainingModule(LightningModule):
@@ -102,22 +91,36 @@ class TrainingModule(LightningModule):
     num_steps: int
     steps_per_batch: int
     steps_per_epoch: int
+    loss_total: Tensor  # over this epoch's images so far; checkpoints keep both
+    num_correct: Tensor
 
     def __init__(self, *, spec: RunSpec, seeds: Sequence[int]) -> None:
         super().__init__()
         assert isinstance(spec.recipe, Recipe)
-        self.recipe, self.seeds, self.steps_per_block = spec.recipe, tuple(seeds), spec.steps_per_block
+        self.spec, self.recipe, self.seeds = spec, spec.recipe, tuple(seeds)
+        self.steps_per_block = spec.steps_per_block
         self.num_steps = 0
         self.step_callbacks: list[StepCallback] = []
         self.diverged: dict[int, DivergenceError] = {}
         self.look: Look | None = None
 
     def learning_rate(self, step: int) -> float:
-        return rate_of(self.recipe, step=step, steps_per_epoch=self.steps_per_epoch)
+        return learning_rate(
+            step,
+            lr_peak=self.recipe.optimizer.lr_peak,
+            schedule=self.recipe.schedule,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs_total=self.recipe.epochs_total,
+        )
 
     def ends_block(self, num_steps: int) -> bool:
         """Whether a block of steps ends after `num_steps`; the last one of an epoch may be shorter."""
         return num_steps % self.steps_per_epoch % self.steps_per_block == 0
+
+    def on_train_epoch_start(self) -> None:
+        """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
+        self.loss_total.zero_()
+        self.num_correct.zero_()
 
     def totals(self) -> list[dict[str, float]]:
         """For each seed the epoch's mean loss and accuracy_percent so far, on the batches as they were trained on."""
@@ -125,8 +128,11 @@ class TrainingModule(LightningModule):
 
     @property
     def is_finite(self) -> bool:
-        """Whether a checkpoint may be written: a replay from weights that are not finite could not find the fault."""
-        return all(weight.isfinite().all() for weight in self.network.parameters())
+        """Whether a checkpoint may be written: a replay from weights that are not finite could not find the fault.
+
+        One of several seeds may hold diverged ones, since their diagnosis replays from the start.
+        """
+        return self.stacks_seeds or all(weight.isfinite().all() for weight in self.network.parameters())
 
     # ------------------------------------------------ for diagnostics.nonfinite.Tracer
 
@@ -193,16 +199,13 @@ class AfterSteps(StepCallback):
 def trace_outputs(network: nn.Module, look: Callable[[str, Tensor], None]) -> None:
     """Hook each leaf layer to call `look` with its name and whether its output is finite, ()."""
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-            if isinstance(output, Tensor):
-                look(name, output.detach().isfinite().all())
-
-        return hook
+    def hook(name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            look(name, output.detach().isfinite().all())
 
     for name, layer in network.named_modules():
         if not list(layer.children()):
-            layer.register_forward_hook(watch(name))
+            layer.register_forward_hook(partial(hook, name))
 
 
 def finite_seeds(values: Tensor, *, num: int) -> Tensor:

@@ -5,35 +5,29 @@ The workers return uint8; the device normalises.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from remeasure.data.listing import Listing
-from remeasure.spec.base import InputError, refuse
+from remeasure.spec.base import InputError
 from remeasure.spec.photographs import Transform
-from remeasure.spec.run import RunSpec
-from remeasure.system.formats import Array, decode_npz, encode_npz
-from remeasure.system.paths import checkpoint_seconds, read_file
+from remeasure.system.formats import encode_npz
+from remeasure.system.paths import checkpoint_seconds
 from remeasure.system.startup import num_cores
-from remeasure.training.checkpoints import DIGEST_BYTES, keep_checkpoint, sound, unusable
+from remeasure.training.checkpoints import keep_checkpoint, sound
 from remeasure.training.engines.base import Report
-from remeasure.training.inference import Forward, Predictions, forward, top5
+from remeasure.training.inference import Forward
 from remeasure.training.photographs.decode import Photographs, collate
 from remeasure.training.photographs.loading import Loader
 from remeasure.training.photographs.world import ALONE, World, gathered
+from remeasure.training.tally import Predictions, Tally, predictions
 
 QUEUED = 4  # batches that may wait on a GPU
 REPORT_SECONDS = 1.0
-CHECKPOINT_TYPES = {
-    **{"predicted": ("<i8",), "confidence": ("<f4",), "top5": ("<i8",)},
-    **{"loss": ("<f8",), "seconds": ("<f8",)},
-}
 
 
 def stream(
@@ -60,77 +54,11 @@ def stream(
             yield images
 
 
-class Tally:
-    """The predictions and loss so far, in order, on the device: reading them after each batch would stall a GPU."""
-
-    def __init__(self, *, device: torch.device) -> None:
-        self.predicted, self.confidence = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
-        self.top5 = [torch.empty(0, dtype=torch.int64)]
-        self.loss_total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-
-    def add(self, logits: Tensor, *, labels: Tensor) -> None:
-        top = logits.softmax(dim=1).max(dim=1)
-        self.predicted.append(top.indices)
-        self.confidence.append(top.values)
-        self.top5.append(top5(logits))
-        self.loss_total += functional.cross_entropy(logits, labels, reduction="sum")
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The tally as CPU arrays. Waits for the device."""
-        found = {"predicted": self.predicted, "confidence": self.confidence, "top5": self.top5}
-        for parts in found.values():
-            parts[:] = [torch.cat([part.cpu() for part in parts])]
-        return {key: parts[0].numpy() for key, parts in found.items()} | {"loss": np.array([self.loss_total.item()])}
-
-    def resume(self, checkpoint: Path, *, total: int, num_classes: int) -> tuple[int, float]:
-        """Resume from the checkpoint, if there is one; returns its number of photographs and its seconds.
-
-        Raises InputError if it cannot be of an evaluation of `total` photographs in `num_classes` classes.
-        """
-        if not checkpoint.exists():
-            return 0, 0.0
-        try:
-            kept = decode_npz(read_file(checkpoint)[:-DIGEST_BYTES], name="npz", dtypes=CHECKPOINT_TYPES)
-            refuse(_kept_faults(**kept, total=total, num_classes=num_classes))
-        except InputError as error:
-            raise unusable(checkpoint, error) from None
-        self.predicted = [torch.tensor(kept["predicted"])]
-        self.confidence = [torch.tensor(kept["confidence"])]
-        self.top5 = [torch.tensor(kept["top5"])]
-        self.loss_total += kept["loss"].item()
-        return len(self.predicted[0]), kept["seconds"].item()
-
-
-def _kept_faults(
-    *, predicted: Array, confidence: Array, top5: Array, loss: Array, seconds: Array, total: int, num_classes: int
-) -> Iterator[str]:
-    """Faults in the arrays of a checkpoint."""
-    if predicted.ndim != 1 or len(predicted) > total or confidence.shape != predicted.shape:
-        yield f"expected a class and a confidence for each of at most {total} photographs"
-    if not ((predicted >= 0) & (predicted < num_classes)).all():
-        yield f"predicted: expected classes from 0 to {num_classes - 1}"
-    if top5.shape != (*predicted.shape, min(5, num_classes)) or not ((top5 >= 0) & (top5 < num_classes)).all():
-        yield f"top5: expected {min(5, num_classes)} classes from 0 to {num_classes - 1} for each"
-    if not ((confidence >= 0) & (confidence <= 1)).all():  # false for NaN, too
-        yield "confidence: expected finite numbers in [0, 1]"
-    for name, value in (("loss", loss), ("seconds", seconds)):
-        if value.shape != (1,) or not 0 <= value[0] < np.inf:
-            yield f"{name}: expected one finite number from 0 up"
-
-
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module,
-    listing: Listing,
-    *,
-    spec: RunSpec,
-    transform: Transform,
-    device: torch.device,
-    checkpoint: Path,
-    report: Report,
-    world: World = ALONE,
+    run: Forward, listing: Listing, *, checkpoint: Path, report: Report, world: World = ALONE
 ) -> tuple[float, Predictions]:
-    """Seconds, and the network's predictions for the photographs of the listing, in its order.
+    """Seconds, and a network's predictions for the photographs of the listing, in its order.
 
     `report` gets done, total and images_per_second about once a second. An interrupted evaluation resumes from its
     checkpoint at the start of a batch, to the same numbers. Raises InputError: a photograph that cannot be decoded.
@@ -140,26 +68,11 @@ def evaluate(
     """
     if world.size > 1:
         checkpoint = checkpoint.with_name(f"{checkpoint.name}.{world.rank}-of-{world.size}")
-        sound(checkpoint)
-    indices = _share(len(listing), batch_size=spec.recipe.batch_size, world=world)
-    evaluated = partial(
-        _evaluated,
-        network,
-        listing,
-        indices=indices,
-        spec=spec,
-        transform=transform,
-        device=device,
-        checkpoint=checkpoint,
-        report=report,
-        world=world,
-    )
-    if world.size == 1:
-        seconds, found = evaluated()
-        return seconds, _predictions(found)
+    sound(checkpoint)
+    indices = _share(len(listing), batch_size=run.spec.recipe.batch_size, world=world)
     faults: tuple[str, ...] = ()
     try:
-        seconds, found = evaluated()
+        seconds, found = _evaluated(run, listing, indices=indices, checkpoint=checkpoint, report=report, world=world)
     except InputError as error:
         seconds, found, faults = 0.0, {}, error.faults
     shares = gathered((indices, found, faults), world=world)
@@ -168,7 +81,7 @@ def evaluate(
     shares = [share for share in shares if share[0]]  # there may be fewer batches than processes
     order = np.argsort(np.concatenate([taken for taken, _, _ in shares]))
     whole = {key: np.concatenate([arrays[key] for _, arrays, _ in shares]) for key in found}
-    return seconds, _predictions({key: part if key == "loss" else part[order] for key, part in whole.items()})
+    return seconds, predictions({key: part if key == "loss" else part[order] for key, part in whole.items()})
 
 
 def _share(num: int, *, batch_size: int, world: World) -> list[int]:
@@ -177,30 +90,13 @@ def _share(num: int, *, batch_size: int, world: World) -> list[int]:
     return [index for start in starts for index in range(start, min(start + batch_size, num))]
 
 
-def _predictions(found: Mapping[str, np.ndarray]) -> Predictions:
-    """`loss`: the sum of each process."""
-    return Predictions(
-        predicted=torch.tensor(found["predicted"]),
-        confidence=torch.tensor(found["confidence"]),
-        top5=torch.tensor(found["top5"]),
-        loss=found["loss"].sum().item() / len(found["predicted"]),
-    )
-
-
 def _evaluated(
-    network: nn.Module,
-    listing: Listing,
-    *,
-    indices: Sequence[int],
-    spec: RunSpec,
-    transform: Transform,
-    device: torch.device,
-    checkpoint: Path,
-    report: Report,
-    world: World,
+    run: Forward, listing: Listing, *, indices: Sequence[int], checkpoint: Path, report: Report, world: World
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Seconds, and the tally of the photographs at these indices."""
-    run, labels = forward(network, spec=spec, device=device), torch.tensor(listing.labels[indices]).to(device)
+    spec, device = run.spec, run.device
+    assert spec.transform is not None
+    labels = torch.tensor(listing.labels[indices]).to(device)
     others = _others(listing, num_classes=spec.data.num_classes).to(device)
     also = None if listing.also is None else torch.tensor(listing.also[indices]).to(device)
     tally, began = Tally(device=device), time.monotonic()
@@ -208,15 +104,28 @@ def _evaluated(
     done, reported, saved = first, began, began
     batches = stream(
         listing,
-        transform=transform,
+        transform=spec.transform,
         indices=indices[first:],
         batch_size=spec.recipe.batch_size,
         pinned=device.type == "cuda",
         num_devices=world.devices,
     )
+
+    def tallied() -> Iterator[int]:
+        """Yields the size of each batch, once its work is queued on the device."""
+        start = first
+        for images in batches:
+            logits, part = run(images), slice(start, start + len(images))
+            if len(others):
+                logits = logits.index_fill(1, others, -torch.inf)
+            if also is not None:
+                logits = _with_one_right(logits, labels=labels[part], also=also[part])
+            tally.add(logits, labels=labels[part])
+            start += len(images)
+            yield len(images)
+
     interval = checkpoint_seconds(30.0)
-    steps = _tallied(batches, run=run, tally=tally, labels=labels, also=also, others=others, first=first)
-    for num in paced(steps, device=device):
+    for num in paced(tallied(), device=device):
         done, now = done + num, time.monotonic()
         if now - reported >= REPORT_SECONDS:
             reported = now
@@ -243,28 +152,6 @@ def _others(listing: Listing, *, num_classes: int) -> Tensor:
     return torch.tensor(sorted(set(range(num_classes)) - set(allowed)), dtype=torch.int64)
 
 
-def _tallied(
-    batches: Iterable[Tensor],
-    *,
-    run: Forward,
-    tally: Tally,
-    labels: Tensor,
-    also: Tensor | None,
-    others: Tensor,
-    first: int,
-) -> Iterator[int]:
-    """Yields the size of each batch, once its work is queued on the device."""
-    for images in batches:
-        logits, part = run(images), slice(first, first + len(images))
-        if len(others):
-            logits = logits.index_fill(1, others, -torch.inf)
-        if also is not None:
-            logits = _with_one_right(logits, labels=labels[part], also=also[part])
-        tally.add(logits, labels=labels[part])
-        first += len(images)
-        yield len(images)
-
-
 def _with_one_right(logits: Tensor, *, labels: Tensor, also: Tensor) -> Tensor:
     """The logits (B, classes) with the best one of an image's right labels in place of its label's, and without the
     others: the label (B,) is first, or among the first five, where any of the right ones was; `also` (B, K).
@@ -276,11 +163,11 @@ def _with_one_right(logits: Tensor, *, labels: Tensor, also: Tensor) -> Tensor:
 
 def paced(steps: Iterable[int], *, device: torch.device) -> Iterator[int]:
     """Yields each step once the device has finished it; at most `QUEUED` later ones are queued, to bound memory."""
+    if device.type != "cuda":
+        yield from steps
+        return
     waiting: deque[tuple[int, torch.cuda.Event]] = deque()
     for num in steps:
-        if device.type != "cuda":
-            yield num
-            continue
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         waiting.append((num, event))

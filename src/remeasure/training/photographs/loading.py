@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -32,6 +32,7 @@ Loaded = tuple[Tensor, Any]  # a batch's images, and what the collate function p
 Collate = Callable[[list[Any]], Loaded]
 
 
+@dataclass
 class Loader:
     """Makes batches of `dataset` in `num_workers` processes, or in this one if that is 0.
 
@@ -39,24 +40,17 @@ class Loader:
     processes, which start with the first batch and stay for later calls.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        *,
-        collate: Collate,
-        num_workers: int,
-        pinned: bool = False,
-        seconds: float = ANSWER_SECONDS,
-    ) -> None:
-        self.dataset, self.collate, self.num_workers, self.pinned = dataset, collate, num_workers, pinned
-        self.seconds, self._workers = seconds, list[_Worker]()
+    dataset: Any
+    collate: Collate
+    num_workers: int
+    pinned: bool = False
+    seconds: float = ANSWER_SECONDS
+    _workers: "list[_Worker]" = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning import Callback
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -24,11 +23,11 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import default_collate
 
 from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines import loop
-from remeasure.training.engines.base import Report
 from remeasure.training.engines.steps import TrainingModule
 from remeasure.training.inference import memory_format
 from remeasure.training.losses import CrossEntropy, training_loss
@@ -61,11 +60,6 @@ class Batches:
         return self.training.steps_per_epoch
 
 
-def collate(items: list[tuple[Tensor, int]]) -> Loaded:
-    images, labels = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(labels)
-
-
 def set_drop_path(network: nn.Module, *, drop_path: float) -> None:
     """Stochastic depth for a timm transformer: from 0 in its first block to `drop_path` in its last, as timm builds it.
 
@@ -96,8 +90,6 @@ class StreamTraining(TrainingModule):
     """
 
     ema: ModelEmaV3 | None
-    loss_total: Tensor
-    num_correct: Tensor
 
     def __init__(
         self,
@@ -130,7 +122,7 @@ class StreamTraining(TrainingModule):
                 seed=seed,
                 transform=augmentation(self.streaming, normalisation=self.recipe.normalisation),
             ),
-            collate=collate,
+            collate=default_collate,
             num_workers=num_workers,
             pinned=pinned,
         )
@@ -197,11 +189,6 @@ class StreamTraining(TrainingModule):
         assert isinstance(summed, Tensor)
         return summed
 
-    def on_train_epoch_start(self) -> None:
-        """Reset the totals; Lightning does not call this after a resume in mid-epoch."""
-        self.loss_total.zero_()
-        self.num_correct.zero_()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - global_step gives the position
         seed_everything(derive(self.seed, purpose=f"step on device {self.global_rank}", step=self.global_step))
         images, targets = self.mixed(*batch)
@@ -247,13 +234,8 @@ class StreamTraining(TrainingModule):
         self.num_steps = step + 1
         for callback in self.step_callbacks:
             callback.after_step(step)
-        self._check(step)
-
-    def _check(self, step: int) -> None:
-        """Raise DivergenceError on all devices if the loss is not finite: once a block, its only synchronisation."""
-        if not self.ends_block(step + 1):
-            return
-        if not torch.isfinite(self._of_all(self.loss_total)):
+        # On all devices; once a block, its only synchronisation.
+        if self.ends_block(step + 1) and not torch.isfinite(self._of_all(self.loss_total)):
             raise DivergenceError(epoch=step // self.steps_per_epoch, step=step)
 
     def totals(self) -> list[dict[str, float]]:
@@ -276,10 +258,8 @@ def train(
     labels: npt.NDArray[np.int64],
     device_kind: str,
     num_workers: int,
-    checkpoint: Path | None,
-    reports: Sequence[Report],
-    callbacks: Sequence[Callback] = (),
     world: World = ALONE,
+    **more: Any,
 ) -> float:
     """Train to the last epoch, from the checkpoint if there is one; returns wall seconds. Raises DivergenceError,
     InputError for a photograph that cannot be decoded or a batch that cannot be split evenly, and what
@@ -287,7 +267,7 @@ def train(
 
     Afterwards `network` has the weights to score. `labels` (N,) int64, one for each path. `world`: the connected
     processes, each of which calls this function. The first one reports and writes the checkpoint, which all must be
-    able to read. `num_workers`: loader processes for each device.
+    able to read. `num_workers`: loader processes for each device. `more`: what `loop.train` takes besides.
     """
     pinned = device_kind == "cuda"
     module = StreamTraining(
@@ -295,16 +275,13 @@ def train(
     )
     refuse_uneven(spec, world=world)
     with module.loader:
-        wall_seconds = loop.fit(
+        wall_seconds = loop.train(
             module,
             spec=spec,
             device_kind=device_kind,
-            checkpoint=checkpoint,
-            reports=reports,
-            callbacks=callbacks,
-            batches=None,
             between=600.0,  # a checkpoint of DeiT-B is 1.4 GB
             world=world,
+            **more,
         )
     if module.streaming.scored == "ema":
         assert module.ema is not None

@@ -166,7 +166,11 @@ def joined(world: World, *, device_kind: DeviceKind, share: Callable[[World], No
         with socket.socket() as free:
             free.bind((world.address, 0))
             world = replace(world, port=free.getsockname()[1])
-        others = [_started(replace(world, rank=rank, local_rank=rank), share) for rank in range(1, world.size)]
+        spawning = multiprocessing.get_context("spawn")  # a forked torch can hang
+        for rank in range(1, world.size):
+            arguments = share, replace(world, rank=rank, local_rank=rank), os.getpid()
+            others.append(spawning.Process(target=_begin, args=arguments))
+            others[-1].start()
     try:
         with connected(world, device_kind=device_kind), _watching(others):
             try:
@@ -239,18 +243,13 @@ def told(value: Any, *, world: World) -> Any:
 
 def gathered(value: object, *, world: World) -> list[Any]:
     """The values of all ranks, in their order, on each of them."""
+    if world.size == 1:
+        return [value]
     from torch import distributed
 
     values: list[Any] = [None] * world.size
     distributed.all_gather_object(values, value)
     return values
-
-
-def _started(world: World, share: Callable[[World], None]) -> BaseProcess:
-    context = multiprocessing.get_context("spawn")  # a forked torch can hang
-    process = context.Process(target=_begin, args=(share, world, os.getpid()))
-    process.start()
-    return process
 
 
 def _begin(share: Callable[[World], None], world: World, parent: int) -> NoReturn:
