@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from remeasure.bench import report
 from remeasure.bench.series import Measure, Setting
@@ -112,7 +113,7 @@ def _setting(*, num_rounds: int, tiny: bool) -> Iterator[Setting]:
     """
     with (
         tempfile.TemporaryDirectory(prefix="remeasure-bench-") as folder,
-        _environment(MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", CUDA_VISIBLE_DEVICES=""),
+        mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", CUDA_VISIBLE_DEVICES=""),
     ):
         yield Setting(
             project=paths.project_root(),
@@ -121,17 +122,6 @@ def _setting(*, num_rounds: int, tiny: bool) -> Iterator[Setting]:
             num_rounds=num_rounds,
             tiny=tiny,
         )
-
-
-@contextmanager
-def _environment(**changes: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _say(line: str) -> None:

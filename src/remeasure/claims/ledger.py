@@ -4,7 +4,6 @@ Read as strictly as the benchmark's ledger: faults are named together. Each expe
 here, which also lists the names of the experiment's numbers; a rule about any other number is a fault.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from remeasure.judging import ledger
-from remeasure.spec.base import Strict, canonical_json, gathered, refuse
+from remeasure.spec.base import Strict, canonical_sha256, gathered, refuse
 from remeasure.system.validation import convert, did_you_mean
 
 MEASURES_VERSION = 1  # raise it whenever an experiment measures something else
@@ -269,7 +268,7 @@ class Claim(Strict):
     def measured_with(self) -> str:
         """SHA-256 over what affects the numbers: not the rule, wording and notes."""
         identity = [self.experiment, self.parameters, self.num_seeds, MEASURES_VERSION]
-        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+        return canonical_sha256(identity)
 
 
 def read(path: Path) -> dict[str, Claim]:

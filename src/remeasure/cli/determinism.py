@@ -13,10 +13,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from remeasure.campaign.executors.base import Task
 from remeasure.campaign.executors.local import Workers
@@ -96,7 +96,7 @@ class Runs:
     def cut_short(self, spec: RunSpec) -> str:
         """Cut after each epoch's report, before its checkpoint; checkpoints after every block."""
         place = self.fresh()
-        with _environment(REMEASURE_CHECKPOINT_SECONDS="0"):
+        with mock.patch.dict(os.environ, REMEASURE_CHECKPOINT_SECONDS="0"):
             for epoch in range(1, spec.recipe.epochs_total + 1):
                 try:
                     execute(spec, seed=SEED, row="", place=place, sink=_cutting(epoch))
@@ -107,18 +107,6 @@ class Runs:
     def batched(self, spec: RunSpec) -> str:
         group = replace(spec, engine="batched", engine_width=2)
         return bits(execute_together(group, seed=SEED, row="", place=self.fresh(), sink=unwatched)[0])
-
-
-@contextmanager
-def _environment(**changes: str) -> Iterator[None]:
-    """Variables of this process, set in the block."""
-    before = dict(os.environ)
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _cutting(epoch: int) -> Callable[[Path, Event], None]:

@@ -4,7 +4,6 @@ The file is plain YAML: no anchors, aliases or tags. Unquoted null is null, unqu
 numbers, true and false are refused by every key, and everything else is text as written: a date, `.nan`, `0x1F`.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 
-from remeasure.spec.base import InputError, Mode, canonical_json, gathered, refuse
+from remeasure.spec.base import InputError, Mode, canonical_sha256, gathered, refuse
 from remeasure.spec.claim import Article, Metric, Row
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
@@ -146,7 +145,7 @@ def row_sha256(row: Row) -> str:
     for key in (*get_args(Metric), "num_params_note"):
         if entry["published"][key] is None:
             del entry["published"][key]
-    return hashlib.sha256(canonical_json(entry).encode()).hexdigest()
+    return canonical_sha256(entry)
 
 
 def select(entries: Mapping[str, T], names: Sequence[str], *, kind: str = "row") -> dict[str, T]:

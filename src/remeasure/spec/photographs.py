@@ -42,6 +42,11 @@ class Streaming(Strict):
     ema_decay: Annotated[float | None, Within("a fraction in (0, 1) or null", lambda value: 0 < value < 1)]
     scored: Literal["model", "ema"]
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
     def _faults(self) -> Iterable[str]:
         if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
             yield f"rand_augment: expected a policy such as rand-m9-mstd0.5-inc1, or null, got {self.rand_augment!r}"

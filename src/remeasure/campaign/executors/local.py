@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor as Pool
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -197,7 +196,7 @@ def _begin(events: "SimpleQueue[tuple[Path, Event]]", parent: int, devices: Devi
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # a pending one ends the worker here, silently
     signal.signal(signal.SIGTERM, _terminated)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    startup.end_with(parent)
     startup.begin()
     atexit.register(startup.end, 0)  # the campaign need not wait for a worker's memory to be freed
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -216,12 +215,6 @@ def _until_terminated(call: Callable[[], R]) -> R:
         return call()
     except SystemExit as reason:
         startup.end(int(reason.code or 0))
-
-
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 def _with_sink(execute: Callable[[Task, Place, Sink], R], task: Task, place: Place) -> R:

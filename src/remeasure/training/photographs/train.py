@@ -139,10 +139,6 @@ class StreamTraining(TrainingModule):
     # ------------------------------------------------ images
 
     @property
-    def mixes(self) -> bool:
-        return self.streaming.mixup_alpha > 0 or self.streaming.cutmix_alpha > 0
-
-    @property
     def images_per_device(self) -> int:
         """Images of each device per step."""
         return self.recipe.batch_size // self.trainer.world_size
@@ -202,7 +198,7 @@ class StreamTraining(TrainingModule):
 
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images and targets (B, num_classes) float32, smoothed, each sum 1; mixed if the recipe says so."""
-        if not self.mixes:
+        if not self.streaming.mixes:
             return images, mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
         mixup = Mixup(
             mixup_alpha=self.streaming.mixup_alpha,

@@ -140,7 +140,7 @@ def refuse_uneven(spec: RunSpec, *, world: World) -> None:
     recipe = spec.recipe
     if not isinstance(recipe, Recipe) or recipe.streaming is None:
         return
-    mixes = recipe.streaming.mixup_alpha > 0 or recipe.streaming.cutmix_alpha > 0
+    mixes = recipe.streaming.mixes
     unit = world.size * (2 if mixes else 1)
     if rest := recipe.batch_size % unit:
         sizes = [size for size in (recipe.batch_size - rest, recipe.batch_size - rest + unit) if size]
@@ -256,7 +256,7 @@ def _begin(share: Callable[[World], None], world: World, parent: int) -> NoRetur
     """A process of rank above 0: it ends with its parent, which Ctrl-C ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    startup.end_with(parent)
     startup.begin()
     try:
         share(world)
@@ -264,12 +264,6 @@ def _begin(share: Callable[[World], None], world: World, parent: int) -> NoRetur
         print(*error.faults, sep="\n", file=sys.stderr)
         startup.end(2)
     startup.end(0)
-
-
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 @contextmanager
