@@ -58,6 +58,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / path.name).symlink_to(path)
     (folder / "claims.yaml").write_text(LEDGER)
     monkeypatch.setattr(paths, "conf_dirs", lambda: (folder,))
+    monkeypatch.setattr(paths, "conf_dir", lambda: folder)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one worker: each imports torch and Lightning
     monkeypatch.setattr(mlflow_observer, "_tracker", lambda project: None)  # noqa: ARG005
     return folder

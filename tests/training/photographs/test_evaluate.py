@@ -584,6 +584,7 @@ model:
 """
     )
     monkeypatch.setattr(paths, "conf_dirs", lambda: (tmp_path / "conf",))
+    monkeypatch.setattr(paths, "conf_dir", lambda: tmp_path / "conf")
     config = compose(["model=resnet_test"])
     assert config.recipe == Evaluation(
         name="published_eval",
