@@ -323,7 +323,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Project]:
     folder = tmp_path_factory.mktemp("cut")
 
     def cut(number: int) -> Project:
-        project = small_suite(folder / signal.Signals(number).name, rows=[ROW], epochs=150)
+        project = small_suite(folder / signal.Signals(number).name, rows=[ROW], epochs=400)
         process = project.start(*CAMPAIGN, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         wait_until(lambda: (project.root / f"results/sums/{ROW}.sha256").exists() and trains(project))
         process.send_signal(number)
