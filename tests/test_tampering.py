@@ -521,7 +521,7 @@ def test_a_planted_checkpoint_of_an_evaluation_executes_nothing(tmp_path: Path) 
     checkpoint = tmp_path / "checkpoint.ckpt"
     plant(checkpoint, KEPT | {"predicted": np.array([Trap(tmp_path / "canary")], dtype=object)})
     with pytest.raises(InputError, match="allow_pickle=False"):
-        Tally(device=torch.device("cpu")).resume(checkpoint, total=5, num_classes=10)
+        Tally().resume(checkpoint, total=5, num_classes=10)
     assert not (tmp_path / "canary").exists()
 
 
@@ -544,7 +544,7 @@ def plant(checkpoint: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def test_a_checkpoint_of_an_evaluation_is_gone_on_from(tmp_path: Path) -> None:
     plant(tmp_path / "checkpoint.npz", KEPT)
-    kept = Tally(device=torch.device("cpu")).resume(tmp_path / "checkpoint.npz", total=3, num_classes=10)
+    kept = Tally().resume(tmp_path / "checkpoint.npz", total=3, num_classes=10)
     assert kept == (3, 2.0)
 
 
@@ -572,7 +572,7 @@ def test_a_planted_checkpoint_of_an_evaluation_is_named(tmp_path: Path, arrays: 
     checkpoint = tmp_path / "checkpoint.npz"
     plant(checkpoint, arrays)
     with pytest.raises(InputError, match=f"{checkpoint}: not a checkpoint of this run.*remove it, and the run begins"):
-        Tally(device=torch.device("cpu")).resume(checkpoint, total=5, num_classes=10)
+        Tally().resume(checkpoint, total=5, num_classes=10)
 
 
 def _without(key: str) -> Callable[[dict[str, Any]], None]:

@@ -1,5 +1,6 @@
 """An installed package offers configs and code by an entry point."""
 
+import json
 import os
 from pathlib import Path
 
@@ -31,7 +32,7 @@ normalisation: {mean: "${data.pixel_mean}", std: "${data.pixel_std}"}
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The folder of site packages in which the distribution their-nets is installed."""
-    site = tmp_path / "site"
+    site = tmp_path / "site-packages"
     files = {
         "their_nets/__init__.py": "raise RuntimeError('imported, although only its configs were looked for')",
         "their_nets/nets.py": MODEL,
@@ -55,10 +56,12 @@ def with_package(project: Project, site: Path, *arguments: str) -> tuple[int, st
 def test_a_package_offers_a_model_and_a_recipe_by_name(project: Project, installed: Path) -> None:
     status, _, said = with_package(project, installed, "model=their_nut")
     assert (status, "did you mean 'their_net'" in said) == (2, True), said
-    (installed / "their_nets" / "__init__.py").write_text("")
+    (installed / "their_nets" / "__init__.py").unlink()  # a package may have none
     status, printed, said = with_package(project, installed, "model=their_net", "observer=[terminal]")
     assert status == 0, said
     assert "num_params=1210" in printed.splitlines()[-1]
+    (kept,) = project.runs.glob("their_net-digits-*/code.json")
+    assert "their_nets/nets.py" in json.loads(kept.read_text())["files"]
 
 
 def test_a_package_without_the_folder_is_told_by_name(project: Project, installed: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tests.support.measured import LEDGER, ROW, seeds
 from tests.support.project import CHECKOUT, Command, Project
 
@@ -12,6 +13,7 @@ from remeasure.judging import ledger
 from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_runs
 from remeasure.judging.rules import first_rules, take_over
+from remeasure.spec.base import InputError
 from remeasure.spec.claim import Rule
 
 
@@ -33,6 +35,10 @@ def test_a_seed_of_another_machine_keeps_the_rule_under_which_that_machine_saw_i
     first_rules(tmp_path / "theirs", row=replace(row, rule=Rule(margin_pp=0.1)), seeds=[0, 1])
     ours = first_rules(tmp_path / "ours", row=row, seeds=[0])
     take_over(tmp_path / "theirs", runs=tmp_path / "ours")
+    (tmp_path / "broken/rules").mkdir(parents=True)
+    (tmp_path / "broken/rules/mlp.json").touch()
+    with pytest.raises(InputError, match=r"mlp\.json: damaged"):
+        take_over(tmp_path / "broken", runs=tmp_path / "ours")
     after = first_rules(tmp_path / "ours", row=row, seeds=[0, 1, 2])
     assert after[0] == ours[0] == after[2]
     assert "margin 0.1," in after[1]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
 from remeasure.system import locks
 from remeasure.system.atomic import read_bytes, write_atomic
@@ -18,9 +19,16 @@ def first_rules(runs: Path, *, row: Row, seeds: Iterable[int]) -> dict[int, str]
 
 
 def take_over(source: Path, *, runs: Path) -> None:
-    """Let the seeds that another machine has in `source`, its folder of runs, keep the rule under which it saw them."""
+    """Let the seeds that another machine has in `source`, its folder of runs, keep the rule under which it saw them.
+
+    A seed that has a rule here keeps that one. Raises InputError: a file of rules is damaged.
+    """
     for path in sorted((source / "rules").glob("*.json")):
-        _with_new(runs, row=path.stem, rules=_read(path))
+        try:
+            rules = _read(path)
+        except (ValueError, AttributeError):
+            raise InputError(f"{path}: damaged; it says under which rule the seeds were seen") from None
+        _with_new(runs, row=path.stem, rules=rules)
 
 
 def _with_new(runs: Path, *, row: str, rules: dict[int, str]) -> dict[int, str]:

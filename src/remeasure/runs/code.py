@@ -1,7 +1,8 @@
 """The code that makes a run: hashes of the syntax trees of its files, without comments and docstrings.
 
 The files are those of this package that can move a weight, and the modules of the user's that hold the spec's builder,
-reader, parts of the recipe and callbacks, with what they import that is not installed. Each run's folder keeps them in
+reader, parts of the recipe and callbacks, with what they import that is not installed. A package of the user's counts
+also where it is installed. Each run's folder keeps them in
 code.json, so that a later start can name what has changed.
 """
 
@@ -35,6 +36,8 @@ BOOKS = (
     "spec/claim.py",
 )
 INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
+# Whose versions the environment keeps (provenance.PACKAGES).
+VERSIONED = ("numpy", "torch", "torchvision", "timm", "pytorch_lightning", "hydra", "mlflow", "sklearn", "scipy")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -130,19 +133,21 @@ def _remembered(path: Path) -> str:
 def _of_user(name: str) -> dict[str, Path]:
     """The files of this module's package, or of the module where it is in none, and of all that they import, by name.
 
-    Neither this package's files, nor those of Python and of installed packages, whose versions are kept.
+    Neither this package's files, nor Python's, nor those of the packages whose versions are kept; of installed ones
+    only the package that is named, as the others can be large.
     """
-    found, left, seen = dict[str, Path](), [name.partition(".")[0]], {"", "remeasure", *sys.stdlib_module_names}
+    named = name.partition(".")[0]
+    found, left, seen = dict[str, Path](), [named], {"", "remeasure", *VERSIONED, *sys.stdlib_module_names}
     while left:
         if (top := left.pop()) not in seen:
             seen.add(top)
-            found |= (files := _own_files(top))
+            found |= (files := _own_files(top, installed=top == named))
             left += [each for path in files.values() for each in _imported(path)]
     return found
 
 
-def _own_files(top: str) -> dict[str, Path]:
-    """The Python files of a top-level module or package that is not installed, by name; {} where there is none."""
+def _own_files(top: str, *, installed: bool) -> dict[str, Path]:
+    """The Python files of a top-level module or package, by name; {} where there is none, or only an installed one."""
     spec = None
     with suppress(ValueError):  # a module without a spec, such as __main__
         spec = importlib.util.find_spec(top)
@@ -153,7 +158,7 @@ def _own_files(top: str) -> dict[str, Path]:
     files = {f"{top}/{name}": path for folder in folders for name, path in _python_files(folder).items()}
     if not folders and spec.origin and spec.origin.endswith(".py"):
         files = {f"{top}.py": Path(spec.origin)}
-    return {name: path for name, path in files.items() if not {*INSTALLED} & {*path.parts}}
+    return {name: path for name, path in files.items() if installed or not {*INSTALLED} & {*path.parts}}
 
 
 def _python_files(folder: Path) -> dict[str, Path]:

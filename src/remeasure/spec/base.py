@@ -1,5 +1,6 @@
 """Shared by all spec modules: names, limits, InputError, and dataclasses that report all their faults at once."""
 
+import functools
 import hashlib
 import json
 import re
@@ -60,6 +61,13 @@ Positive = Annotated[float, Within("a number above 0", lambda value: value > 0)]
 NotNegative = Annotated[float, Within("0 or more", lambda value: value >= 0)]
 
 
+@functools.cache
+def _ranges(cls: Any) -> list[tuple[str, Within]]:
+    """The ranges of a dataclass's fields, by their names; that of a type, and of a type or None."""
+    parts = ((entry.name, part) for entry in fields(cls) for part in (entry.type, *get_args(entry.type)))
+    return [(name, limit) for name, part in parts for limit in getattr(part, "__metadata__", ())]
+
+
 @dataclass(frozen=True)
 class Strict:
     """Base of the spec dataclasses: pydantic refuses unknown keys when it reads one from YAML or JSON, and the
@@ -74,11 +82,9 @@ class Strict:
 
     def faults(self) -> Iterator[str]:
         """The values that are out of their ranges (Within); then `_faults`. A field that is not set yet has none."""
-        for entry in fields(self):
-            value, parts = getattr(self, entry.name, None), (entry.type, *get_args(entry.type))  # that, or that or None
-            for limit in (each for part in parts for each in getattr(part, "__metadata__", ())):
-                if value is not None and not limit.holds(value):
-                    yield f"{entry.name}: expected {limit.expected}, got {_shown(value)}"
+        for name, limit in _ranges(type(self)):  # type: ignore[arg-type]  # mypy takes the instances' hash
+            if (value := getattr(self, name, None)) is not None and not limit.holds(value):
+                yield f"{name}: expected {limit.expected}, got {_shown(value)}"
         yield from self._faults()
 
     def _faults(self) -> Iterable[str]:

@@ -66,10 +66,12 @@ def _installed_conf_dirs() -> tuple[Path, ...]:
     """
     folders = []
     for entry in sorted(entry_points(group=_ENTRY_POINTS), key=lambda entry: entry.name):
-        package = importlib.util.find_spec(entry.value.partition(".")[0])
-        root = Path(package.origin).parent if package and package.origin else Path()
-        folders.append(root.joinpath(*entry.value.split(".")[1:], "conf"))
-        if not folders[-1].is_dir():
+        top, *below = entry.module.split(".")
+        package = importlib.util.find_spec(top)
+        homes = package.submodule_search_locations if package else None
+        found = [conf for home in homes or () if (conf := Path(home).joinpath(*below, "conf")).is_dir()]
+        folders += found
+        if not found:
             named = entry.dist.name if entry.dist else entry.name
             raise InputError(
                 f"the installed package {named}: its entry point {_ENTRY_POINTS} names {entry.value}, which has no "

@@ -42,7 +42,7 @@ class Forward:
 @torch.inference_mode()
 def predict(network: nn.Module, images: Tensor, *, labels: Tensor, spec: RunSpec, device: torch.device) -> Predictions:
     """Evaluate `network` on images (N, C, H, W) uint8 and labels (N,), in their order."""
-    run, tally = Forward(network, spec=spec, device=device), Tally(device=device)
+    run, tally = Forward(network, spec=spec, device=device), Tally()
     for start in range(0, len(images), EVALUATION_BATCH):
         part = slice(start, start + EVALUATION_BATCH)
         tally.add(run(images[part]), labels=labels[part].to(device))

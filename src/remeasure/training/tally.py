@@ -46,10 +46,10 @@ def predictions(found: Mapping[str, np.ndarray]) -> Predictions:
 class Tally:
     """The predictions and loss so far, in order, on the device: reading them after each batch would stall a GPU."""
 
-    def __init__(self, *, device: torch.device) -> None:
+    def __init__(self) -> None:
         classes, numbers = torch.empty(0, dtype=torch.int64), torch.empty(0)
         self._parts = {"predicted": [classes], "confidence": [numbers], "top5": [classes]}
-        self.loss_total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self._losses, self.loss_total = list[Tensor](), 0.0
 
     def add(self, logits: Tensor, *, labels: Tensor) -> None:
         """A batch: logits (B, K) and labels (B,) on the device."""
@@ -57,14 +57,18 @@ class Tally:
         self._parts["predicted"].append(top.indices)
         self._parts["confidence"].append(top.values)
         self._parts["top5"].append(logits.topk(min(5, logits.shape[1]), dim=1).indices)  # the largest first
-        self.loss_total += functional.cross_entropy(logits, labels, reduction="sum")
+        self._losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tally as CPU arrays. Waits for the device."""
         for parts in self._parts.values():
             parts[:] = [torch.cat([part.cpu() for part in parts])]
+        if self._losses:
+            for loss in torch.stack(self._losses).tolist():  # in float64, which MPS does not have
+                self.loss_total += loss
+            self._losses.clear()
         found = {key: parts[0].numpy() for key, parts in self._parts.items()}
-        return found | {"loss": np.array([self.loss_total.item()])}
+        return found | {"loss": np.array([self.loss_total])}
 
     def resume(self, checkpoint: Path, *, total: int, num_classes: int) -> tuple[int, float]:
         """Resume from the checkpoint, if there is one; returns its number of photographs and its seconds.

@@ -253,6 +253,13 @@ class CutError(Exception):
     """The lights go out."""
 
 
+def test_layers_that_are_one_are_scored_with_their_seeds_weights(tmp_path: Path) -> None:
+    shared = ("model=logreg", "model.builder=tests.support.shared_layer:build", "~model.options.initialisation")
+    for outcome in run_together(spec(*WIDTH, *shared), tmp_path, seed=4):
+        alone = run(spec(*shared), tmp_path / "alone", seed=outcome.record.seed)
+        assert abs((outcome.record.num_correct or 0) - (alone.record.num_correct or 0)) <= 1
+
+
 def test_a_group_cut_short_ends_as_an_unbroken_one_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = (*WIDTH, "model=mlp4", "recipe=article", "recipe.epochs_total=2")
     unbroken = run_together(spec(*everything), tmp_path / "unbroken")

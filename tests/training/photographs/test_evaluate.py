@@ -531,9 +531,9 @@ def test_weights_that_blow_up_are_a_fault_and_no_result(root: Path, tmp_path: Pa
 
 
 def test_results_stay_on_the_device_until_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    tally, copies = Tally(device=CPU), list[int]()
-    original = Tensor.item
-    monkeypatch.setattr(Tensor, "item", lambda self: (copies.append(1), original(self))[1])
+    tally, copies = Tally(), list[int]()
+    original = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: (copies.append(1), original(self))[1])
     for _ in range(3):
         tally.add(torch.eye(4), labels=torch.arange(4))
     assert not copies

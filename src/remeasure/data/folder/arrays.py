@@ -23,7 +23,7 @@ def _stored(folder: Path, split: str) -> tuple[Array, Array] | None:
     """As the files have them."""
     for stem in _STEMS[split]:
         names = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
-        if any(mnist.find(folder, name) for name in names):
+        if any((path := mnist.find(folder, name)) and path.is_file() for name in names):
             images, labels = (_idx(folder, name) for name in names)
             return images, labels
     for name, keys in ((f"{split}.npz", ("images", "labels")), ("data.npz", (f"x_{split}", f"y_{split}"))):

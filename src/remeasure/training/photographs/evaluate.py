@@ -99,7 +99,7 @@ def _evaluated(
     labels = torch.tensor(listing.labels[indices]).to(device)
     others = _others(listing, num_classes=spec.data.num_classes).to(device)
     also = None if listing.also is None else torch.tensor(listing.also[indices]).to(device)
-    tally, began = Tally(device=device), time.monotonic()
+    tally, began = Tally(), time.monotonic()
     first, seconds_before = tally.resume(checkpoint, total=len(indices), num_classes=spec.data.num_classes)
     done, reported, saved = first, began, began
     batches = stream(
