@@ -26,10 +26,9 @@ from remeasure.system.atomic import write_atomic
 from remeasure.system.formats import encode_csv
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of
-from remeasure.training.inference import Forward, predict
+from remeasure.training.inference import Forward, Predictions, predict
 from remeasure.training.photographs.evaluate import evaluate
 from remeasure.training.photographs.pictures import Pictures
-from remeasure.training.tally import Predictions
 
 SHOWN = 5  # classes an image
 BATCH = 64  # images at once

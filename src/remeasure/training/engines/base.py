@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from remeasure.data.listing import Listing
     from remeasure.training.diagnostics.nonfinite import Found
-    from remeasure.training.tally import Predictions
+    from remeasure.training.inference import Predictions
 
 Report = Callable[[dict[str, Any]], None]
 

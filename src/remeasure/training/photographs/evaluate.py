@@ -20,11 +20,10 @@ from remeasure.system.paths import checkpoint_seconds
 from remeasure.system.startup import num_cores
 from remeasure.training.checkpoints import keep_checkpoint, sound
 from remeasure.training.engines.base import Report
-from remeasure.training.inference import Forward
+from remeasure.training.inference import Forward, Predictions, Tally, predictions
 from remeasure.training.photographs.decode import Photographs, collate
 from remeasure.training.photographs.loading import Loader
 from remeasure.training.photographs.world import ALONE, World, gathered
-from remeasure.training.tally import Predictions, Tally, predictions
 
 QUEUED = 4  # batches that may wait on a GPU
 REPORT_SECONDS = 1.0
