@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.support.project import Project
+from tests.support.project import Project, write_all
 
 MODEL = """
 from torch import nn
@@ -41,9 +41,7 @@ def installed(tmp_path: Path) -> Path:
         "their_nets-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: their-nets\nVersion: 1.0\n",
         "their_nets-1.0.dist-info/entry_points.txt": "[remeasure.conf]\ntheir_nets = their_nets\n",
     }
-    for name, text in files.items():
-        (site / name).parent.mkdir(parents=True, exist_ok=True)
-        (site / name).write_text(text)
+    write_all(site, files)
     return site
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tests.support.project import Project, copy_project
+from tests.support.project import Project, copy_project, write_all
 from tests.support.trained import place, run, spec
 
 from remeasure.models import registry
@@ -155,9 +155,7 @@ def test_a_module_of_the_user_counts_with_what_it_imports(tmp_path: Path, monkey
         "there/parts/template.py": "{{ no Python }}\n",
         "there/parts/.saved/flat.py": "1\n",
     }
-    for name, text in texts.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_all(tmp_path, texts)
     (tmp_path / "there/parts/.#flat.py").symlink_to("somebody@edits-it")
     for name in ("nets", "layers", "parts", "parts.flat"):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,13 @@ class Ended(NamedTuple):
 
 
 Command = Callable[..., Ended]
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write these files, by their paths in the folder."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
 @dataclass(frozen=True, kw_only=True)

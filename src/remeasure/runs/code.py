@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from remeasure.runs.provenance import PACKAGES
 from remeasure.spec.base import Choice, InputError, canonical_sha256
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_json
@@ -36,8 +37,6 @@ BOOKS = (
     "spec/claim.py",
 )
 INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
-# Whose versions the environment keeps (provenance.PACKAGES).
-VERSIONED = ("numpy", "torch", "torchvision", "timm", "pytorch_lightning", "hydra", "mlflow", "sklearn", "scipy")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -137,7 +136,7 @@ def _of_user(name: str) -> dict[str, Path]:
     only the package that is named, as the others can be large.
     """
     named = name.partition(".")[0]
-    found, left, seen = dict[str, Path](), [named], {"", "remeasure", *VERSIONED, *sys.stdlib_module_names}
+    found, left, seen = dict[str, Path](), [named], {"", "remeasure", *PACKAGES.values(), *sys.stdlib_module_names}
     while left:
         if (top := left.pop()) not in seen:
             seen.add(top)

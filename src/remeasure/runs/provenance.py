@@ -14,17 +14,17 @@ from typing import Any
 
 from remeasure.spec.base import InputError
 
-PACKAGES = (
-    "numpy",
-    "torch",
-    "torchvision",
-    "timm",
-    "pytorch-lightning",
-    "hydra-core",
-    "mlflow",
-    "scikit-learn",
-    "scipy",
-)
+PACKAGES = {  # whose versions are kept: the names by which they are installed and imported
+    "numpy": "numpy",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "pytorch-lightning": "pytorch_lightning",
+    "hydra-core": "hydra",
+    "mlflow": "mlflow",
+    "scikit-learn": "sklearn",
+    "scipy": "scipy",
+}
 NO_WEIGHTS = ("hydra-core", "mlflow")  # packages that cannot move a weight
 WATCHED = ("src", "conf", "pyproject.toml", "requirements.lock")
 UNKNOWN = "unknown"
