@@ -55,7 +55,8 @@ def table(results: str | Path | None = None) -> "list[TableRow]":
     paths.enter()
     rows = ledger.read(paths.conf_dir() / paths.LEDGER)
     folder = Path(results) if results is not None else paths.project_root() / "results"
-    return list(build(rows, records={name: reader.read_runs(folder, row=name) for name in rows}))
+    records = {name: reader.read_runs(folder, row=name) for name in rows}
+    return list(build(rows, records=records, specs=reader.read_specs(folder, rows=rows)))
 
 
 def load(run: str | Path) -> "Classifier":

@@ -60,7 +60,8 @@ def test_a_run_ends_with_the_contracts_line(first: tuple[str, str], project: Pro
 def test_progress_goes_to_standard_error_alone(first: tuple[str, str]) -> None:
     stdout, stderr = first
     assert len(stdout.splitlines()) == 1
-    said = stderr.removeprefix("commit unknown (no git here, or the project is no checkout): records say so; ")
+    why = "no git here, it failed, or the project is no checkout"
+    said = stderr.removeprefix(f"commit unknown ({why}): records say so; ")
     said = said.removeprefix("REMEASURE_COMMIT=… states it\n")  # the project is a copy without git
     assert said != stderr
     assert said.startswith("mlp2-digits seed 0: started, 2 epochs\nmlp2-digits seed 0: ")

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from tests.support.measured import LABELS, LEDGER, ROW, diverged, otherwise_wrong, part, seeds, snapshot
 
+import remeasure.judging.publish
 from remeasure.judging import ledger
-from remeasure.judging.publish import may_replace, offer, publish, recover, write
+from remeasure.judging.publish import is_decided, may_replace, offer, publish, recover, write
 from remeasure.judging.reader import read_runs
 from remeasure.judging.records import put_together
 from remeasure.judging.report.page import TestSplit
 from remeasure.judging.table import build
 from remeasure.judging.verify import verify
+from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row, Rule
 
 OPEN, DECIDED = 0.1, 3.0  # margins: five seeds of the tiny row have the mean 94.0, as published, and sd 1.37
@@ -64,6 +66,22 @@ def test_a_decided_record_never_gives_way_to_seeds_that_decide_nothing(tiny: Row
     assert may_replace(recorded, worse, row=with_margin(tiny, DECIDED), fresh=True)
 
 
+def test_a_record_of_seeds_that_the_rule_does_not_count_gives_way_to_the_first_that_it_counts(tiny: Row) -> None:
+    later = dataclasses.replace(tiny, rule=Rule(margin_pp=DECIDED, looks=(5, 10), first_seed=5))
+    assert may_replace(seeds(*range(5)), seeds(5), row=later, fresh=False)
+    assert not may_replace(seeds(*range(5), 6), seeds(5), row=later, fresh=False)
+
+
+def test_a_record_of_other_configs_counts_nothing_and_stays_until_a_campaign_has_ended(tiny: Row) -> None:
+    row = dataclasses.replace(with_margin(tiny, DECIDED), recipe="longer")
+    recorded = seeds(*range(5))
+    (line,) = build({ROW: row}, records={ROW: recorded.records}, specs={ROW: recorded.spec})
+    assert (line.verdict, line.num_seeds, line.device, line.commit) == ("not measured", 0, None, None)
+    assert line.reason == "the record is of another run than the ledger's: recipe short, not longer"
+    assert not is_decided(recorded, row=row)
+    assert not may_replace(recorded, seeds(0, 1, 2, commit="e15e"), row=row, fresh=False)
+
+
 def test_a_record_that_holds_the_same_seeds_and_more_stays(tiny: Row) -> None:
     decided = with_margin(tiny, DECIDED)
     assert not may_replace(seeds(*range(7)), seeds(*range(5)), row=decided, fresh=False)
@@ -102,6 +120,36 @@ def test_seeds_are_weighed_against_what_results_holds_now_not_at_the_start(tiny:
     assert not offer(results, seeds(0, 1), row=tiny)
     assert snapshot(results) == before
     assert offer(results, seeds(0, 1), row=tiny, fresh=True)
+    assert [entry.seed for entry in read_runs(results, row=ROW)] == [0, 1]
+
+
+def test_files_that_are_half_staged_never_reach_results(
+    tiny: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a publication whose table could not be written, as the README has lost its markers."""
+    results = tmp_path / "results"
+
+    def no_markers() -> None:
+        raise InputError("README")
+
+    assert offer(results, seeds(0, 1), row=tiny, then=no_markers)
+    before = snapshot(results / "runs") | snapshot(results / "curves")
+    written = list[Path]()
+
+    def full(path: Path, data: bytes) -> None:
+        if len(written) == 3:
+            path.write_bytes(data[:20])
+            raise OSError("no space left")
+        written.append(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remeasure.judging.publish, "write_synced", full)
+        with pytest.raises(OSError, match="no space"):
+            offer(results, seeds(0, 1, 2), row=tiny, then=no_markers)
+    recover(results)
+    assert snapshot(results / "runs") | snapshot(results / "curves") == before
     assert [entry.seed for entry in read_runs(results, row=ROW)] == [0, 1]
 
 

@@ -14,6 +14,7 @@ from remeasure.models import registry
 from remeasure.runs import code, journal
 from remeasure.runs.folder import attempts, finished, other_code
 from remeasure.runs.timing import seconds_of_seed
+from remeasure.spec.base import InputError
 from remeasure.spec.run import ModelSpec, RunSpec
 from remeasure.system.digests import environment_sha256
 
@@ -201,6 +202,23 @@ def test_the_hash_is_that_of_what_was_imported_whatever_is_edited_later(
     longer = dataclasses.replace(timed, recipe=dataclasses.replace(timed.recipe, epochs_total=1))
     for each in (timed, longer):
         assert json.loads(code.content(each))["files"]["timed_nets.py"] == code.tree_sha256(TIMED.encode())
+
+
+def test_an_edit_between_hash_and_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a file that is saved while the photographs are hashed. One that is saved later is not looked at."""
+    path = tmp_path / "late_nets.py"
+    path.write_text(TIMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    late = dataclasses.replace(spec(), model=ModelSpec(name="late", builder="late_nets:net", options={}))
+    code.remember(late)
+    path.write_text(TIMED.replace("64", "65"))
+    with pytest.raises(InputError, match=r"late_nets\.py: was edited while this process started; start it again"):
+        run(late, tmp_path)
+    path.write_text(TIMED)
+    outcome = run(late, tmp_path)
+    path.write_text(TIMED.replace("64", "65"))
+    again = run(late, tmp_path, seed=1)
+    assert code.kept(again.directory) == code.kept(outcome.directory)
 
 
 # ---------------------------------------------------------------- as a person meets it

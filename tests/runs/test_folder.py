@@ -100,6 +100,20 @@ def test_the_tenth_attempt_is_newer_than_the_ninth(tmp_path: Path) -> None:
     assert open_directory(spec(), seed=3, place=here, fresh=True).name.endswith("-a11")
 
 
+def test_a_copy_or_an_archive_beside_a_run_is_none(tmp_path: Path) -> None:
+    here, a_spec = place(tmp_path), spec()
+    directory = open_directory(a_spec, seed=3, place=here, fresh=False)
+    write_record(directory, recorded(3))
+    for name in (f"{directory.name}.bak", f"{directory.name} (copy)"):
+        shutil.copytree(directory, directory.with_name(name))
+    directory.with_name(f"{directory.name}.tar.gz").touch()
+    directory.with_name(f"{directory.name[:-1]}7").touch()
+    outcome = finished(a_spec, seed=3, place=here)
+    assert outcome is not None
+    assert outcome.directory == directory
+    assert open_directory(a_spec, seed=3, place=here, fresh=True).name.endswith("-a2")
+
+
 def test_the_newest_finished_attempt_counts_while_a_newer_one_is_under_way(tmp_path: Path) -> None:
     here = place(tmp_path)
     first = open_directory(spec(), seed=3, place=here, fresh=False)

@@ -63,9 +63,26 @@ def test_a_patch_has_no_colours(checkout: Path) -> None:
     assert "\x1b" not in revision(checkout).diff
 
 
-def test_a_new_file_of_code_is_dirty_too(checkout: Path) -> None:
-    (checkout / "src/extra.py").write_text("rate = 3\n")
+@pytest.mark.parametrize("name", ["src/extra.py", "src/models/extra.py", "my_net.py", "my_package/net.py"])
+@pytest.mark.parametrize("shown", ["normal", "no"])
+def test_a_new_file_of_code_is_dirty_too(name: str, shown: str, checkout: Path) -> None:
+    git(checkout, "config", "status.showUntrackedFiles", shown)
+    (checkout / name).parent.mkdir(exist_ok=True)
+    (checkout / name).write_text("rate = 3\n")
     assert revision(checkout).dirty
+
+
+def test_a_patch_is_one_whatever_is_configured(checkout: Path) -> None:
+    git(checkout, "config", "diff.external", "echo")
+    git(checkout, "config", "diff.noprefix", "true")
+    (checkout / "src/train.py").write_text("rate = 2\n")
+    assert revision(checkout).diff.startswith("diff --git a/src/train.py b/src/train.py\n")
+
+
+def test_a_checkout_that_git_cannot_read_is_unknown_not_clean(checkout: Path) -> None:
+    (checkout / "src/train.py").write_text("rate = 2\n")
+    (checkout / ".git/index").write_bytes(b"damaged")
+    assert (revision(checkout).commit, revision(checkout).dirty) == ("unknown", None)
 
 
 def test_texts_results_and_ignored_files_do_not_make_code_dirty(checkout: Path) -> None:

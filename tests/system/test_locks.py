@@ -54,38 +54,51 @@ def test_what_a_process_holds_is_seen_until_it_is_killed(tmp_path: Path) -> None
     assert not locks.is_held(path)
 
 
+def orphaned(path: Path, *, settled: bool = True) -> list[str]:
+    """The note that killed processes left, if any; dealt with, or not."""
+    notes = list[str]()
+
+    def take(note: str) -> bool:
+        notes.append(note)
+        return settled
+
+    locks.settle(path, take=take)
+    return notes
+
+
 def test_the_last_one_to_leave_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "campaigns" / "row"
     first, second = Presence(path, note="row/abc/cpu"), Presence(path, note="row/abc/cpu")
-    assert list(locks.orphaned(path)) == []
+    assert orphaned(path) == []
     assert not first.leave()
     assert path.read_text() == "row/abc/cpu"
     assert second.leave()
     assert path.read_text() == ""
-    assert list(locks.orphaned(path)) == []
+    assert orphaned(path) == []
 
 
 def test_what_killed_processes_left_is_found_once(tmp_path: Path) -> None:
     path = tmp_path / "row"
     first, second = start(TOGETHER, path), start(TOGETHER, path)
     kill(first)
-    assert list(locks.orphaned(path)) == []  # the other one is still there
+    assert orphaned(path) == []  # the other one is still there
     kill(second)
-    assert list(locks.orphaned(path)) == ["row/abc/cpu"]
-    assert list(locks.orphaned(path)) == []
+    assert orphaned(path) == ["row/abc/cpu"]
+    assert orphaned(path) == []
 
 
 def test_an_orphan_that_could_not_be_dealt_with_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "row"
     kill(start(TOGETHER, path))
 
-    def deal() -> None:
-        for note in locks.orphaned(path):
-            raise OSError(note)
+    def fail(note: str) -> bool:
+        raise OSError(note)
 
     with pytest.raises(OSError, match="row/abc/cpu"):
-        deal()
-    assert list(locks.orphaned(path)) == ["row/abc/cpu"]
+        locks.settle(path, take=fail)
+    assert orphaned(path, settled=False) == ["row/abc/cpu"]
+    assert orphaned(path) == ["row/abc/cpu"]
+    assert orphaned(path) == []
 
 
 def test_whoever_waits_says_so_and_not_for_ever_where_there_is_a_deadline(

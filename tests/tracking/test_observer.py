@@ -19,6 +19,7 @@ from remeasure.spec.record import Event
 from remeasure.system import locks
 from remeasure.system.locks import Presence
 from remeasure.tracking.mlflow_observer import MlflowObserver
+from remeasure.tracking.mlflow_runs import Tracker
 from remeasure.tracking.observer import Observer, Observers, build
 
 CUT = """
@@ -97,7 +98,7 @@ def test_a_run_that_somebody_works_on_is_left_alone(folder: Path) -> None:
 
 
 def test_without_mlflow_the_journal_is_closed_all_the_same(folder: Path) -> None:
-    directory = folder / "runs" / "a-run"
+    directory = folder / "runs" / "a-run-cpu-s0-a1"
     directory.mkdir(parents=True)
     Journal(directory).write("started", row="", seed=0)
     Observers([]).close_orphans(folder / "runs")
@@ -117,7 +118,35 @@ def test_a_campaign_that_was_killed_is_closed_and_one_that_goes_on_is_not(folder
     close_orphans(folder)
     found = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
     assert found == {"gone": "KILLED", "here": "RUNNING"}
+    assert (path / "gone-abc-cpu").read_text() == ""
     present.leave()
+
+
+def test_a_killed_campaign_is_told_again_until_mlflow_has_heard_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = folder / "runs" / CAMPAIGNS / "gone-abc-cpu"
+    note.parent.mkdir(parents=True)
+    note.write_text("gone/abc/cpu")
+    Observers([]).close_orphans(folder / "runs")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "close_campaign", lambda *_: 1 / 0)  # the store is down
+        close_orphans(folder)
+    assert note.read_text() == "gone/abc/cpu"
+    close_orphans(folder)
+    assert note.read_text() == ""
+
+
+def test_copies_and_damaged_runs_stop_no_command(folder: Path) -> None:
+    """A copy of a run under way has the id of the run itself in MLflow, which is not to be closed."""
+    whole = trained.run(trained.spec(), folder, row="mlp2-digits").directory
+    (whole / "predictions.npz").unlink()
+    assert recorded_run_id(whole) == ""
+    copy = whole.with_name(f"{whole.name}.bak")
+    copy.mkdir()
+    Journal(copy).write("started", row="", seed=0)
+    close_orphans(folder)
+    assert [event["event"] for event in read(copy)] == ["started"]
 
 
 # ---------------------------------------------------------------- a user's own

@@ -18,7 +18,9 @@ from tests.support.project import CHECKOUT
 from remeasure.data import catalog
 from remeasure.judging import ledger
 from remeasure.judging.publish import offer
+from remeasure.runs.journal import Journal
 from remeasure.spec.claim import Row
+from remeasure.system import locks
 from remeasure.tracking import mlflow_store
 from remeasure.tracking.content.base import milliseconds
 from remeasure.tracking.content.datasets import inputs
@@ -92,6 +94,30 @@ def test_a_row_and_its_seeds_are_replayed(store: Store, rows: dict[str, Row], tm
     assert {name.partition("/")[0] for run in (row, *seeds) for name in run.data.metrics} == {
         *("row", "run", "test", "train")
     }
+
+
+def test_a_run_is_below_the_row_of_its_own_spec_alone(store: Store, rows: dict[str, Row], tmp_path: Path) -> None:
+    """A seed of an older recipe, which is not in the record, does not join the record's seeds."""
+    for name, spec_sha256 in (("old", "0" * 64), ("own", measured.record(0).spec_sha256)):
+        directory = tmp_path / f"runs/{name}-cpu-s7-a1"
+        directory.mkdir(parents=True)
+        about = {"row": measured.ROW, "seed": 7, "spec_sha256": spec_sha256, "device_kind": "cpu"}
+        Journal(directory).write("started", run_id=name, model="tiny", data="shapes", recipe="short", **about)
+    track(rows, tmp_path)
+    row, *_ = runs(store)
+    found = {each.data.tags.get("remeasure.run_id"): each.data.tags.get("mlflow.parentRunId") for each in runs(store)}
+    assert (found["old"], found["own"]) == (None, row.info.run_id)
+
+
+def test_a_run_that_is_being_trained_is_left_to_its_own_process(
+    store: Store, rows: dict[str, Row], tmp_path: Path
+) -> None:
+    directory = tmp_path / "runs/tiny-cpu-s7-a1"
+    directory.mkdir(parents=True)
+    Journal(directory).write("started", run_id="x", row=measured.ROW, seed=7, spec_sha256="0" * 64, device_kind="cpu")
+    with locks.held(directory / "lock"):
+        track(rows, tmp_path)
+    assert "x" not in {run.data.tags.get("remeasure.run_id") for run in runs(store)}
 
 
 def artifacts(store: Store, run: Run) -> dict[str, Path]:

@@ -263,7 +263,7 @@ class Campaign:
 
     def _publish(self, campaign: RowCampaign) -> None:
         """Offer the seeds to results/, once for each number of them, and compare them with the record before."""
-        fresh = self.options.fresh and campaign.has_what_was_asked()
+        fresh = self.options.fresh and campaign.has_what_was_asked() and not campaign.is_lost
         if not campaign.done or (campaign.offered == len(campaign.done) and not (fresh and not campaign.published)):
             return
         campaign.under(first_rules(self.place.runs, row=campaign.row, seeds=campaign.done))

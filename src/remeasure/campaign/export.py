@@ -18,7 +18,7 @@ from remeasure.judging.metrics import unit
 from remeasure.judging.reader import read_row
 from remeasure.judging.table import verdict_of
 from remeasure.models import saved
-from remeasure.runs.folder import attempt, read_record
+from remeasure.runs.folder import attempt, directories, read_record
 from remeasure.runs.recorder import spec_of
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row, Verdict
@@ -48,12 +48,18 @@ def export(row: Row, *, runs: Path, results: Path, into: Path) -> Path:
     folder = Path(tempfile.mkdtemp(dir=into, prefix=f".{row.name}-"))
     write_atomic(folder / saved.WEIGHTS_FILE, read_bytes(directory / saved.WEIGHTS_FILE))
     torch.export.save(saved.export(classifier), folder / PROGRAM_FILE)
-    facts = {"row": row.name, "model": row.model, "data": row.data, "recipe": row.recipe, "torch": torch.__version__}
+    facts = {
+        "row": row.name,
+        "model": spec.model.name,
+        "data": spec.data.name,
+        "recipe": spec.recipe.name,
+        "torch": torch.__version__,
+    }
     labels = {str(index): name for index, name in enumerate(classifier.classes)}
     config = {**facts, **asdict(classifier.saved), "id2label": labels, "record": asdict(record)}
     write_atomic(folder / "config.json", encode_json(config))
     is_measured = record.predicted_sha256 in {each.predicted_sha256 for each in measured}
-    verdict = verdict_of(row, records=measured if is_measured else ())
+    verdict = verdict_of(row, records=measured if is_measured else (), spec=asdict(spec))
     card = _card(row, record=record, spec=spec, verdict=verdict, classifier=classifier)
     write_atomic(folder / "README.md", card.encode())
     return _in_place(folder, of=into / row.name)
@@ -76,14 +82,14 @@ def _directory(row: Row, *, runs: Path, measured: Sequence[RunRecord]) -> Path:
     seed of this spec, or of the row.
     """
     found, seeds = list[tuple[int, int, int, Path]](), {(each.seed, each.predicted_sha256) for each in measured}
-    for path in runs.glob(f"*/{saved.WEIGHTS_FILE}"):
-        record = read_json(path.parent / "record.json")
-        if not record:  # unfinished, or damaged: then it is not the row's best one
+    for directory in directories(runs):
+        record = read_json(directory / "record.json")
+        if not (record and (directory / saved.WEIGHTS_FILE).exists()):  # unfinished, damaged, or nothing is kept
             continue
         is_same = record["spec_sha256"] in {each.spec_sha256 for each in measured}
         if is_same or record["row"] == row.name:
             rank = 0 if (record["seed"], record["predicted_sha256"]) in seeds else 1 if is_same else 2
-            found.append((rank, record["seed"], -attempt(path.parent), path.parent))
+            found.append((rank, record["seed"], -attempt(directory), directory))
     if not found:
         raise InputError(
             f"{row.name}: no trained network is here; `make reproduce ROWS={row.name} FRESH=1` keeps the first seed's"

@@ -183,7 +183,7 @@ class RowCampaign:
         return self.published and not self.done.keys() <= self.adopted
 
     def has_what_was_asked(self) -> bool:
-        """Whether no seed is running, wanted or lost."""
+        """Whether no seed is running, wanted or crashed."""
         return not (self.running or self.failures or self.wanted())
 
     def standing(self) -> str:
@@ -192,7 +192,7 @@ class RowCampaign:
         mean = "" if verdict.mean_percent is None else f", {verdict.mean_percent:.3f} %"
         parts = [f"{verdict.verdict}{mean} ({num} seed{'s' * (num > 1)} here)", self.comparison]
         if not self.published and self.committed:
-            there = verdict_of(self.row, records=self.committed.records).verdict
+            there = verdict_of(self.row, records=self.committed.records, spec=self.committed.spec).verdict
             parts.append(f"the committed record ({len(self.committed.records)} seeds, {there}) stays")
         return f"{self.row.name}: {'; '.join(filter(None, parts))}"
 

@@ -16,7 +16,7 @@ from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT, as_input_errors
 from remeasure.data import catalog
 from remeasure.judging import ledger, metrics, publish, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
-from remeasure.judging.reader import read_row, read_runs
+from remeasure.judging.reader import read_row, read_runs, read_specs
 from remeasure.judging.report.page import TestSplit
 from remeasure.spec.base import DataMissingError, InputError, gathered, refuse
 from remeasure.spec.claim import Row
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
             files.table()
             records = {name: read_runs(files.results, row=name) for name in rows}
             origins = {name: "committed record" for name in rows if records[name]} | origins
-            lines = table.build(rows, records=records)
+            lines = table.build(rows, records=records, specs=read_specs(files.results, rows=rows))
             if options.json:
                 write_atomic(options.json, table.to_json(lines))
             _print(terminal.shown(lines, rows=rows, origins=origins))
@@ -214,7 +214,9 @@ def _note(rows: Mapping[str, Row], *, files: Files) -> str:
     """The table in Markdown, of all rows of the ledger."""
     with held_folder(files.results):
         records = {name: read_runs(files.results, row=name) for name in rows}
-    return table.short_markdown(table.build(rows, records=records), rows=rows)
+    return table.short_markdown(
+        table.build(rows, records=records, specs=read_specs(files.results, rows=rows)), rows=rows
+    )
 
 
 def _export(rows: Mapping[str, Row], *, files: Files) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from remeasure.spec.base import InputError
+from remeasure.system import paths
 from remeasure.system.paths import read_file, refuse_no_file
 
 PROGRESS_SECONDS = 10.0
@@ -64,8 +65,7 @@ def fingerprint(listing: Listing) -> tuple[str, bool]:
     cannot be read, or an archive that is not the official one.
     """
     state, verified = _state(listing), listing.md5 is not None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    kept = cache / "remeasure" / "fingerprints" / f"{state}.json"
+    kept = paths.cache_folder() / "fingerprints" / f"{state}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(read_file(kept))
         if found == _entry(state, data_sha256=found["data_sha256"], verified=verified):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from remeasure.judging import ledger
 from remeasure.judging.comparison import differing, same_campaign
-from remeasure.judging.reader import read_findings, read_row, read_runs
+from remeasure.judging.reader import read_findings, read_row, read_runs, read_specs
 from remeasure.judging.records import RowResults
 from remeasure.judging.report import beside, page
-from remeasure.judging.table import build, readme_block, to_csv, to_markdown, update_readme, verdict_of
+from remeasure.judging.table import build, other_configs, readme_block, to_csv, to_markdown, update_readme, verdict_of
 from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Article, Row
 from remeasure.spec.record import RunRecord
@@ -33,12 +33,13 @@ _COMPLETE = "COMPLETE"  # marker file in a staging folder: all files are staged,
 def may_replace(recorded: RowResults | None, new: RowResults, *, row: Row, fresh: bool) -> bool:
     """Whether the new seeds may take the place of the recorded ones, so that stronger evidence never gives way.
 
-    They may if there is no record, or if their campaign has ended: the row is decided, or every seed of its last look
-    is there. Before that, they may only if they contain the recorded seeds, of one spec, data fingerprint and device
-    kind, and these decide nothing. A record of more seeds, with the same predictions where both have one, stays.
+    They may if the record has no seed that the rule counts, or if their campaign has ended: the row is decided, or
+    every seed of its last look is there. Before that, they may only if they contain the recorded seeds, of one spec,
+    data fingerprint and device kind, and these decide nothing. A record of more seeds, with the same predictions where
+    both have one, stays.
     `fresh`: FRESH=1, which replaces any record once the command has measured what it was asked for.
     """
-    if recorded is None or fresh:
+    if recorded is None or fresh or not any(record.seed in _counted(row) for record in recorded.records):
         return True
     seeds, known = ({record.seed for record in group.records} for group in (new, recorded))
     same = same_campaign(recorded, new)
@@ -49,13 +50,17 @@ def may_replace(recorded: RowResults | None, new: RowResults, *, row: Row, fresh
 
 def has_ended(results: RowResults, *, row: Row) -> bool:
     """Whether the row's plan needs no more seeds: a look decides, or all seeds of the last look have a score."""
-    first = row.rule.first_seed
     scored = {record.seed for record in results.records if record.num_correct is not None}
-    return is_decided(results, row=row) or scored >= set(range(first, first + row.rule.looks[-1]))
+    return is_decided(results, row=row) or scored >= set(_counted(row))
+
+
+def _counted(row: Row) -> range:
+    """The seeds that the row's rule counts, at its last look."""
+    return range(row.rule.first_seed, row.rule.first_seed + row.rule.looks[-1])
 
 
 def is_decided(results: RowResults, *, row: Row) -> bool:
-    return verdict_of(row, records=results.records).verdict not in ("undecided", "not measured")
+    return verdict_of(row, records=results.records, spec=results.spec).verdict not in ("undecided", "not measured")
 
 
 def _nothing() -> None:
@@ -117,6 +122,9 @@ def recover(results: Path, *, then: Callable[[], None] = _nothing) -> None:
 
 def _stage(results: Path, *, row: str, files: Mapping[str, bytes]) -> Path:
     staging = results / f".staging-{row}"
+    if (staging / _COMPLETE).exists():  # a replacement that is done, except for a table that could not be written
+        (staging / _COMPLETE).unlink()
+        sync_folder(staging)
     for name, data in files.items():
         write_synced(staging / name, data)
     write_synced(staging / _COMPLETE, b"")
@@ -159,7 +167,7 @@ def render(rows: Mapping[str, Row], *, results: Path, readme_path: Path | None) 
     """
     records = {name: read_runs(results, row=name) for name in rows}
     findings = {name: read_findings(results, row=name) for name in rows}
-    table = build(rows, records=records)
+    table = build(rows, records=records, specs=read_specs(results, rows=rows))
     files = {
         results / "table.csv": to_csv(table),
         results / "table.md": to_markdown(table, rows=rows, records=records, findings=findings).encode(),
@@ -185,10 +193,11 @@ def render_page(
     """
     folders = (conf_dir, *paths.conf_dirs())
     configs = {row.data: paths.conf_file(f"data/{row.data}.yaml", folders=folders) for row in rows.values()}
+    records, specs = ({name: getattr(group, part) for name, group in groups.items()} for part in ("records", "spec"))
     return page.to_html(
-        build(rows, records={name: group.records for name, group in groups.items()}),
+        build(rows, records=records, specs=specs),
         rows=rows,
-        groups=groups,
+        groups={name: group for name, group in groups.items() if not other_configs(rows[name], group.spec)},
         article=article,
         splits=splits,
         beside=beside.read(results),

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ def read_runs(results: Path, *, row: str) -> list[RunRecord]:
                 raise InputError(mismatch(name, expected="the sealed records", found="none"))
         refuse([*faults, *_altered(results, row=row, folder="runs")])
     return records
+
+
+def read_specs(results: Path, *, rows: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The specs of those of these rows that have a record. InputError: not YAML."""
+    paths = {row: results / f"specs/{row}.yaml" for row in rows}
+    return {row: decode_yaml(read_bytes(path), name=str(path)) for row, path in paths.items() if path.exists()}
 
 
 def read_findings(results: Path, *, row: str) -> list[FoundPoint]:

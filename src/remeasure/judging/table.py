@@ -23,6 +23,7 @@ from remeasure.system.formats import encode_csv, encode_json
 
 Records = Mapping[str, Sequence[RunRecord]]
 Findings = Mapping[str, Sequence[FoundPoint]]
+Specs = Mapping[str, Mapping[str, Any]]  # asdict(RunSpec) by row
 COMMAND = "make reproduce"
 _BLOCK = re.compile(r"<!-- table:begin\b.*?-->.*?<!-- table:end -->", re.DOTALL)
 _NOT_OFFICIAL = {
@@ -87,13 +88,16 @@ class TableRow:
 # ---------------------------------------------------------------- the table itself
 
 
-def build(rows: Mapping[str, Row], *, records: Records) -> tuple[TableRow, ...]:
-    """A line for each row of the ledger, in its order; a row without records is 'not measured'."""
-    return tuple(_table_row(row, records=records.get(name, ())) for name, row in rows.items())
+def build(rows: Mapping[str, Row], *, records: Records, specs: Specs | None = None) -> tuple[TableRow, ...]:
+    """A line for each row of the ledger, in its order. 'not measured': without records, or if the spec is another's."""
+    specs = specs or {}
+    return tuple(_table_row(row, records=records.get(name, ()), spec=specs.get(name)) for name, row in rows.items())
 
 
-def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
-    verdict = verdict_of(row, records=records)
+def _table_row(row: Row, *, records: Sequence[RunRecord], spec: Mapping[str, Any] | None) -> TableRow:
+    verdict = verdict_of(row, records=records, spec=spec)
+    if other_configs(row, spec):
+        records = ()
     return TableRow(
         row=row.name,
         model=row.model,
@@ -111,10 +115,14 @@ def _table_row(row: Row, *, records: Sequence[RunRecord]) -> TableRow:
     )
 
 
-def verdict_of(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
-    """The verdict on these records of the row, which share one spec, data set and device kind."""
+def verdict_of(row: Row, *, records: Sequence[RunRecord], spec: Mapping[str, Any] | None = None) -> Verdict:
+    """The verdict on these records of the row, which share one data set, device kind and `spec`, asdict(RunSpec)."""
     if not records:
         return Verdict(verdict="not measured", reason="there is no record of this row yet", num_seeds=0)
+    if other := other_configs(row, spec):
+        return Verdict(
+            verdict="not measured", reason=f"the record is of another run than the ledger's: {other}", num_seeds=0
+        )
     if why := metrics.missing(row, records=records):
         return Verdict(verdict="not measured", reason=why, num_seeds=0)
     evidence = metrics.evidence(records, metric=row.metric, num_test=records[0].num_test)
@@ -123,6 +131,20 @@ def verdict_of(row: Row, *, records: Sequence[RunRecord]) -> Verdict:
         changed = f"the ledger changed after a number was seen: {before} then, {row.rule_text} now"
         return replace(verdict, reason=f"{verdict.reason}; {changed}")
     return verdict
+
+
+def other_configs(row: Row, spec: Mapping[str, Any] | None) -> str:
+    """Where a record's spec names other configs than the row, such as "recipe article, not keras_mlp"; else ""."""
+    if spec is None:
+        return ""
+    there = {key: spec[key]["name"] for key in ("model", "data", "recipe")} | {"control": spec.get("control", "none")}
+    if "numpy" in (
+        engine := spec.get("engine", "serial"),
+        row.engine,
+    ):  # torch's may train seeds together (TOGETHER=10)
+        there["engine"] = engine
+    named = ((key, name, getattr(row, key)) for key, name in there.items())
+    return ", ".join(f"{key} {name}, not {own}" for key, name, own in named if name != own)
 
 
 def _judged(row: Row, *, verdict: Verdict, records: Sequence[RunRecord]) -> Sequence[RunRecord]:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any
 from remeasure.runs.provenance import PACKAGES
 from remeasure.spec.base import Choice, InputError, canonical_sha256
 from remeasure.spec.run import RunSpec
+from remeasure.system import paths
 from remeasure.system.atomic import read_json
 
 CODE_FILE = "code.json"
@@ -36,6 +36,7 @@ BOOKS = (
     "runs/timing.py",
     "spec/claim.py",
 )
+_CONFIRMED = set[Path]()  # files that this process imported as it had hashed them
 INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -52,7 +53,7 @@ def files(spec: RunSpec) -> Mapping[str, str]:
 
 def own_code_sha256(spec: RunSpec) -> str | None:
     """As `code_sha256`, over the user's own files alone; None if the spec names no module of the user's."""
-    own = _own(*_named(spec))
+    own = {name: _remembered(path) for name, path in _own_paths(*_named(spec)).items()}
     return canonical_sha256(own) if own else None
 
 
@@ -60,6 +61,19 @@ def remember(spec: RunSpec) -> None:
     """Hash the spec's files now, as this process is about to import them: an edit that comes later changes neither."""
     with suppress(InputError):  # a builder that is not there; whoever builds the network tells it
         code_sha256(spec)
+
+
+def refuse_edited(spec: RunSpec) -> None:
+    """Raise InputError if a file was edited after it was hashed, and before this process imported it.
+
+    Call it when the run's modules are imported. Later edits change neither hash nor code, and are not looked for.
+    """
+    loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    for name, path in _paths(*_named(spec)).items():
+        if path not in _CONFIRMED and str(path) in loaded:
+            if not path.is_file() or _hashed(path) != _remembered(path):
+                raise InputError(f"{name}: was edited while this process started; start it again")
+            _CONFIRMED.add(path)
 
 
 def content(spec: RunSpec) -> bytes:
@@ -100,31 +114,38 @@ def _named(spec: RunSpec) -> list[str]:
 @functools.cache
 def _files(*modules: str) -> Mapping[str, str]:
     """Name to SHA-256 of the tree, read once a process, because the process imports its code only once."""
-    root = Path(__file__).parents[1]
-    wing = {f"{part}/{name}": path for part in WING for name, path in _python_files(root / part).items()}
-    return {name: _remembered(path) for name, path in wing.items() if name not in BOOKS} | _own(*modules)
+    return {name: _remembered(path) for name, path in _paths(*modules).items()}
 
 
 @functools.cache
-def _own(*modules: str) -> dict[str, str]:
-    """As `_files`, of the user's own files alone."""
-    return {name: _remembered(path) for module in modules for name, path in _of_user(module).items()}
+def _paths(*modules: str) -> Mapping[str, Path]:
+    root = Path(__file__).parents[1]
+    wing = {f"{part}/{name}": path for part in WING for name, path in _python_files(root / part).items()}
+    return {name: path for name, path in wing.items() if name not in BOOKS} | _own_paths(*modules)
+
+
+@functools.cache
+def _own_paths(*modules: str) -> dict[str, Path]:
+    """As `_paths`, the user's own files alone."""
+    return {name: path for module in modules for name, path in _of_user(module).items()}
 
 
 @functools.cache
 def _remembered(path: Path) -> str:
-    """`tree_sha256` of a file as this process first saw it, from the user's cache folder where that knows these bytes:
-    parsing takes far longer.
-    """
+    """`_hashed`, as this process first saw the file."""
+    return _hashed(path)
+
+
+def _hashed(path: Path) -> str:
+    """`tree_sha256` of a file, from the user's cache folder where that knows these bytes: parsing takes far longer."""
     source = path.read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remeasure" / "trees"
-    known = cache / f"{_sha256(source)}-{sys.version_info.major}.{sys.version_info.minor}"
+    known = paths.cache_folder() / "trees" / f"{_sha256(source)}-{sys.version_info.major}.{sys.version_info.minor}"
     with suppress(OSError, ValueError):
         if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="ascii")):
             return text
     found = tree_sha256(source)
     with suppress(OSError):  # a full or read-only disk: it is parsed again next time
-        cache.mkdir(parents=True, exist_ok=True)
+        known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(found, encoding="ascii")
     return found
 

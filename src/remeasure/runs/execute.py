@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
+from remeasure.runs import code
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, read_record
 from remeasure.runs.hardware import keep_freed_memory, processor
 from remeasure.runs.journal import Sink
@@ -111,6 +112,7 @@ def _share(world: World, *, spec: RunSpec, seed: int, place: Place) -> None:
 def _measure(spec: RunSpec, *, attempts: Sequence[Attempt], place: Place, world: World) -> list[RunRecord]:
     """Train, evaluate once after the last epoch, write the results, then delete the checkpoint."""
     job = job_of(spec, seed=attempts[0].seed, place=place, world=world)
+    code.refuse_edited(spec)
     folder = attempts[0].directory  # seeds that train together share one checkpoint, in the first one's
     checkpoint, official = sound(folder / "checkpoint.ckpt"), Splits(spec, place=place).official()
     for attempt in attempts:

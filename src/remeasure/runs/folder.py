@@ -119,8 +119,9 @@ def attempts(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
 
     Without those of unfinished runs that other versions of the libraries began.
     """
-    directories, present = _of_any_code(spec, seed=seed, place=place), code.code_sha256(spec)
-    same = [path for path in directories if present in (code.kept(path), _recorded(path, "code_sha256"))]
+    present = code.code_sha256(spec)
+    found = _of_any_code(spec, seed=seed, place=place)
+    same = [path for path in found if present in (code.kept(path), _recorded(path, "code_sha256"))]
     return [path for path in same if not _other_versions(path)]
 
 
@@ -136,17 +137,17 @@ def other_code(spec: RunSpec, *, seed: int, place: Place) -> str:
 
     Such as "models/mlp.py differs", or "torch 2.15.0, not 2.14.0".
     """
-    directories = [path for path in _of_any_code(spec, seed=seed, place=place) if journal.read(path)]
-    if not directories or attempts(spec, seed=seed, place=place):
+    begun = [path for path in _of_any_code(spec, seed=seed, place=place) if journal.read(path)]
+    if not begun or attempts(spec, seed=seed, place=place):
         return ""
-    if code.kept(directories[-1]) == code.code_sha256(spec) and (differs := _other_versions(directories[-1])):
+    if code.kept(begun[-1]) == code.code_sha256(spec) and (differs := _other_versions(begun[-1])):
         return differs
-    return code.changed(directories[-1], spec=spec)
+    return code.changed(begun[-1], spec=spec)
 
 
 def _of_any_code(spec: RunSpec, *, seed: int, place: Place) -> list[Path]:
     name = run_key(spec.spec_sha256, seed=seed, device_kind=place.device_kind)
-    return sorted(place.runs.glob(f"*-{name}-a*"), key=attempt)
+    return sorted(directories(place.runs, of=f"*-{name}"), key=attempt)
 
 
 def is_under_way(spec: RunSpec, *, seed: int, place: Place) -> bool:
@@ -164,6 +165,12 @@ def _ended(directory: Path) -> bool:
     """Whether a tuning run, which writes no record, is finished."""
     events = journal.read(directory)
     return bool(events) and events[-1]["event"] == "finished" and not (directory / "record.json").is_file()
+
+
+def directories(runs: Path, *, of: str = "*") -> list[Path]:
+    """The runs' directories in a folder, by name; `of`: a pattern. A copy beside one, such as …-a1.bak, is none."""
+    found = (path for path in runs.glob(f"{of}-a*") if path.name.rpartition("-a")[2].isdecimal())
+    return sorted(path for path in found if path.is_dir())
 
 
 def attempt(directory: Path) -> int:

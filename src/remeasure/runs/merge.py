@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from remeasure.runs import code
-from remeasure.runs.folder import attempt, read_record, refuse_renamed, write_record
+from remeasure.runs.folder import attempt, directories, read_record, refuse_renamed, write_record
 from remeasure.spec.base import InputError
 from remeasure.spec.record import RunRecord
 from remeasure.system import locks
@@ -50,7 +50,7 @@ def _take(directory: Path, *, runs: Path) -> Merged:
     with locks.held_folder(runs, writes=True):  # as where an attempt is begun
         for left in runs.glob(f"{_PREFIX}*"):  # by a merge that was killed
             shutil.rmtree(left, ignore_errors=True)
-        earlier = sorted(runs.glob(f"{name}-a*"), key=attempt)
+        earlier = sorted(directories(runs, of=name), key=attempt)
         same = [each for each in earlier if code.kept(each) == code.kept(directory)]
         taken: Taken = "merged"
         if done := [read_record(each) for each in same if (each / "record.json").is_file()]:

@@ -26,8 +26,15 @@ PACKAGES = {  # whose versions are kept: the names by which they are installed a
     "scipy": "scipy",
 }
 NO_WEIGHTS = ("hydra-core", "mlflow")  # packages that cannot move a weight
-WATCHED = ("src", "conf", "pyproject.toml", "requirements.lock")
+WATCHED = ("src", "conf", "*.py", "pyproject.toml", "requirements.lock", ":(exclude)tests", ":(exclude)docs")
 UNKNOWN = "unknown"
+_AS_PATCH = (
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)  # whatever is configured
 # With one of these set, git would use another repository than the project's.
 MISLEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 
@@ -55,12 +62,14 @@ def revision(root: Path) -> Revision:
 
     An enclosing repository does not count. Raises InputError for a malformed REMEASURE_COMMIT.
     """
-    top, _, commit = _git(root, "rev-parse", "--show-toplevel", "HEAD").strip().rpartition(b"\n")
+    top, _, commit = (_git(root, "rev-parse", "--show-toplevel", "HEAD") or b"").strip().rpartition(b"\n")
     if not top or Path(os.fsdecode(top)).resolve() != root.resolve():
         return _stated()
-    dirty = bool(_git(root, "status", "--porcelain", "--", *WATCHED))
-    diff = _git(root, "diff", "--no-color", "HEAD", "--", *WATCHED).decode(errors="replace")
-    return Revision(commit=commit.decode(), dirty=dirty, diff=diff)
+    status = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *WATCHED)
+    diff = _git(root, "diff", *_AS_PATCH, "HEAD", "--", *WATCHED)
+    if status is None or diff is None:
+        return _stated()
+    return Revision(commit=commit.decode(), dirty=bool(status), diff=diff.decode(errors="replace"))
 
 
 def _stated() -> Revision:
@@ -80,12 +89,12 @@ def _stated() -> Revision:
 def warn_of_unknown(root: Path) -> None:
     """Warn once, on stderr, that records made here cannot name their commit. Raises InputError as `revision`."""
     if revision(root).commit == UNKNOWN:
-        reason = "no git here, or the project is no checkout"
+        reason = "no git here, it failed, or the project is no checkout"
         print(f"commit unknown ({reason}): records say so; REMEASURE_COMMIT=… states it", file=sys.stderr)
 
 
-def _git(root: Path, *arguments: str) -> bytes:
-    """What git prints; nothing where it fails, is missing, or takes more than 30 s."""
+def _git(root: Path, *arguments: str) -> bytes | None:
+    """What git prints; None where it fails, is missing, or takes more than 30 s."""
     environment = {name: value for name, value in os.environ.items() if name not in MISLEADING}
     try:
         done = subprocess.run(
@@ -96,8 +105,8 @@ def _git(root: Path, *arguments: str) -> bytes:
             env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return b""
-    return done.stdout if done.returncode == 0 else b""
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def environment(device: str) -> dict[str, Any]:

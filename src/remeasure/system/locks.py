@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
@@ -74,7 +74,7 @@ class Presence:
         self._path, self._handle = path, refuse_no_file(path).open("a+")
         try:
             while not try_lock(self._handle, fcntl.LOCK_SH, path=path):
-                time.sleep(POLL_SECONDS)  # `orphaned` looks at the file
+                time.sleep(POLL_SECONDS)  # `settle` looks at the file
         except NoLocksError:
             self._handle.close()
             raise
@@ -92,18 +92,17 @@ class Presence:
             return last
 
 
-def orphaned(path: Path) -> Iterator[str]:
-    """Yields the note of a file whose processes were all killed, if any; the file is emptied after the iteration."""
+def settle(path: Path, *, take: Callable[[str], bool]) -> None:
+    """Give the note of a file whose processes were all killed to `take`; the file is emptied if that returns True."""
     with refuse_no_file(path).open("r+") as handle:
-        if try_lock(handle, fcntl.LOCK_EX, path=path) and (note := handle.read()):
-            yield note
+        if try_lock(handle, fcntl.LOCK_EX, path=path) and (note := handle.read()) and take(note):
             handle.truncate(0)
 
 
 def _excludes(path: Path, operation: int) -> bool:
     """Whether an existing lock on the file prevents taking this one now."""
     try:
-        with refuse_no_file(path).open("rb") as handle:
+        with refuse_no_file(path).open("r+b") as handle:  # NFS locks no file that was opened to be read alone
             return not try_lock(handle, operation, path=path)
     except FileNotFoundError:
         return False

@@ -38,6 +38,14 @@ def enter(folder: Path | None = None) -> None:
         raise InputError(f"{named}: holds no {LEDGER}; `remeasure new FOLDER` makes a project that has one")
 
 
+def cache_folder() -> Path:
+    """This package's folder in the user's cache; where the user has no home, in the folder of temporary files."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remeasure"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"remeasure-{os.getuid()}"
+
+
 def project_root() -> Path:
     """The user's project, else the checkout; for an installed wheel, which has none, the working directory."""
     if own := os.environ.get(_OWN_CONF):

@@ -67,9 +67,8 @@ class MlflowObserver(Observer):
         if self.tracker is not None:
             self.sweep_id = self.best_effort.at_once(self.tracker.project_sweep, sweep) or self.sweep_id
 
-    def abandoned(self, campaign: str) -> None:
-        if self.tracker is not None:
-            self.best_effort.at_once(self.tracker.close_campaign, campaign)
+    def abandoned(self, campaign: str) -> bool:
+        return self.tracker is not None and bool(self.best_effort.at_once(self.tracker.close_campaign, campaign))
 
     def close(self) -> None:
         for run in list(self.samplers):

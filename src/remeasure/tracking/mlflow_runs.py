@@ -89,15 +89,13 @@ class Tracker:
         return self.store.experiment_id
 
     def close_campaign(self, campaign: str) -> str:
-        """End a row's parent run that a killed campaign left running; returns its id, or "" where there is none.
+        """End a row's parent run, if a killed campaign left it running; returns `campaign`.
 
         `campaign`: as content.rows.campaign_name gives it.
         """
-        found = self._search({CAMPAIGN_TAG: campaign}, status="RUNNING")
-        if not found:
-            return ""
-        self.store.client.set_terminated(found[0].info.run_id, "KILLED")
-        return str(found[0].info.run_id)
+        for run in self._search({CAMPAIGN_TAG: campaign}, status="RUNNING")[:1]:
+            self.store.client.set_terminated(run.info.run_id, "KILLED")
+        return campaign
 
     def project_records(self, parts: Sequence[SeedResults], *, parent_id: str = "") -> list[str]:
         """Replay the committed records of a row as child runs and return their ids, in order.

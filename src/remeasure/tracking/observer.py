@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -10,8 +10,9 @@ from typing import Literal, Self
 from rich.console import RenderableType
 
 from remeasure.judging.records import SeedResults
-from remeasure.runs.folder import CAMPAIGNS, Outcome, read_record, recorded_run_id, remove_leftovers
+from remeasure.runs.folder import CAMPAIGNS, Outcome, directories, read_record, recorded_run_id, remove_leftovers
 from remeasure.runs.journal import JOURNAL_FILE, Journal, under_way
+from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.record import Event
@@ -102,8 +103,12 @@ class Observer:
     def sweep(self, sweep: Sweep) -> None:
         """A sweep is about to start a job, or has ended; the runs that start from now on are its own."""
 
-    def abandoned(self, campaign: str) -> None:
-        """The processes of a row's campaign (content.rows.campaign_name) were killed."""
+    def abandoned(self, campaign: str) -> bool:  # noqa: ARG002
+        """The processes of a row's campaign (content.rows.campaign_name) were killed.
+
+        Returns whether that is settled; else the next command tells it again.
+        """
+        return False
 
     def say(self, content: RenderableType) -> None:
         """Something for the person at the terminal: a line, or what else rich can print."""
@@ -138,8 +143,12 @@ class Observers(Observer):
     def sweep(self, sweep: Sweep) -> None:
         self._tell("sweep", sweep)
 
-    def abandoned(self, campaign: str) -> None:
-        self._tell("abandoned", campaign)
+    def abandoned(self, campaign: str) -> bool:
+        settled = False
+        for observer in self.each:
+            with self._reported(observer):
+                settled |= observer.abandoned(campaign)
+        return settled
 
     def say(self, content: RenderableType) -> None:
         if all(type(observer).say is Observer.say for observer in self.each):
@@ -176,19 +185,19 @@ class Observers(Observer):
 
         `is_alive`: says of a run's folder whether another machine trains it, whose lock may not be seen here.
         """
-        for path in sorted(runs.glob(f"*/{JOURNAL_FILE}")):
-            if not is_alive(path.parent):
-                self._close_run(path.parent)
+        for directory in directories(runs):
+            if (directory / JOURNAL_FILE).exists() and not is_alive(directory):
+                self._close_run(directory)
         for path in sorted(runs.glob(f"{CAMPAIGNS}/*")):
-            for campaign in locks.orphaned(path):
-                self.abandoned(campaign)
+            locks.settle(path, take=self.abandoned)
 
     def _close_run(self, directory: Path) -> None:
         """Journal that a run whose process was killed is interrupted; pass on a finished one that nobody has kept."""
         if (directory / "record.json").is_file():
-            if not recorded_run_id(directory):
-                self.keep(Outcome(record=read_record(directory), directory=directory, reused=False))
-            remove_leftovers(directory)
+            with suppress(InputError):  # damaged: told where its seed is wanted
+                if not recorded_run_id(directory):
+                    self.keep(Outcome(record=read_record(directory), directory=directory, reused=False))
+                remove_leftovers(directory)
             return
         with locks.held_if_free(directory / "lock") as free:
             if free and under_way(directory):

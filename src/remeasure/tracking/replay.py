@@ -7,7 +7,7 @@ from remeasure.judging.reader import read_row
 from remeasure.judging.records import from_results
 from remeasure.judging.table import verdict_of
 from remeasure.runs import journal
-from remeasure.runs.folder import participants
+from remeasure.runs.folder import directories, participants
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
 from remeasure.system import locks
@@ -32,18 +32,24 @@ def replay(
     with mlflow_store.filled_at_once(mlflow_store.store_uri(project)):
         tracker = mlflow_runs.open_tracker(project)
         Observers([MlflowObserver(project=project, tracker=tracker)]).close_orphans(runs)
-        directories = sorted(path.parent for path in runs.glob(f"*/{journal.JOURNAL_FILE}"))
-        for directory in directories:  # before the records, so that none is replayed beside its own run
-            with locks.held(directory / "lock"):
-                mlflow_models.log_model(tracker.store, directory, run_id=tracker.project(directory))
-        parents = {name: replay_row(row, tracker=tracker, results=results, runs=runs) for name, row in rows.items()}
-        for directory in directories:
-            started = journal.last(journal.read(directory), "started") or {}
-            tracker.project(directory, parent_id=parents.get(started.get("row", ""), ""))
+        campaigns = dict[Path, str]()  # of the runs' directories
+        for directory in directories(runs):  # before the records, so that none is replayed beside its own run
+            started = journal.last(journal.read(directory), "started")
+            with locks.held_if_free(directory / "lock") as free:
+                if free and started:  # else it is being trained, and that process tells MLflow of it
+                    sha256, kind = started["spec_sha256"], started["device_kind"]
+                    campaigns[directory] = campaign_name(started["row"], spec_sha256=sha256, device_kind=kind)
+                    mlflow_models.log_model(tracker.store, directory, run_id=tracker.project(directory))
+        parents = dict[str, str]()
+        for row in rows.values():
+            if standing := _standing(row, results=results, runs=runs):
+                parents[_campaign_of(standing)] = _replay(standing, tracker=tracker)
+        for directory, campaign in campaigns.items():
+            tracker.project(directory, parent_id=parents.get(campaign, ""))
         forget_former(tracker.store)
         tracker.describe(table)
     uri, num_rows = masked(tracker.store.uri), sum(map(bool, parents.values()))
-    say(f"MLflow at {uri} holds {len(directories)} runs of this checkout and the records of {num_rows} rows")
+    say(f"MLflow at {uri} holds {len(campaigns)} runs of this checkout and the records of {num_rows} rows")
 
 
 def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs: Path) -> str:
@@ -51,28 +57,38 @@ def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs:
 
     "" without a record, or while a campaign works on the row: it updates the parent run itself.
     """
+    standing = _standing(row, results=results, runs=runs)
+    return _replay(standing, tracker=tracker) if standing else ""
+
+
+def _standing(row: Row, *, results: Path, runs: Path) -> Standing | None:
+    """How the row's committed record stands; None as in `replay_row`."""
     with held_folder(results):
         group = read_row(results, row=row.name)
     if group is None:
-        return ""
-    sha256, kind = group.records[0].spec_sha256, group.records[0].device_kind
-    campaign = campaign_name(row.name, spec_sha256=sha256, device_kind=kind)
-    if locks.is_shared(participants(runs, campaign=campaign)):
-        return ""
-    parts = from_results(group)
+        return None
     standing = Standing(
         row=row,
-        verdict=verdict_of(row, records=group.records),
+        verdict=verdict_of(row, records=group.records, spec=group.spec),
         num_seeds=len(group.records),
-        spec_sha256=sha256,
-        device_kind=kind,
+        spec_sha256=group.records[0].spec_sha256,
+        device_kind=group.records[0].device_kind,
         measured="committed record",
         state="finished",
         at=max(record.finished_at for record in group.records),
-        seeds=tuple(parts),
+        seeds=tuple(from_results(group)),
         report=results / "report.html",
     )
+    is_measured_now = locks.is_shared(participants(runs, campaign=_campaign_of(standing)))
+    return None if is_measured_now else standing
+
+
+def _campaign_of(standing: Standing) -> str:
+    return campaign_name(standing.row.name, spec_sha256=standing.spec_sha256, device_kind=standing.device_kind)
+
+
+def _replay(standing: Standing, *, tracker: "mlflow_runs.Tracker") -> str:
     parent_id = tracker.project_row(standing)
-    tracker.project_records(parts, parent_id=parent_id)
+    tracker.project_records(standing.seeds, parent_id=parent_id)
     mlflow_models.register(tracker.store, standing)
     return parent_id
