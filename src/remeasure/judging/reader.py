@@ -40,9 +40,12 @@ def read_runs(results: Path, *, row: str) -> list[RunRecord]:
 
 
 def read_specs(results: Path, *, rows: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The specs of those of these rows that have a record. InputError: not YAML."""
-    paths = {row: results / f"specs/{row}.yaml" for row in rows}
-    return {row: decode_yaml(read_bytes(path), name=str(path)) for row, path in paths.items() if path.exists()}
+    """The specs of those of these rows that have a record. InputError: a file is altered, or cannot be read."""
+    measured = [row for row in rows if (results / f"specs/{row}.yaml").exists()]
+    with _faults_in(results):
+        refuse(fault for row in measured for fault in _altered(results, row=row, folder="specs"))
+        names = {row: f"specs/{row}.yaml" for row in measured}
+        return {row: decode_yaml(read_bytes(results / name), name=name) for row, name in names.items()}
 
 
 def read_findings(results: Path, *, row: str) -> list[FoundPoint]:
