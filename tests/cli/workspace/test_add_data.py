@@ -57,6 +57,7 @@ def test_a_run_trains_on_it(here: Command, project: Project) -> None:
     assert "finished before" not in again.stdout
     assert "data insects: its images or labels are not those of conf/data/insects.yaml" not in ended.stderr
     assert "data insects: its images or labels are not those of conf/data/insects.yaml" in again.stderr
+    assert "if the new files are meant, remove conf/data/insects.yaml and add the data again" in again.stderr
 
 
 def test_a_config_is_written_over_none_and_only_into_conf_data(here: Command, project: Project) -> None:
