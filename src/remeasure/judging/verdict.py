@@ -4,8 +4,7 @@ m, s: mean and standard deviation (n-1) of the test accuracy of n independent se
 number; δ: the margin; K: the number of planned looks; alpha_K = (1 - confidence)/K.
 
     s ← max(s, 100/(num_test·√12)): accuracy comes in steps of 100/num_test; one uniform step has this sd
-    h = t(n-1, 1-alpha_K)·s/√n        [L, U] = [m-h, m+h], two-sided of level 100(1-2·alpha_K) %; L ← max(L, 0) and
-                                      U ← min(U, 100), as no mean of percentages lies outside
+    h = t(n-1, 1-alpha_K)·s/√n        [L, U] = [m-h, m+h], two-sided of level 100(1-2·alpha_K) %
 
     reproduced    L ≥ p-δ and U ≤ p+δ    two one-sided tests (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657)
     exceeds       L > p+δ                one-sided t-test (Student 1908)
@@ -164,16 +163,14 @@ def _decide(summary: Verdict, *, published_percent: float, rule: Rule) -> Verdic
 
 
 def _interval(summary: Verdict, *, num_seeds: int, rule: Rule) -> tuple[float, float]:
-    """[m-h, m+h] between 0 and 100, with h = t(n-1, 1-alpha_K)·s/√n if `num_seeds` seeds had this mean and sd; [m, m]
-    without an sd.
-    """
+    """[m-h, m+h] with h = t(n-1, 1-alpha_K)·s/√n if `num_seeds` seeds had this mean and sd; [m, m] without an sd."""
     mean, sd = summary.mean_percent, summary.sd_percent
     assert mean is not None  # a look has at least one seed
     if sd is None:
         return mean, mean
     alpha = (1 - rule.confidence) / len(rule.looks)
     half_width = float(stdtrit(num_seeds - 1, 1 - alpha)) * sd / math.sqrt(num_seeds)
-    return max(mean - half_width, 0.0), min(mean + half_width, 100.0)
+    return mean - half_width, mean + half_width
 
 
 def _placed(interval: tuple[float, float], *, published_percent: float, rule: Rule) -> tuple[VerdictName, str]:
