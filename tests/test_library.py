@@ -61,6 +61,11 @@ def test_runs_of_several_threads_are_those_of_one_after_another(capsys: pytest.C
 
 
 @pytest.mark.usefixtures("root")
+def test_one_override_may_be_a_string() -> None:
+    assert remeasure.compose("seed=3").seed == 3
+
+
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
     ("override", "said"),
     [

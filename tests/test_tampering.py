@@ -200,6 +200,19 @@ def test_data_that_change_after_the_plan_are_never_scored_under_its_fingerprint(
     assert not list(tmp_path.rglob("record.json"))
 
 
+def drawn(*arguments: Any) -> Split:
+    split = catalog.READERS["digits"](*arguments)
+    split.images[0] ^= np.frombuffer(os.urandom(64), np.uint8).reshape(1, 8, 8)
+    return split
+
+
+def test_a_reader_from_outside_that_returns_other_images_each_time_is_named(tmp_path: Path) -> None:
+    spec = trained.spec("recipe.epochs_total=1")
+    spec = replace(spec, data=replace(spec.data, source=f"{__name__}:drawn"))
+    with pytest.raises(InputError, match=r":drawn returns other images or labels than when the run was planned"):
+        trained.run(spec, tmp_path)
+
+
 # ---------------------------------------------------------------- half a download
 
 

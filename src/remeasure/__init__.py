@@ -27,7 +27,7 @@ def compose(overrides: Sequence[str] = ()) -> "Config":
 
     paths.enter()
     with errors.as_input_errors():
-        return compose.compose(overrides)
+        return compose.compose([overrides] if isinstance(overrides, str) else overrides)
 
 
 def run(config: "Config") -> "Outcome":
@@ -74,7 +74,7 @@ def load(run: str | Path) -> "Classifier":
 def judge(
     accuracies: Sequence[float | str],
     *,
-    published: float,
+    published: float | str,
     margin: float,
     confidence: float = 0.95,
     looks: Sequence[int] | None = None,

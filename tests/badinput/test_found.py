@@ -80,7 +80,7 @@ def test_yaml_that_nobody_can_read_is_named(content: bytes) -> None:
 def test_the_config_of_data_is_named_where_it_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/odd.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"odd\.yaml: not valid YAML"):
+    with pytest.raises(InputError, match=r"odd\.yaml: not valid YAML \(.*; save the file as UTF-8\)"):
         catalog.read_config("odd", conf_dirs=[tmp_path])
 
 

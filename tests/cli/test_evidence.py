@@ -49,12 +49,23 @@ def test_looks_and_the_number_of_images_count(here: Command, tmp_path: Path) -> 
         (("0.3", "0.93", "0.94"), "accuracies: expected percent, such as 93.00, got 0.93"),
         (("0.3", "93.12", "93.2", "--num-test", "500"), "accuracies: 93.12 % is no share of 500 test images"),
         (("0", "93.1", "93.2"), "margin_pp: expected percentage points above 0, got 0.0"),
+        (("0.3", "93.1", "93.2", "--published", "0.93"), "published: expected percent, such as 93.00, got 0.93"),
+        (("0.3", "93.1", "93.2", "--published", "0"), "published: expected percent, such as 0, got 0"),
+        (("0.3", "93.1", "93.2", "--published", "x"), "published: expected percentages from 0 to 100, got x"),
         (("wide", "93.1", "93.2"), "argument --margin: invalid float value: 'wide' (`remeasure judge --help`)"),
         (("0.3", "93.1", "93.2", "--looks", "5,2"), "looks: expected rising numbers of seeds, got [5, 2]"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, here: Command, tmp_path: Path) -> None:
     assert here(Project(root=tmp_path), "remeasure", "judge", *ASKED, *arguments) == (2, "", f"{said}\n")
+
+
+def test_numbers_may_be_text_with_a_percent_sign_and_metrics_have_short_names(here: Command, tmp_path: Path) -> None:
+    accuracies = ["6.9%", "7.2 %", "6.6"]
+    asked = ("--metric", "error", "--published", "7.0%", "--margin", "1.5")
+    ended = here(Project(root=tmp_path), "remeasure", "judge", *asked, *accuracies)
+    verdict = remeasure.judge(accuracies, published="7.0", margin=1.5, metric="error_percent")
+    assert ended == (0, f"{verdict.verdict}: 6.900 ± 0.300 % (n = 3); {verdict.reason}\n", "")
 
 
 def test_two_folders_compared_end_with_1_where_a_row_differs(here: Command, tmp_path: Path) -> None:
@@ -71,6 +82,23 @@ def test_two_folders_compared_end_with_1_where_a_row_differs(here: Command, tmp_
     assert lines[0].startswith(f"{ROW}: different: 95.000 % (4 seeds) and 92.500 %")
     assert lines[1:] == ["  commit: c0ffee → decaf"]
     assert none == (2, "", f"{tmp_path}: no results folder; it has no runs/\n")
+
+
+def test_a_project_in_place_of_its_results_or_rows_without_a_match_are_no_success(
+    here: Command, tmp_path: Path
+) -> None:
+    publish(tmp_path / "a", row=ROW, files=seeds(0, 2).to_files())
+    publish(tmp_path / "mine/results", row=ROW, files=seeds(0, 2).to_files())
+    (tmp_path / "b/runs").mkdir(parents=True)
+    (tmp_path / "mine/runs").mkdir()
+    project, other = (
+        here(Project(root=tmp_path), "remeasure", "compare", str(tmp_path / "a"), str(tmp_path / name))
+        for name in ("mine", "b")
+    )
+    folder = tmp_path / "mine"
+    assert project == (2, "", f"{folder}: a project, not its results folder; name {folder}/results\n")
+    assert (other.status, other.stdout.count("not compared")) == (2, 1)
+    assert other.stderr == f"no row of {tmp_path / 'a'} could be compared with one of {tmp_path / 'b'}\n"
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,15 @@
 """What a run starts from is looked for before anything is trained or fetched."""
 
 import inspect
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Generator, nn
 
 from remeasure.config import resolve
 from remeasure.config.compose import compose
@@ -67,6 +71,49 @@ def test_a_network_that_is_frozen_as_a_whole_is_refused_before_training(monkeypa
     monkeypatch.setitem(registry.BUILDERS, "logistic_regression", frozen)
     with pytest.raises(InputError, match="model: logreg has nothing to train: none of its parameters requires"):
         resolve.network_of(compose(["model=logreg", "data=digits"]))
+
+
+def linear(*, image_shape: tuple[int, int, int], num_classes: int, generator: Generator) -> nn.Module:
+    layer = nn.Linear(math.prod(image_shape), num_classes)
+    nn.init.normal_(layer.weight, generator=generator)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def seedless(*, image_shape: tuple[int, int, int], num_classes: int, generator: Generator) -> nn.Module:
+    generator.manual_seed(int.from_bytes(os.urandom(4)))
+    return linear(image_shape=image_shape, num_classes=num_classes, generator=generator)
+
+
+def fixed(*, image_shape: tuple[int, int, int], num_classes: int, generator: Generator) -> nn.Module:
+    torch.manual_seed(0)
+    generator.manual_seed(0)
+    return linear(image_shape=image_shape, num_classes=num_classes, generator=generator)
+
+
+def constant(*, image_shape: tuple[int, int, int], num_classes: int, generator: Generator) -> nn.Module:
+    network = linear(image_shape=image_shape, num_classes=num_classes, generator=generator)
+    for weight in network.parameters():
+        nn.init.zeros_(weight)
+    return network
+
+
+def own(builder: Callable[..., nn.Module]) -> Config:
+    return compose(
+        ["model=logreg", "data=digits", f"model.builder={__name__}:{builder.__name__}", "~model.options.initialisation"]
+    )
+
+
+def test_a_builder_whose_weights_follow_from_no_seed_is_refused() -> None:
+    with pytest.raises(InputError, match=r":seedless makes another 1\.weight at each call of one seed; draw from"):
+        resolve.network_of(own(seedless))
+
+
+@pytest.mark.parametrize(("builder", "told"), [(fixed, True), (linear, False), (constant, False)])
+def test_a_builder_that_draws_the_same_weights_for_each_seed_is_told(
+    builder: Callable[..., nn.Module], told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve.network_of(own(builder))
+    assert ("makes the same weights for each seed" in capsys.readouterr().err) is told
 
 
 @pytest.mark.parametrize("engine", ["batched", "numpy"])

@@ -95,6 +95,40 @@ def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path, "test").images[0, 0], GREY["train"][1])
 
 
+def test_grey_of_16_bits_is_divided_by_257(tmp_path: Path) -> None:
+    for split in catalog.SPLITS:
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.fromarray(GREY[split][0].astype(np.uint16) * 257).save(tmp_path / split / "a/0.png")
+    assert folder.shape(tmp_path, pixels=None) == (1, 6, 5)
+    for split in catalog.SPLITS:
+        assert np.array_equal(read(tmp_path, split).images[0, 0], GREY[split][0])
+
+
+def name_classes_in_lists(place: Path) -> None:
+    """With a byte order mark, semicolons and blanks, as spreadsheets write them."""
+    write_lists(place)
+    for split in catalog.SPLITS:
+        path = place / f"{split}.csv"
+        lines = (line.split(",") for line in path.read_text().splitlines()[1:])
+        named = [f"{image}; {CLASSES[int(label)]}\n" for image, label in lines]
+        path.write_text("".join(["path; label\n", *named]), encoding="utf-8-sig")
+
+
+def name_classes_in_arrays(place: Path) -> None:
+    for split in catalog.SPLITS:
+        np.savez(place / f"{split}.npz", images=IMAGES[split], labels=np.array(CLASSES)[LABELS[split]])
+
+
+@pytest.mark.parametrize("write", [name_classes_in_lists, name_classes_in_arrays])
+def test_labels_can_be_the_names_of_the_classes(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    assert folder.class_names(tmp_path) == CLASSES
+    for split in catalog.SPLITS:
+        found = read(tmp_path, split)
+        assert np.array_equal(found.images, IMAGES[split])
+        assert np.array_equal(found.labels, LABELS[split])
+
+
 DIGITS = catalog.read_config("digits", conf_dirs=paths.conf_dirs())
 SPEC = dataclasses.replace(
     DIGITS, source="folder/mine/set", num_classes=3, image_shape=SHAPE, num_train=6, num_test=4, known_copies={}
@@ -128,7 +162,17 @@ def lose_labels(place: Path) -> None:
 
 def name_no_label(place: Path) -> None:
     write_lists(place)
-    (place / "train.csv").write_text("path,label\nall/train0.png,ant\n")
+    (place / "train.csv").write_text("path,label\nall/train0.png, \n")
+
+
+def name_another_class(place: Path) -> None:
+    write_lists(place)
+    (place / "test.csv").write_text("path,label\nall/test0.png,ant\n")
+
+
+def use_another_encoding(place: Path) -> None:
+    write_lists(place)
+    (place / "train.csv").write_text("path,label\nall/train0.png,frelon géant\n", encoding="latin-1")
 
 
 def name_no_column(place: Path) -> None:
@@ -155,6 +199,67 @@ def add_a_class(place: Path) -> None:
 def use_floats(place: Path) -> None:
     for split in IMAGES:
         np.savez(place / f"{split}.npz", images=IMAGES[split] / 255, labels=LABELS[split])
+
+
+def use_16_bits(place: Path) -> None:
+    for split in IMAGES:
+        np.savez(place / f"{split}.npz", images=IMAGES[split].astype(np.uint16) * 257, labels=LABELS[split])
+
+
+def use_no_number(place: Path) -> None:
+    np.savez(place / "train.npz", images=np.where(IMAGES["train"] == 7, np.nan, 0.5), labels=LABELS["train"])
+
+
+def use_other_names(place: Path) -> None:
+    np.savez(place / "train.npz", x=IMAGES["train"], y=LABELS["train"])
+
+
+def lose_a_label(place: Path) -> None:
+    np.savez(place / "train.npz", images=IMAGES["train"], labels=LABELS["train"][1:])
+
+
+def lose_all_test_images(place: Path) -> None:
+    write_npz(place)
+    np.savez(place / "test.npz", images=IMAGES["test"][:0], labels=LABELS["test"][:0])
+
+
+def cut_arrays(place: Path) -> None:
+    write_npz(place)
+    (place / "train.npz").write_bytes((place / "train.npz").read_bytes()[:300])
+
+
+def damage_arrays(place: Path) -> None:
+    np.savez_compressed(place / "train.npz", images=IMAGES["train"], labels=LABELS["train"])
+    content = bytearray((place / "train.npz").read_bytes())
+    content[100:120] = bytes(20)
+    (place / "train.npz").write_bytes(content)
+
+
+def damage_idx(place: Path) -> None:
+    write_packed_idx(place)
+    (place / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip file")
+
+
+def use_numbers_without_range(place: Path) -> None:
+    write_classes(place)
+    Image.fromarray(GREY["train"][0].astype(np.float32)).save(place / "train/ant/99.tif")
+
+
+def use_capitals(place: Path) -> None:
+    write_classes(place)
+    (place / "train").rename(place / "Train")
+
+
+def nest(place: Path) -> None:
+    (place / "inner").mkdir()
+    write_classes(place / "inner")
+
+
+def nest_in_classes(place: Path) -> None:
+    write_classes(place)
+    (place / "train").rename(place / "images")
+    (place / "train/ant").mkdir(parents=True)
+    (place / "images").rename(place / "train/ant/images")
 
 
 def use_one_hot(place: Path) -> None:
@@ -203,22 +308,37 @@ def save_no_names(place: Path) -> None:
 
 
 FAULTS = {
-    mix_labels: "some pictures have a label of their own (.cls), and others only the folder's name",
+    mix_labels: "some pictures have a number as their label, and others the name of a class",
     label_by_name: "train-3.tar, a.png: expected a label in a.cls, or a folder as its class; got 'ant'",
     label_nothing: "train-3.tar, a.png: expected a label in a.cls, or a folder as its class; there is none",
     compress_a_shard: "train-000000.tar: no tar archive that can be read, without compression",
     cut_a_saved_file: "train: no data set that `datasets` has saved (",
     save_no_names: "train: expected one feature ClassLabel, got none",
     lose_labels: "train-labels-idx1-ubyte is missing, or train-labels-idx1-ubyte.gz",
-    name_no_label: "train.csv, line 2: expected a label such as 3, got 'ant'",
+    name_no_label: "train.csv, line 2: expected a label such as 3 or cat, got none",
+    name_another_class: "test.csv: classes without training images: ant",
+    use_another_encoding: "train.csv: not in UTF-8",
     name_no_column: "train.csv: expected the columns path and label, got file, class",
     name_no_file: "nothing.png: no picture that can be read",
     cut_a_picture: "02.png: no picture that can be read",
     add_a_class: "test: classes without training images: dog",
-    use_floats: "expected images (N, H, W) uint8, or with 1 or 3 channels besides; got (6, 3, 6, 5) float64",
+    use_floats: "expected images (N, H, W) uint8, or with 1 or 3 channels besides; got (6, 3, 6, 5) float64 "
+    "from 0 to 1; store (255 * images).round().astype(np.uint8)",
+    use_16_bits: "; store (images scaled to 0..255).round().astype(np.uint8)",
+    use_no_number: "float64, some of them NaN or infinite",
+    use_other_names: "train.npz: expected arrays images and labels, got x, y",
+    lose_a_label: "expected a label for each train image, got 6 and 5",
+    lose_all_test_images: "expected a label for each test image, got 0 and 0",
+    cut_arrays: "train.npz: damaged or cut off (",
+    damage_arrays: "train.npz: damaged or cut off (",
+    damage_idx: "train-images-idx3-ubyte.gz: not a gzip file, or damaged",
+    use_numbers_without_range: "99.tif: expected 8 or 16 bits a channel, got PIL's mode F",
+    use_capitals: "no train images, but Train, test; expected",
+    nest: "inner the data set? Then name that path)",
+    nest_in_classes: "no train images, but test, train with train/ant/images/",
     use_one_hot: "expected labels (N,) of whole numbers, got (6, 3) int64",
     use_objects: "train.npz: expected arrays images and labels without objects",
-    leave_empty: "no train images; expected train-images-idx3-ubyte and its three companions",
+    leave_empty: "no train images, but train; expected train-images-idx3-ubyte and its three companions",
 }
 
 
@@ -234,3 +354,10 @@ def test_what_is_wrong_is_named(spoil: Callable[[Path], None], tmp_path: Path) -
 def test_only_what_lies_below_the_data_root_is_read(source: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected folder/PATH with a path below the data root"):
         folder.place(source, root=tmp_path)
+
+
+def test_a_data_set_may_be_a_link_below_the_data_root(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/mine").symlink_to(tmp_path / "elsewhere")
+    assert folder.place("folder/mine", root=tmp_path / "root").samefile(tmp_path / "elsewhere")

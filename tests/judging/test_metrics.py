@@ -168,7 +168,7 @@ def test_each_metric_and_each_class_is_told_from_the_stored_predictions(
     values = [by_scikit_learn(outcome) for outcome in outcomes]
     for metric in METRICS:
         mean = statistics.fmean(each[metric] for each in values)
-        sd = statistics.stdev(each[metric] for each in values)
+        sd = max(statistics.stdev(each[metric] for each in values), 100 / (len(labels()) * 12**0.5))
         assert f"{metrics.METRICS[metric].title}: {mean:.3f} ± {sd:.3f} %" in lines
     recalls = [float(line.split()[2]) for line in lines if line.startswith("class ")]
     assert statistics.fmean(recalls) == pytest.approx(

@@ -158,6 +158,20 @@ def test_a_missing_file_is_named(project: Project, name: str) -> None:
     assert_names(project.verify(), name)
 
 
+def test_tables_that_are_not_rebuilt_yet_are_told_with_the_command(project: Project) -> None:
+    """As after `remeasure measure` alone."""
+    for name in ("table.csv", "report.html"):
+        (project.results / name).unlink()
+    readme = project.root / "README.md"
+    readme.write_text(readme.read_text().replace("| verdict |", "| Verdict |"))
+    report = project.verify()
+    assert {"report.html: not built yet", "table.csv: not built yet", "README.md: FAULTY"} <= set(report.lines)
+    command = "`remeasure table` (in a checkout `make report`) rebuilds it"
+    for path in (readme, project.results / "table.csv", project.results / "report.html"):
+        assert any(fault.startswith(f"{path}") and fault.endswith(f"; {command}") for fault in report.faults), path
+    assert not any("b'" in fault for fault in report.faults)
+
+
 def test_a_missing_header_of_an_unmeasured_row_is_named(project: Project) -> None:
     (project.results / "runs/other-shapes.csv").unlink()
     assert_names(project.verify(), "runs/other-shapes.csv: expected a file")

@@ -13,7 +13,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from remeasure.models.registry import BUILDERS, build, first_layer_weights, num_trainable, refuse_logits
+from remeasure.models.registry import (
+    BUILDERS,
+    build,
+    drawn_otherwise,
+    first_layer_weights,
+    num_trainable,
+    refuse_logits,
+)
 from remeasure.spec.base import InputError
 from remeasure.spec.run import ModelSpec
 
@@ -215,7 +222,7 @@ def test_a_function_that_is_no_builder_is_told_what_a_builder_is(
     with pytest.raises(InputError) as refused:
         build(spec, image_shape=(1, 8, 8), num_classes=2, generator_seed=0)
     assert refused.value.faults == (
-        f"model.builder: own {says}; expected def net(*, image_shape, num_classes, generator, channels: list[int]) "
+        f"model.builder: own {says}; expected def net(*, image_shape, num_classes, generator, channels: int) "
         "-> nn.Module",
     )
 
@@ -235,6 +242,40 @@ def test_a_builder_from_outside_that_raises_is_named_with_its_line() -> None:
 
 def raises(*, image_shape: object, num_classes: int, generator: object, channels: int) -> nn.Module:  # noqa: ARG001
     raise ZeroDivisionError("division by zero")
+
+
+def lazy(*, image_shape: object, num_classes: int, generator: object) -> nn.Module:  # noqa: ARG001
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def test_lazy_layers_get_their_shapes_and_weights_from_the_seed() -> None:
+    spec = ModelSpec(name="x", builder=f"{__name__}:lazy", options={})
+    first, again, other = (build(spec, image_shape=(1, 8, 8), num_classes=3, generator_seed=seed) for seed in (1, 1, 2))
+    assert first.training
+    assert num_trainable(first) == 4 * 9 + 4 + 8 + 4 * 36 * 3 + 3
+    assert drawn_otherwise(first, again) == []
+    assert drawn_otherwise(first, other) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+
+
+def eager(*, image_shape: object, num_classes: int, generator: object) -> nn.Module:  # noqa: ARG001
+    return nn.Flatten()
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "says"),
+    [
+        (f"{__name__}.eager", {}, f"or give {__name__}:eager"),
+        ("my_net.py:build", {}, "expected module:name, got 'my_net.py:build'; write my_net:build"),
+        (f"{__name__}:eager", {"channels": 3}, f"unknown; {__name__}:eager takes no options"),
+    ],
+)
+def test_what_is_wrong_with_a_builder_s_name_or_options_is_told(
+    builder: str, options: dict[str, int], says: str
+) -> None:
+    spec = ModelSpec(name="x", builder=builder, options=options)
+    with pytest.raises(InputError) as refused:
+        build(spec, image_shape=(1, 8, 8), num_classes=2, generator_seed=0)
+    assert refused.value.faults[0].endswith(says)
 
 
 class Doubled(nn.Module):

@@ -21,9 +21,11 @@ def judge(arguments: Sequence[str]) -> int:
     """Print the verdict, and why; returns the exit status. InputError: as in `judge_accuracies`."""
     parser = Parser(prog="remeasure judge", description="The verdict on accuracies that somebody else measured.")
     parser.add_argument("accuracies", nargs="+", help="in percent, one for each independent seed, in their order")
-    parser.add_argument("--published", type=float, required=True, help="the published number in percent")
-    metric_help = "what all these numbers are (default: accuracy_percent)"
-    parser.add_argument("--metric", choices=get_args(Metric), default="accuracy_percent", help=metric_help)
+    parser.add_argument("--published", required=True, help="the published number in percent")
+    metric_help = "what all these numbers are (default: accuracy_percent); error, top5 and macro-f1 are short names"
+    parser.add_argument(
+        "--metric", type=_metric, choices=get_args(Metric), default="accuracy_percent", help=metric_help
+    )
     parser.add_argument("--margin", type=float, required=True, help="in percentage points")
     parser.add_argument("--confidence", type=float, default=0.95, help="default: 0.95")
     looks_help = "planned numbers of seeds at which it is judged, such as 5,10,20 (default: once, at all)"
@@ -44,6 +46,11 @@ def _parted(text: str) -> list[str]:
     return parts if all("." in part for part in parts) else [text.rstrip(",")]
 
 
+def _metric(text: str) -> str:
+    """The ledger's name of a metric; `add-row` has its options without the unit."""
+    return f"{text.removesuffix('_percent').replace('-', '_')}_percent"
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(map(int, text.split(",")))
@@ -52,7 +59,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """Print a line for each row; exit status 1 where one differs. InputError: no results, or damaged ones."""
+    """Print a line for each row; exit status 1 where one differs. InputError: no results, or damaged ones, or none that
+    could be compared.
+    """
     parser = Parser(prog="remeasure compare", description="Two results folders, of other machines or commits, by row.")
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
@@ -63,6 +72,8 @@ def compare(arguments: Sequence[str]) -> int:
     rows = compare_folders(given.first, given.second, confidence=given.confidence)
     for row in rows:
         print("\n  ".join((f"{row.row}: {row.outcome}: {row.evidence}", *row.differences)))
+    if all(row.outcome == "not compared" for row in rows):
+        raise InputError(f"no row of {given.first} could be compared with one of {given.second}")
     return EXIT_FAILED if any(row.outcome == "different" for row in rows) else 0
 
 

@@ -132,7 +132,7 @@ def _summary(outcome: Outcome, *, row: Row | None, departures: Sequence[str], sp
         published = row.published
         gap, there = here - published.percent, f"{published.percent:.{published.num_digits}f} %{unit(row)}"
         claim = f"{row.name}: published {there}, here {here:.3f} %"
-        decides = f"`make reproduce ROWS={row.name}` decides"
+        decides = f"`{paths.command('reproduce')} {row.name}` decides"
         yield f"{claim}, gap {gap:+.3f} points ({'' if row.mode == 'evaluate' else 'one seed; '}{decides})"
     if row and departures:
         done = "evaluated" if row.mode == "evaluate" else "trained"

@@ -1,5 +1,6 @@
 """What a run starts from: its data and its weights, found and fingerprinted before anything is trained."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,15 +58,29 @@ def identify(
 
 def network_of(config: Config) -> "nn.Module":
     """The config's network, its weights of no seed. Raises InputError where it cannot be built, has nothing to train,
-    cannot take the sizes of images that the recipe begins with or, from a builder outside this package, has no logits.
+    cannot take the sizes of images that the recipe begins with or, from a builder outside this package, has no logits,
+    or weights that do not follow from a seed. Tells where they are the same for each seed.
     """
     from remeasure.models import registry  # torch: seconds to import
 
     shape = config.input_shape
-    network = registry.build(config.model, image_shape=shape, num_classes=config.data.num_classes, generator_seed=0)
-    if ":" in config.model.builder:
-        num_classes = config.data.num_classes
-        registry.refuse_logits(network, builder=config.model.builder, image_shape=shape, num_classes=num_classes)
+    num_classes, builder = config.data.num_classes, config.model.builder
+
+    def built(seed: int) -> "nn.Module":
+        return registry.build(config.model, image_shape=shape, num_classes=num_classes, generator_seed=seed)
+
+    network = built(0)
+    if ":" in builder and isinstance(config.recipe, Recipe):
+        if changed := registry.drawn_otherwise(network, built(0)):
+            raise InputError(
+                f"model.builder: {builder} makes another {changed[0]} at each call of one seed; draw from `generator`, "
+                "or leave weights to torch, whose own generator is seeded"
+            )
+        if not registry.is_constant(network) and not registry.drawn_otherwise(network, built(1)):
+            same = "its seeds differ in nothing but the order of images and their augmentation"
+            print(f"model.builder: {builder} makes the same weights for each seed: {same}", file=sys.stderr)
+    if ":" in builder:
+        registry.refuse_logits(network, builder=builder, image_shape=shape, num_classes=num_classes)
     if isinstance(config.recipe, Recipe) and not registry.num_trainable(network):
         raise InputError(f"model: {config.model.name} has nothing to train: none of its parameters requires a gradient")
     if isinstance(config.recipe, Recipe) and config.recipe.resolution:

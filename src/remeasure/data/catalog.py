@@ -130,7 +130,8 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
     loaded = _read(spec, split, root=root, fetch=fetch)
     expected = (spec.num_train if split == "train" else spec.num_test, *spec.image_shape)
     if loaded.images.shape != expected:
-        raise InputError(f"data {spec.name}: expected {split} images {expected}, got {loaded.images.shape}")
+        got = f"{loaded.images.shape}{if_meant(spec)}"
+        raise InputError(f"data {spec.name}: expected {split} images {expected}, got {got}")
     if len(loaded.labels) != len(loaded.images):
         raise InputError(f"data {spec.name}: {len(loaded.images)} {split} images, but {len(loaded.labels)} labels")
     if (least := int(loaded.labels.min(initial=0))) < 0:
@@ -141,6 +142,13 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
             f"labels reach {most}, and begin with 0"
         )
     return loaded
+
+
+def if_meant(spec: DataSpec) -> str:
+    """What to do about files that have changed since `add-data` has read them."""
+    if not spec.source.startswith(layouts.PREFIX):
+        return ""
+    return f"; if the new files are meant, remove conf/data/{spec.name}.yaml and add the data again"
 
 
 def _read(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool) -> Split:

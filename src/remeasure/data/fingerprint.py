@@ -52,7 +52,8 @@ def departure(spec: DataSpec, data_sha256: str) -> str:
         return ""
     return (
         f"data {spec.name}: its images or labels are not those of conf/data/{spec.name}.yaml (fingerprint "
-        f"{data_sha256[:12]}, there {expected[:12]}); what is measured on them is marked `data_official: unknown`"
+        f"{data_sha256[:12]}, there {expected[:12]}); what is measured on them is marked `data_official: unknown`."
+        f"{catalog.if_meant(spec)}"
     )
 
 

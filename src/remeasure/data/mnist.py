@@ -52,7 +52,10 @@ def _fetch(stem: str, *, root: Path, files_md5: dict[str, str], fetch: bool) -> 
 
 def parse(content: bytes, *, path: Path) -> np.ndarray:
     """The array in an IDX file of this content, gzipped if its name ends in .gz; writable, as torch wants it."""
-    unpacked = unpack(content) if path.suffix == ".gz" else bytearray(content)
+    try:
+        unpacked = unpack(content) if path.suffix == ".gz" else bytearray(content)
+    except zlib.error as error:
+        raise InputError(f"{path}: not a gzip file, or damaged ({error})") from None
     return parse_idx(unpacked, name=str(path))
 
 

@@ -112,6 +112,8 @@ def compare_folders(first: Path, second: Path, *, confidence: float) -> list[Com
     """Each row that one of two results folders has a record of. InputError: no such folder, or faulty files."""
     names = set[str]()
     for results in (first, second):
+        if (inside := results / "results").is_dir():
+            raise InputError(f"{results}: a project, not its results folder; name {inside}")
         if not (results / "runs").is_dir():
             raise InputError(f"{results}: no results folder; it has no runs/")
         names |= {path.stem for path in (results / "runs").glob("*.csv")}

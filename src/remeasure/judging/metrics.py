@@ -1,5 +1,6 @@
 """The metric that a row's claim is about: its value of a seed, in percent, and the evidence that `judge` takes."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def _images(record: RunRecord, *, metric: Metric) -> float | None:
 
 
 def told(row: Row, *, group: RowResults | None, split: TestSplit | None) -> Iterator[str]:
-    """A line for each metric of a row's predictions, mean and sample sd over its seeds, and for each class its recall;
+    """A line for each metric of a row's predictions, mean and floored sd over its seeds, and for each class its recall;
     or why there is none.
     """
     if group is None or not len(group.seeds):
@@ -89,17 +90,23 @@ def _told(group: RowResults, *, labels: Array, classes: Sequence[str]) -> Iterat
             whole = len(labels) if meaning.is_share else 1
             percents = [100 * seed[meaning.column] / whole for seed in seeds]
             told = [100 - each for each in percents] if metric == "error_percent" else percents
-            yield f"{meaning.title}: {_spread(told)}"
+            yield f"{meaning.title}: {_spread(told, num_test=len(labels))}"
     calibrated = calibration(group.predicted, confidence=group.confidence, labels=labels)
     yield f"expected calibration error: {calibrated.ece_percent:.3f} %"
     for number in np.unique(labels).tolist():
         recalls = 100 * np.mean(group.predicted[:, labels == number] == number, axis=1)
-        yield f"class {classes[number] if classes else number}: {_spread(recalls.tolist())}"
+        spread = _spread(recalls.tolist(), num_test=int(np.count_nonzero(labels == number)))
+        yield f"class {classes[number] if classes else number}: {spread}"
 
 
-def _spread(percents: Sequence[float]) -> str:
-    sd = f" ± {statistics.stdev(percents):.3f}" if len(percents) > 1 else ""
+def _spread(percents: Sequence[float], *, num_test: int) -> str:
+    sd = f" ± {floored_sd(percents, num_test=num_test):.3f}" if len(percents) > 1 else ""
     return f"{statistics.fmean(percents):.3f}{sd} %"
+
+
+def floored_sd(percents: Sequence[float], *, num_test: int) -> float:
+    """The sample standard deviation, at least that of one step of 100/num_test: 100/(num_test·√12)."""
+    return max(statistics.stdev(percents), 100 / (num_test * math.sqrt(12)))
 
 
 def of_predictions(predicted: Array, *, labels: Array, top5: Array | None) -> dict[str, float]:

@@ -26,7 +26,7 @@ from typing import Literal
 
 from scipy.special import stdtr, stdtrit
 
-from remeasure.judging.metrics import METRICS
+from remeasure.judging.metrics import METRICS, floored_sd
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import PARAMS_TEXT, Evidence, Metric, Rule, Verdict, VerdictName
 
@@ -76,7 +76,7 @@ def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdic
 def judge_accuracies(
     accuracies: Sequence[float | str],
     *,
-    published: float,
+    published: float | str,
     margin: float,
     confidence: float = 0.95,
     looks: Sequence[int] | None = None,
@@ -93,11 +93,12 @@ def judge_accuracies(
     """
     if len(accuracies) < 2:
         raise InputError(f"accuracies: expected 2 or more, for a standard deviation, got {len(accuracies)}")
-    printed = [_percentage(value) for value in accuracies]
-    if max(printed) <= 1 < published and metric != "error_percent":
-        raise InputError(f"accuracies: expected percent, such as {100 * printed[0]}, got {printed[0]}")
-    if not 0 < published <= 100:
-        raise InputError(f"published: expected a percentage in (0, 100], got {published}")
+    printed, claimed = [_percentage(value) for value in accuracies], _percentage(published, name="published")
+    for name, values in {"accuracies": printed, "published": [claimed]}.items():
+        if max(values) <= 1 and metric != "error_percent":
+            raise InputError(f"{name}: expected percent, such as {100 * values[0]}, got {values[0]}")
+    if not claimed:
+        raise InputError("published: expected a percentage in (0, 100], got 0")
     num_steps = 100 * 10 ** max(0, *(-int(value.as_tuple().exponent) for value in printed))
     if num_test is not None and not METRICS[metric].is_share:
         raise InputError(f"num_test: {METRICS[metric].title} is no share of test images; leave it out")
@@ -111,18 +112,18 @@ def judge_accuracies(
     try:
         rule = Rule(margin_pp=margin, confidence=confidence, looks=tuple(looks or [len(printed)]))
         counts = {seed: round(value * num_steps / 100) for seed, value in enumerate(printed)}
-        return judge(Evidence(num_correct=counts, num_test=num_steps), published_percent=published, rule=rule)
+        return judge(Evidence(num_correct=counts, num_test=num_steps), published_percent=float(claimed), rule=rule)
     except ValueError as error:
         raise InputError(*str(error).splitlines()) from None
 
 
-def _percentage(value: float | str) -> Decimal:
+def _percentage(value: float | str, *, name: str = "accuracies") -> Decimal:
     try:
-        number = Decimal(str(value))
+        number = Decimal(str(value).removesuffix("%").rstrip())
     except InvalidOperation:
         number = Decimal("nan")
     if not (number.is_finite() and 0 <= number <= 100):
-        raise InputError(f"accuracies: expected percentages from 0 to 100, got {value}")
+        raise InputError(f"{name}: expected percentages from 0 to 100, got {value}")
     return number
 
 
@@ -147,12 +148,8 @@ def _leading_counts(num_correct: Mapping[int, float | None]) -> list[float]:
 def _summary(counts: Sequence[float], *, num_test: int) -> Verdict:
     """Mean and floored sd of these seeds, not yet judged; no sd for fewer than two seeds, no mean for none."""
     mean = 100 * sum(counts) / (len(counts) * num_test) if counts else None
-    sd = _floored_sd([100 * count / num_test for count in counts], num_test=num_test) if len(counts) > 1 else None
+    sd = floored_sd([100 * count / num_test for count in counts], num_test=num_test) if len(counts) > 1 else None
     return Verdict(verdict="undecided", reason="", num_seeds=len(counts), mean_percent=mean, sd_percent=sd)
-
-
-def _floored_sd(percents: Sequence[float], *, num_test: int) -> float:
-    return max(statistics.stdev(percents), 100 / (num_test * math.sqrt(12)))
 
 
 def _decide(summary: Verdict, *, published_percent: float, rule: Rule) -> Verdict:
@@ -256,7 +253,7 @@ def agree(old: Sequence[float], new: Sequence[float], *, num_test: int, confiden
     if min(len(old), len(new)) < 2:
         raise ValueError(f"seeds: expected 2 or more in each record, got {len(old)} and {len(new)}")
     level = 1 - _fraction(confidence)
-    variances = [_floored_sd(record, num_test=num_test) ** 2 / len(record) for record in (old, new)]
+    variances = [floored_sd(record, num_test=num_test) ** 2 / len(record) for record in (old, new)]
     total = sum(variances)
     t = (statistics.fmean(new) - statistics.fmean(old)) / math.sqrt(total)
     freedom = total**2 / sum(v**2 / (len(record) - 1) for v, record in zip(variances, (old, new), strict=True))

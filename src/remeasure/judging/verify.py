@@ -20,6 +20,8 @@ from remeasure.spec.claim import Row
 from remeasure.system.atomic import read_bytes
 from remeasure.system.formats import Array, mismatch
 
+_REBUILDS = "`remeasure table` (in a checkout `make report`) rebuilds it"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -107,7 +109,8 @@ def _folder_faults(results: Path, *, rows: Mapping[str, Row]) -> Iterator[str]:
     """Faults of missing runs files, and one that names the files which belong to no row."""
     for name in rows:
         if not (results / "runs" / f"{name}.csv").exists():
-            yield mismatch(f"{results}/runs/{name}.csv", expected="a file, a header alone at least", found="none")
+            found = f"none; {_REBUILDS}"
+            yield mismatch(f"{results}/runs/{name}.csv", expected="a file, a header alone at least", found=found)
     paths = (path for folder in FOLDERS if folder != "environments" for path in sorted((results / folder).glob("*")))
     if stray := [path for path in paths if path.stem not in rows]:
         others = f", as do {len(stray) - 1} more files, of {', '.join(sorted({path.stem for path in stray}))}"
@@ -127,7 +130,7 @@ def _check_table(
     for path, expected in files.items():
         with gathered(faults := list[str]()):
             faults += _difference(path, expected=expected, found=read_bytes(path))
-        yield f"{path.name}: {'FAULTY' if faults else 'ok'}", tuple(faults)
+        yield f"{path.name}: {_state(path) if faults else 'ok'}", tuple(f"{fault}; {_REBUILDS}" for fault in faults)
 
 
 def _check_page(path: Path, *, expected: str) -> tuple[str, tuple[str, ...]]:
@@ -135,14 +138,14 @@ def _check_page(path: Path, *, expected: str) -> tuple[str, tuple[str, ...]]:
     try:
         found = read_bytes(path).decode(errors="replace")
     except InputError as error:
-        return f"{path.name}: FAULTY", error.faults
+        return f"{path.name}: {_state(path)}", (f"{error}; {_REBUILDS}",)
     skipped = page.left_out(expected) | page.left_out(found)
     wanted, got = (page.without(each, data=skipped).encode() for each in (expected, found))
     faults = tuple(_difference(path, expected=wanted, found=got))
     if not faults and not page.is_sealed(found):
         faults = (f"{path}: its last line is not the SHA-256 of the others",)
     if faults:
-        return f"{path.name}: FAULTY", (*faults, f"{path}: `make report` rebuilds it")
+        return f"{path.name}: FAULTY", (*faults, f"{path}: {_REBUILDS}")
     but = f", but not compared in what needs the test split of {', '.join(sorted(skipped))}" if skipped else ""
     return f"{path.name}: ok{but}", ()
 
@@ -153,4 +156,10 @@ def _difference(path: Path, *, expected: bytes, found: bytes) -> Iterator[str]:
         start = next((at for at, (left, right) in pairs if left != right), min(len(expected), len(found)))
         line = expected.count(b"\n", 0, start) + 1
         around = slice(max(0, start - 20), start + 20)
-        yield mismatch(f"{path}, line {line}", expected=repr(expected[around]), found=repr(found[around]))
+        shown = (repr(text[around].decode(errors="replace")) for text in (expected, found))
+        yield mismatch(f"{path}, line {line}", expected=next(shown), found=next(shown))
+
+
+def _state(path: Path) -> str:
+    """Of a file with faults."""
+    return "FAULTY" if path.is_file() else "not built yet"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from remeasure.models import lenet5, mlp, resnet, vit
 from remeasure.spec.base import InputError, refuse
@@ -39,22 +40,28 @@ BUILDERS: dict[str, Builder] = {
     "timm_net": vit.timm_net,
 }
 _CONTEXT = ("image_shape", "num_classes", "generator")  # arguments of every builder, besides its options
-_EXAMPLE = "def net(*, image_shape, num_classes, generator, channels: list[int]) -> nn.Module"
 
 
 def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: int, generator_seed: int) -> nn.Module:
     """The model on the CPU in training mode, its weights drawn from a generator seeded with `generator_seed`.
 
     Around the builder, the global generators of torch, NumPy and Python are seeded with it as well, then restored: a
-    builder that ignores `generator` depends on the seed, too. InputError, with every fault: an unknown builder, an
-    option that is unknown, missing or out of its range, data that the model cannot take; a function that is no builder.
+    builder that ignores `generator` depends on the seed, too. Lazy layers get their shapes, and weights, from a forward
+    pass then. InputError, with every fault: an unknown builder, an option that is unknown, missing or out of its range,
+    data that the model cannot take; a function that is no builder.
     """
     refuse(faults(model))
     builder = builder_of(model.builder)
     generator = torch.Generator().manual_seed(generator_seed)
     try:
         with _seeded(generator_seed):
-            network = builder(image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options)
+            network: object = builder(
+                image_shape=image_shape, num_classes=num_classes, generator=generator, **model.options
+            )
+            if isinstance(network, nn.Module) and any(isinstance(each, LazyModuleMixin) for each in network.modules()):
+                with torch.no_grad():
+                    network.eval()(torch.zeros(2, *image_shape))
+                network.train()
     except (RuntimeError, MemoryError, OverflowError) as error:  # larger than the memory, or than torch's integers
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
@@ -64,11 +71,27 @@ def build(model: ModelSpec, *, image_shape: tuple[int, int, int], num_classes: i
     except Exception as error:
         if isinstance(error, InputError) or model.builder in BUILDERS:
             raise
-        raise InputError(f"model.builder: {model.builder}: {raised(error)}; expected {_EXAMPLE}") from error
+        raise InputError(f"model.builder: {model.builder}: {raised(error)}; {_expected(model)}") from error
     if not isinstance(network, nn.Module):
         made = type(network).__name__
-        raise InputError(f"model.builder: {model.builder} makes no torch module, got {made}; expected {_EXAMPLE}")
+        raise InputError(f"model.builder: {model.builder} makes no torch module, got {made}; {_expected(model)}")
     return network
+
+
+def _expected(model: ModelSpec) -> str:
+    options = [f"{name}: {type(value).__name__}" for name, value in model.options.items()]
+    return f"expected def net(*, {', '.join((*_CONTEXT, *options))}) -> nn.Module"
+
+
+def drawn_otherwise(first: nn.Module, second: nn.Module) -> list[str]:
+    """The names of the weights and buffers that two networks of one builder do not have in common."""
+    ours, others = (dict([*each.named_parameters(), *each.named_buffers()]) for each in (first, second))
+    return [name for name, values in ours.items() if not torch.equal(values, others[name])]
+
+
+def is_constant(network: nn.Module) -> bool:
+    """Whether each weight and bias is one number, such as 0, so that no seed can matter."""
+    return all((values == values.flatten()[:1]).all() for values in network.parameters())
 
 
 @contextmanager
@@ -129,7 +152,7 @@ def faults(model: ModelSpec) -> Iterator[str]:
     lacking = [f"has no argument {name}" for name in _CONTEXT if name not in types]
     lacking += [f"has no annotation for {name}" for name, known in types.items() if known is inspect.Parameter.empty]
     if lacking:
-        yield f"model.builder: {model.builder} {', '.join(lacking)}; expected {_EXAMPLE}"
+        yield f"model.builder: {model.builder} {', '.join(lacking)}; {_expected(model)}"
         return
     options = {name: known for name, known in types.items() if name not in _CONTEXT}
     for name in options:
@@ -137,7 +160,7 @@ def faults(model: ModelSpec) -> Iterator[str]:
             yield f"model.options.{name}: missing; {model.builder} needs {', '.join(options)}"
     for name, value in model.options.items():
         if name not in options:
-            yield f"model.options.{name}: unknown; {model.builder} takes {', '.join(options)}"
+            yield f"model.options.{name}: unknown; {model.builder} takes {', '.join(options) or 'no options'}"
             continue
         try:
             TypeAdapter(options[name]).validate_python(value, strict=True)
@@ -152,9 +175,8 @@ def builder_of(name: str) -> Builder:
     if name in BUILDERS:
         return BUILDERS[name]
     if ":" not in name:
-        raise InputError(
-            f"model.builder: there is no {name!r}; choose from {', '.join(BUILDERS)}, or give module:function"
-        )
+        given = ":".join(name.rsplit(".", 1)) if "." in name else "module:function"
+        raise InputError(f"model.builder: there is no {name!r}; choose from {', '.join(BUILDERS)}, or give {given}")
     builder: Builder = imported(name, where="model.builder")
     return builder
 

@@ -89,7 +89,13 @@ class Splits:
             raise self._changed()
 
     def _changed(self) -> InputError:
-        return InputError(f"data {self.spec.data.name}: its files have changed since the run was planned; start again")
+        data = self.spec.data
+        if ":" in data.source:
+            return InputError(
+                f"data {data.name}: {data.source} returns other images or labels than when the run was planned; it "
+                "must return the same each time (if its files have changed, start again)"
+            )
+        return InputError(f"data {data.name}: its files have changed since the run was planned; start again")
 
 
 def _tensors(split: Split) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,8 @@ def imported(reference: str, *, where: str) -> Any:
     """What "package.module:name" names. Raises InputError, which begins with `where`."""
     if not _REFERENCE.fullmatch(reference):
         raise InputError(f"{where}: expected module:name, such as package.module:Class, got {reference!r}")
+    if ".py:" in reference:
+        raise InputError(f"{where}: expected module:name, got {reference!r}; write {reference.replace('.py:', ':')}")
     try:
         return pkgutil.resolve_name(reference)
     except (ImportError, AttributeError, SyntaxError) as error:
@@ -46,7 +48,7 @@ def register(base: type[Choice], name: str) -> None:
     found = imported(name, where=f"{base.key}.name")
     expected = f"expected a subclass of {base.__module__}.{base.__name__}, @dataclass(frozen=True, kw_only=True)"
     if not (isinstance(found, type) and issubclass(found, base) and is_dataclass(found)):
-        raise InputError(f"{base.key}.name: {name} is none; {expected}")
+        raise InputError(f"{base.key}.name: {name} is no {base.__name__}; {expected}")
     if missing := sorted(found.__abstractmethods__):
         raise InputError(f"{base.key}.name: {name} has no {', '.join(missing)}; {expected} with this method")
     if "__dataclass_params__" not in vars(found):

@@ -193,6 +193,8 @@ def decode_yaml(data: bytes, *, name: str) -> dict[str, Any]:
         value = deepcopy(_parsed(data.decode()))
     except Exception as error:  # PyYAML raises a dozen types, from KeyError to RecursionError
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnicodeDecodeError):
+            reason += "; save the file as UTF-8"
         raise InputError(f"{name}: not valid YAML ({reason})") from None
     return _mapping(value, name=name)
 

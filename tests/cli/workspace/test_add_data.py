@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.support.folders import CLASSES, GREY, IMAGES, SHAPE, idx, write_classes, write_idx
+from PIL import Image
+from tests.support.folders import CLASSES, GREY, IMAGES, LABELS, SHAPE, idx, write_classes, write_idx
 from tests.support.project import Command, Ended, Project, copy_project
 
 from remeasure.data import catalog, fingerprint
@@ -56,6 +57,7 @@ def test_a_run_trains_on_it(here: Command, project: Project) -> None:
     assert "finished before" not in again.stdout
     assert "data insects: its images or labels are not those of conf/data/insects.yaml" not in ended.stderr
     assert "data insects: its images or labels are not those of conf/data/insects.yaml" in again.stderr
+    assert "if the new files are meant, remove conf/data/insects.yaml and add the data again" in again.stderr
 
 
 def test_a_config_is_written_over_none_and_only_into_conf_data(here: Command, project: Project) -> None:
@@ -93,7 +95,8 @@ def test_test_images_that_were_trained_on_are_told(here: Command, project: Proje
     ("split", "labels", "said"),
     [
         ("train", [0, 0, 1, 1, 3, 3], "expected training labels 0, 1, 2, …, each with images; none has [2]"),
-        ("train", [1, 1, 2, 2, 3, 3], "none has [0]"),
+        ("train", [1, 1, 2, 2, 3, 3], "expected training labels from 0, got 1 to 3; subtract 1"),
+        ("train", [0] * 6, "expected 2 classes or more; all training labels are 0"),
         ("t10k", [0, 1, 2, 7], "test labels without training images: 7"),
     ],
 )
@@ -105,6 +108,43 @@ def test_labels_without_training_images_are_told(
     ended = add_data(here, project, "mine")
     assert (ended.status, ended.stderr.count("\n")) == (2, 1)
     assert said in ended.stderr
+
+
+def test_training_and_test_images_of_different_channels_are_told(here: Command, project: Project) -> None:
+    arrays = {"x_train": GREY["train"], "y_train": LABELS["train"], "x_test": IMAGES["test"], "y_test": LABELS["test"]}
+    np.savez(project.root / "data/mine/data.npz", **arrays)
+    ended = add_data(here, project, "mine")
+    assert (ended.status, ended.stderr.count("\n")) == (2, 1)
+    assert "images (N, C, H, W) of one size, got (6, 1, 6, 5) and (4, 3, 6, 5)" in ended.stderr
+
+
+@pytest.mark.parametrize("path", ["elsewhere", "data/mine"], ids=["outside", "absolute"])
+def test_a_path_is_one_below_the_data_root(path: str, here: Command, project: Project) -> None:
+    """An absolute path below it is taken as the relative one, so that the config serves other machines."""
+    write_idx(project.root / "data/mine")
+    ended = add_data(here, project, "mine", str(project.root / path))
+    if path == "elsewhere":
+        assert ended.status == 2
+        assert "put the folder or a link to it there, or name another root: REMEASURE_DATA=…" in ended.stderr
+    else:
+        assert ended.status == 0, ended.stderr
+        assert catalog.read_config("mine", conf_dirs=[project.root / "conf"]).source == "folder/mine"
+
+
+@pytest.mark.parametrize("pixels", ["-5", "0"])
+def test_pixels_are_one_or_more(pixels: str, here: Command, project: Project) -> None:
+    write_classes(project.root / "data/mine")
+    ended = add_data(here, project, "mine", "--pixels", pixels)
+    assert (ended.status, ended.stderr.count("\n")) == (2, 1)
+    assert f"--pixels: expected a number of pixels such as 64, got '{pixels}'" in ended.stderr
+
+
+def test_grey_pictures_among_coloured_ones_are_told(here: Command, project: Project) -> None:
+    write_classes(project.root / "data/mine")
+    Image.fromarray(GREY["train"][0]).save(project.root / "data/mine/train/ant/00.png")
+    ended = add_data(here, project, "mine")
+    assert ended.status == 0, ended.stderr
+    assert "1 of the training images are grey; all are read with 3 channels" in ended.stdout
 
 
 def test_images_of_a_single_value_are_told(here: Command, project: Project) -> None:

@@ -175,8 +175,8 @@ def test_the_average_of_the_docs_is_the_recipe_s(brought: Path, here: Command) -
 
 WRONG = {
     "my_parts:Adam": "cannot be imported: module 'my_parts' has no attribute 'Adam'",
-    "my_parts:math": "my_parts:math is none; expected a subclass of remeasure.spec.recipe.Optimizer, @dataclass(",
-    "my_parts:Focal": "my_parts:Focal is none; expected a subclass of remeasure.spec.recipe.Optimizer",
+    "my_parts:math": "my_parts:math is no Optimizer; expected a subclass of remeasure.spec.recipe.Optimizer, @",
+    "my_parts:Focal": "my_parts:Focal is no Optimizer; expected a subclass of remeasure.spec.recipe.Optimizer",
     "my_wrong:Abstract": "my_wrong:Abstract has no build; expected a subclass of ",
     "my_wrong:Bare": "my_wrong:Bare is no dataclass, so that its arguments are not known; expected a subclass of ",
     "my_wrong:Named": "my_wrong:Named has a field `name`; leave it out, the config has the name",

@@ -33,10 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     path = paths.conf_dir() / "data" / f"{given.name}.yaml"
     if path.exists():
         raise InputError(f"{path}: is there already; remove it, or choose another name")
-    source = f"{layouts.PREFIX}{given.path or given.name}"
-    place = layouts.place(source, root=paths.data_root())
+    root = paths.data_root()
+    place = layouts.place(f"{layouts.PREFIX}{given.path or given.name}", root=root)
     shape = layouts.shape(place, pixels=given.pixels)
     train, test = (layouts.read(place, split, image_shape=shape) for split in SPLITS)
+    if test.images.shape[1:] != train.images.shape[1:]:
+        got = f"{train.images.shape} and {test.images.shape}"
+        raise InputError(f"{place}: expected training and test images (N, C, H, W) of one size, got {got}")
     num_classes = _num_classes(train, test=test, where=place)
     shared = _shared_images(train, test=test)
     if shared and not given.accept_duplicates:
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     spec = DataSpec(
         name=given.name,
-        source=source,
+        source=f"{layouts.PREFIX}{place.relative_to(root)}",
         title=given.title or given.name,
         num_classes=num_classes,
         image_shape=shape,
@@ -72,6 +75,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(shared) > MOST_SHARED * len(test.images):
         use = f"{len(shared):,} of the test images are among the training images: trained networks are not scored on it"
     print(f"{path}: {sizes}; {use}")
+    if num_grey := int((train.images == train.images[:, :1]).all(axis=(1, 2, 3)).sum()) * (shape[0] > 1):
+        print(f"{num_grey:,} of the training images are grey; all are read with {shape[0]} channels")
     return 0
 
 
@@ -81,10 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     path_help = "its folder below the data root, which is REMEASURE_DATA or data/ (default: NAME)"
     parser.add_argument("path", nargs="?", help=path_help)
     parser.add_argument("--title", help="in words, for the report (default: NAME)")
-    parser.add_argument("--pixels", type=int, help="height and width of pictures that have several sizes")
+    parser.add_argument("--pixels", type=_pixels, help="height and width of pictures that have several sizes")
     duplicates_help = "also where test images are among the training images; above 1 %%, no training is scored"
     parser.add_argument("--accept-duplicates", action="store_true", help=duplicates_help)
     return parser
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels such as 64, got {text!r}")
+    return int(text)
 
 
 def statistics(images: np.ndarray) -> dict[str, tuple[float, ...]]:
@@ -100,12 +111,16 @@ def statistics(images: np.ndarray) -> dict[str, tuple[float, ...]]:
 
 
 def _num_classes(train: Split, *, test: Split, where: Path) -> int:
-    """InputError: a class without training images, or labels that do not begin at 0."""
-    present = set(train.labels.tolist())
-    num = max(present, default=0) + 1
-    if not present or min(present) < 0 or present != set(range(num)):
-        lacking = sorted(set(range(num)) - present)[:5]
+    """InputError: a single class or one without training images, or labels that do not begin at 0."""
+    present: set[int] = set(train.labels.tolist())
+    least, num = min(present), max(present) + 1
+    if least:
+        remedy = f"; subtract {least}" if least > 0 else ""
+        raise InputError(f"{where}: expected training labels from 0, got {least} to {num - 1}{remedy}")
+    if lacking := sorted(set(range(num)) - present)[:5]:
         raise InputError(f"{where}: expected training labels 0, 1, 2, …, each with images; none has {lacking}")
+    if num == 1:
+        raise InputError(f"{where}: expected 2 classes or more; all training labels are 0")
     if unknown := sorted(set(test.labels.tolist()) - present):
         raise InputError(f"{where}: test labels without training images: {', '.join(map(str, unknown))}")
     return num

@@ -1,5 +1,6 @@
 """`remeasure new FOLDER`: a project of the user's own, with an example of everything that it can have."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,6 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
     print(f"{folder}: a project with one example row; its README.md says what is what. Next:")
-    print(f"  cd {folder}\n  remeasure reproduce    # about a minute: the example's verdict")
+    print(f"  cd {shlex.quote(str(folder))}\n  remeasure reproduce    # about a minute: the example's verdict")
     print("  remeasure add-row --help    # then your claim, in place of the example in conf/benchmark.yaml")
     return 0

@@ -5,13 +5,14 @@ In one of these layouts, of which the first that is there counts:
 - IDX files as of MNIST and its successors: train-images-idx3-ubyte, train-labels-idx1-ubyte, and the same with t10k or
   test in place of train; gzipped or not
 - arrays: train.npz and test.npz with `images` and `labels`, or data.npz with x_train, y_train, x_test and y_test
-- lists: train.csv and test.csv with the columns `path`, below the folder, and `label`, a number
+- lists: train.csv and test.csv with the columns `path`, below the folder, and `label`, a number or a class's name
 - tar shards: train*.tar and test*.tar, not compressed, where each picture has a file of its name that ends in .cls and
   holds its label (webdataset), or lies in a folder named by its class; shards in the order of their names
 - a data set of Hugging Face's `datasets`, as its save_to_disk writes it; a test split, or else a validation split
 - class folders: train/CLASS/IMAGE and test/CLASS/IMAGE; a class is the number of its folder in the order of their names
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +32,19 @@ LAYOUTS = (
     "test.csv, train*.tar and test*.tar, what save_to_disk of `datasets` writes, or train/CLASS/IMAGE and "
     "test/CLASS/IMAGE"
 )
+_GREY_16 = "I;16"  # how PIL's names of grey modes with 16 bits begin
 
 
 def place(source: str, *, root: Path) -> Path:
-    """The folder of a source. DataMissingError: it is not there; InputError: it is not below the data root."""
-    folder = (root / source.removeprefix(PREFIX)).resolve()
-    if not folder.is_relative_to(root.resolve()) or folder == root.resolve():
-        raise InputError(f"data.source: expected {PREFIX}PATH with a path below the data root {root}, got {source!r}")
+    """The folder of a source, or the link to it. DataMissingError: it is not there; InputError: it is not below the
+    data root.
+    """
+    folder = Path(os.path.normpath(root / source.removeprefix(PREFIX)))
+    if not folder.is_relative_to(root) or folder == root:
+        raise InputError(
+            f"data.source: expected {PREFIX}PATH with a path below the data root {root}, got {source!r}; put the "
+            "folder or a link to it there, or name another root: REMEASURE_DATA=…"
+        )
     if not folder.is_dir():
         raise DataMissingError(
             f"data: {folder} is missing; put the data set there:",
@@ -70,7 +77,7 @@ def shape(folder: Path, *, pixels: int | None) -> tuple[int, int, int]:
     if found := arrays.read(folder, "train"):
         return tuple(found[0].shape[1:])
     heads = [_head(picture) for picture, _ in _pictures(folder, "train")]
-    channels = 1 if {mode for mode, _ in heads} <= {"1", "L"} else 3
+    channels = 1 if all(mode in ("1", "L") or mode.startswith(_GREY_16) for mode, _ in heads) else 3
     sizes = sorted({size for _, size in heads})
     if pixels is None and len(sizes) > 1:
         (least, most) = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
@@ -81,15 +88,25 @@ def shape(folder: Path, *, pixels: int | None) -> tuple[int, int, int]:
 
 def class_names(folder: Path) -> tuple[str, ...]:
     """A name for each label, where the layout has names; else ()."""
-    return () if arrays.read(folder, "train") else pictures(folder, "train").classes
+    return arrays.class_names(folder) if arrays.read(folder, "train") else pictures(folder, "train").classes
 
 
 def _pictures(folder: Path, split: SplitName) -> list[tuple[Picture, int]]:
     """The split's pictures and their labels, in a fixed order. InputError: there are none."""
     listed = pictures(folder, split).listed
     if not listed:
-        raise InputError(f"{folder}: no {split} images; expected {LAYOUTS}")
+        raise InputError(f"{folder}: no {split} images, but {_there(folder, split)}; expected {LAYOUTS}")
     return listed
+
+
+def _there(folder: Path, split: SplitName) -> str:
+    """What the folder has in place of pictures of this split."""
+    names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+    found = ", ".join(names[:10]) + ", …" * (len(names) > 10) or "nothing"
+    if deep := next((path for path in (folder / split).rglob("*") if path.is_file()), None):
+        found += f" with {deep.relative_to(folder)}"
+    inside = [name for name in names if (folder / name / split).is_dir()]
+    return f"{found} (is {folder / inside[0]} the data set? Then name that path)" if inside else found
 
 
 @contextmanager
@@ -112,7 +129,7 @@ def _decoded(picture: Picture, *, image_shape: tuple[int, int, int]) -> Array:
     """(C, H, W) uint8."""
     channels, height, width = image_shape
     with _opened(picture) as opened:
-        image = opened.convert("L" if channels == 1 else "RGB")
+        image = _of_bytes(opened, place=picture.place).convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         scale = max(width / image.width, height / image.height)
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
@@ -120,3 +137,14 @@ def _decoded(picture: Picture, *, image_shape: tuple[int, int, int]) -> Array:
         image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
     pixels = np.asarray(image, np.uint8).reshape(height, width, channels)
     return pixels.transpose(2, 0, 1)
+
+
+def _of_bytes(image: Image.Image, *, place: str) -> Image.Image:
+    """The image with 8 bits a channel, as PIL converts all but these: grey of 16 bits is divided by 257. InputError:
+    numbers without a range.
+    """
+    if image.mode in ("I", "F"):
+        raise InputError(f"{place}: expected 8 or 16 bits a channel, got PIL's mode {image.mode}; convert it")
+    if not image.mode.startswith(_GREY_16):
+        return image
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))

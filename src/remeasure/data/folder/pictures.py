@@ -34,8 +34,9 @@ class Pictures:
 
 def pictures(folder: Path, split: str) -> Pictures:
     """What the first layout that is there holds; nothing where there is none. InputError: a file that is wrong."""
-    if (folder / f"{split}.csv").is_file():
-        return Pictures([(_at(path), label) for path, label in _listed(folder, split)])
+    if (path := folder / f"{split}.csv").is_file():
+        training = _of_list(train) if (train := folder / "train.csv").is_file() else []
+        return _in_classes(_of_list(path), training=training, where=path)
     if shards := sorted(folder.glob(f"{split}*.tar")):
         return _in_classes(_of_shards(shards), training=_of_shards(sorted(folder.glob("train*.tar"))), where=folder)
     if saved := [path for name in SAVED_SPLITS[split] if (path := folder / name / "state.json").is_file()]:
@@ -45,18 +46,6 @@ def pictures(folder: Path, split: str) -> Pictures:
 
 def _at(path: Path) -> Picture:
     return Picture(str(path), lambda: path)
-
-
-def _listed(folder: Path, split: str) -> Iterator[tuple[Path, int]]:
-    path = folder / f"{split}.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
-        if not {"path", "label"} <= set(lines.fieldnames or ()):
-            raise InputError(f"{path}: expected the columns path and label, got {', '.join(lines.fieldnames or ())}")
-        for number, line in enumerate(lines, start=2):
-            if not (line["label"] or "").strip().isdecimal():
-                raise InputError(f"{path}, line {number}: expected a label such as 3, got {line['label']!r}")
-            yield folder / line["path"], int(line["label"])
 
 
 Named = list[tuple[Picture, str | int]]  # pictures with the names of their classes, or with their labels
@@ -70,7 +59,7 @@ def _in_classes(found: Named, *, training: Named, where: Path) -> Pictures:
     labels = {name: label for label, name in enumerate(names)}
     listed = [(picture, labels[name] if isinstance(name, str) else name) for picture, name in found]
     if names and any(isinstance(name, int) for _, name in (*found, *training)):
-        raise InputError(f"{where}: some pictures have a label of their own (.cls), and others only the folder's name")
+        raise InputError(f"{where}: some pictures have a number as their label, and others the name of a class")
     return Pictures(listed, tuple(names))
 
 
@@ -78,6 +67,24 @@ def _of_folders(folder: Path) -> Named:
     classes = sorted(each for each in folder.glob("*") if each.is_dir())
     files = [(path, each.name) for each in classes for path in sorted(each.glob("*"))]
     return [(_at(path), name) for path, name in files if path.suffix.lower() in SUFFIXES]
+
+
+def _of_list(path: Path) -> Named:
+    """As train.csv or test.csv has them: labels where all are numbers, else names of classes."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not in UTF-8 ({error}); save it as UTF-8") from None
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","
+    lines = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    lines.fieldnames = columns = [name.strip() for name in lines.fieldnames or ()]
+    if not {"path", "label"} <= set(columns):
+        raise InputError(f"{path}: expected the columns path and label, got {', '.join(columns)}")
+    found = [(line["path"], (line["label"] or "").strip()) for line in lines]
+    if empty := [number for number, (_, label) in enumerate(found, start=2) if not label]:
+        raise InputError(f"{path}, line {empty[0]}: expected a label such as 3 or cat, got none")
+    numbers = all(label.isdecimal() for _, label in found)
+    return [(_at(path.parent / name), int(label) if numbers else label) for name, label in found]
 
 
 def _of_shards(shards: Sequence[Path]) -> Named:
