@@ -95,6 +95,17 @@ def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path, "test").images[0, 0], GREY["train"][1])
 
 
+@pytest.mark.parametrize("name", ["0.png", "0.tif", "0.pgm"])
+def test_16_bit_grey_pictures_are_scaled_to_8_bits(name: str, tmp_path: Path) -> None:
+    """0 and 65535 are black and white; 257 times an 8-bit value is that value."""
+    values = np.linspace(0, 255, 30).astype(np.uint8).reshape(6, 5)
+    for split in catalog.SPLITS:
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / split / "a" / name)
+    assert folder.shape(tmp_path, pixels=None) == (1, 6, 5)
+    assert np.array_equal(read(tmp_path, "test").images[0, 0], values)
+
+
 DIGITS = catalog.read_config("digits", conf_dirs=paths.conf_dirs())
 SPEC = dataclasses.replace(
     DIGITS, source="folder/mine/set", num_classes=3, image_shape=SHAPE, num_train=6, num_test=4, known_copies={}
@@ -150,6 +161,11 @@ def add_a_class(place: Path) -> None:
     write_classes(place)
     (place / "test/dog").mkdir()
     picture(IMAGES["test"][0]).save(place / "test/dog/0.png")
+
+
+def save_floats(place: Path) -> None:
+    write_classes(place)
+    Image.fromarray(np.full((6, 5), 0.5, np.float32)).save(place / "train/bee/03.tif")
 
 
 def use_floats(place: Path) -> None:
@@ -214,6 +230,7 @@ FAULTS = {
     name_no_column: "train.csv: expected the columns path and label, got file, class",
     name_no_file: "nothing.png: no picture that can be read",
     cut_a_picture: "02.png: no picture that can be read",
+    save_floats: "03.tif: no picture that can be read (its pixels are 32-bit floats, mode F, of unknown range; save it",
     add_a_class: "test: classes without training images: dog",
     use_floats: "expected images (N, H, W) uint8, or with 1 or 3 channels besides; got (6, 3, 6, 5) float64",
     use_one_hot: "expected labels (N,) of whole numbers, got (6, 3) int64",

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from remeasure.data import colours
 from remeasure.data.files import Split, SplitName
 from remeasure.data.folder import arrays
 from remeasure.data.folder.pictures import Picture, pictures
@@ -50,8 +51,8 @@ def place(source: str, *, root: Path) -> Path:
 def read(folder: Path, split: SplitName, *, image_shape: tuple[int, int, int]) -> Split:
     """The official split: images (N, *image_shape) uint8, labels (N,) int64.
 
-    Pictures are read as grey (1 channel) or RGB (3). Where one has another size, its shorter side is scaled to the one
-    of `image_shape` (bicubic) and its centre is cut out; arrays keep theirs. InputError: a file that is wrong.
+    Pictures are read as 8-bit grey (1 channel) or RGB (3). Where one has another size, its shorter side is scaled to
+    the one of `image_shape` (bicubic) and its centre is cut out; arrays keep theirs. InputError: a file that is wrong.
     """
     if found := arrays.read(folder, split):
         return Split(images=found[0], labels=found[1], verified=False)
@@ -70,7 +71,7 @@ def shape(folder: Path, *, pixels: int | None) -> tuple[int, int, int]:
     if found := arrays.read(folder, "train"):
         return tuple(found[0].shape[1:])
     heads = [_head(picture) for picture, _ in _pictures(folder, "train")]
-    channels = 1 if {mode for mode, _ in heads} <= {"1", "L"} else 3
+    channels = 1 if all(is_grey for is_grey, _ in heads) else 3
     sizes = sorted({size for _, size in heads})
     if pixels is None and len(sizes) > 1:
         (least, most) = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
@@ -98,21 +99,21 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
     try:
         with Image.open(picture.open()) as image:
             yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{picture.place}: no picture that can be read ({error})") from None
 
 
-def _head(picture: Picture) -> tuple[str, tuple[int, int]]:
-    """Mode and (width, height)."""
+def _head(picture: Picture) -> tuple[bool, tuple[int, int]]:
+    """Whether it is grey, and (width, height)."""
     with _opened(picture) as image:
-        return image.mode, image.size
+        return colours.is_grey(image), image.size
 
 
 def _decoded(picture: Picture, *, image_shape: tuple[int, int, int]) -> Array:
     """(C, H, W) uint8."""
     channels, height, width = image_shape
     with _opened(picture) as opened:
-        image = opened.convert("L" if channels == 1 else "RGB")
+        image = colours.to_mode(opened, "L" if channels == 1 else "RGB")
     if image.size != (width, height):
         scale = max(width / image.width, height / image.height)
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
