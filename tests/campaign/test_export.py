@@ -107,6 +107,7 @@ def test_the_network_of_the_row_s_record_is_exported_and_no_file_of_another_stay
     config = json.loads((folder / "config.json").read_text())
     assert config["record"]["predicted_sha256"] == done.record.predicted_sha256 != other.record.predicted_sha256
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.pt2", "model.safetensors"}
+    assert "% over 1 seed |" in (folder / "README.md").read_text()
     assert list(folder.parent.iterdir()) == [folder]
 
 
