@@ -128,7 +128,12 @@ def here(
     handlers = {number: signal.getsignal(number) for number in numbers}
 
     def call(project: Project, script: str, *arguments: str) -> Ended:
-        for hashes in (code._files, code._paths, code._own_paths, code._remembered):  # a command takes them when its process begins
+        for hashes in (
+            code._files,
+            code._paths,
+            code._own_paths,
+            code._remembered,
+        ):  # a command takes them when its process begins
             hashes.cache_clear()
         monkeypatch.setattr(paths, "_CHECKOUT", project.root)
         monkeypatch.setattr(sys, "argv", [script, *arguments])

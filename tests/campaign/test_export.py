@@ -110,6 +110,14 @@ def test_the_network_of_the_row_s_record_is_exported_and_no_file_of_another_stay
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_the_mean_of_one_seed_is_over_one_seed(row: Row, tmp_path: Path) -> None:
+    done, results = trained.run(trained.spec(*SPEC), tmp_path, row=row.name, keeps=[0]), tmp_path / "results"
+    recover(results)
+    publish(results, row=row.name, files=put_together(row.name, seeds=[from_run(done, row=row.name)]).to_files())
+    folder = export(row, runs=tmp_path / "runs", results=results, into=tmp_path / "exports")
+    assert "% over 1 seed |" in (folder / "README.md").read_text()
+
+
 def test_a_row_without_a_network_is_refused(row: Row, tmp_path: Path) -> None:
     trained.run(trained.spec(*SPEC), tmp_path, row=row.name)
     with pytest.raises(InputError, match="no trained network is here; `make reproduce ROWS="):

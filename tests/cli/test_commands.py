@@ -403,13 +403,16 @@ def test_every_wrong_job_of_a_multirun_is_named(command: Command, scratch: Proje
         (["--budget", "4x"], ("--budget", "4h, 90m or 30s", "'4x'")),
         (["--seeds", "0"], ("--seeds", "from 1 up", "'0'")),
         (["--seeds", "some"], ("--seeds", "from 1 up", "'some'")),
+        (["ui", "--port", "abc"], ("--port", "'abc'", "reproduce.py --help")),
         (["remeasure"], ("command", "'remeasure'", "'reproduce'", "'verify'")),
     ],
 )
 def test_a_wrong_row_or_option_of_reproduce_is_refused(
     arguments: list[str], naming: tuple[str, ...], command: Command, scratch: Project
 ) -> None:
-    assert_refused(command("reproduce.py", *arguments), naming=naming, project=scratch)
+    ended = command("reproduce.py", *arguments)
+    assert_refused(ended, naming=naming, project=scratch)
+    assert "usage:" not in ended.stderr
 
 
 @pytest.fixture

@@ -117,6 +117,14 @@ def test_predict_prints_five_classes_an_image_and_writes_them_as_csv(
     assert Path(path).resolve().parent == project.runs / "predictions"
 
 
+def test_a_16_bit_image_is_what_it_is_with_8_bits(run: Path, command: Command, tmp_path: Path) -> None:
+    Image.fromarray(DIGITS.images[0, 0]).save(tmp_path / "0.png")
+    Image.fromarray(DIGITS.images[0, 0].astype(np.uint16) * 257).save(tmp_path / "1.png")
+    ended = command(f"evaluate={run}", f"predict={tmp_path}")
+    plain, deep, _ = ended.stdout.splitlines()
+    assert deep.removeprefix(f"{tmp_path}/1.png") == plain.removeprefix(f"{tmp_path}/0.png")
+
+
 def test_an_inverted_image_is_remarked_upon(run: Path, command: Command, tmp_path: Path) -> None:
     Image.fromarray(255 - DIGITS.images[0, 0] // 8).save(tmp_path / "0.png")
     ended = command(f"evaluate={run}", f"predict={tmp_path}/0.png")
@@ -128,12 +136,14 @@ def test_an_inverted_image_is_remarked_upon(run: Path, command: Command, tmp_pat
     [
         ("{images}/README.txt", "README.txt: cannot be read as an image (not an image)"),
         ("{images}/cut.png", "cut.png: cannot be read as an image"),
+        ("{images}/deep.tif", "deep.tif: cannot be read as an image (its pixels are 32-bit floats, mode F"),
         ("{images}/empty", "empty: there is no image in this folder"),
         ("{images}/nothing", "nothing: there is no such file or folder"),
     ],
 )
 def test_what_is_no_image_is_refused(run: Path, command: Command, images: Path, given: str, fault: str) -> None:
     (images / "empty").mkdir()
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(images / "deep.tif")
     (images / "cut.png").write_bytes((images / "0.png").read_bytes()[:60])
     assert fault in refused(command(f"evaluate={run}", f'predict="{given.format(images=images)}"'))
 

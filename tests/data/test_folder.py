@@ -95,15 +95,6 @@ def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path, "test").images[0, 0], GREY["train"][1])
 
 
-def test_grey_of_16_bits_is_divided_by_257(tmp_path: Path) -> None:
-    for split in catalog.SPLITS:
-        (tmp_path / split / "a").mkdir(parents=True)
-        Image.fromarray(GREY[split][0].astype(np.uint16) * 257).save(tmp_path / split / "a/0.png")
-    assert folder.shape(tmp_path, pixels=None) == (1, 6, 5)
-    for split in catalog.SPLITS:
-        assert np.array_equal(read(tmp_path, split).images[0, 0], GREY[split][0])
-
-
 def name_classes_in_lists(place: Path) -> None:
     """With a byte order mark, semicolons and blanks, as spreadsheets write them."""
     write_lists(place)
@@ -127,6 +118,17 @@ def test_labels_can_be_the_names_of_the_classes(write: Callable[[Path], None], t
         found = read(tmp_path, split)
         assert np.array_equal(found.images, IMAGES[split])
         assert np.array_equal(found.labels, LABELS[split])
+
+
+@pytest.mark.parametrize("name", ["0.png", "0.tif", "0.pgm"])
+def test_16_bit_grey_pictures_are_scaled_to_8_bits(name: str, tmp_path: Path) -> None:
+    """0 and 65535 are black and white; 257 times an 8-bit value is that value."""
+    values = np.linspace(0, 255, 30).astype(np.uint8).reshape(6, 5)
+    for split in catalog.SPLITS:
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / split / "a" / name)
+    assert folder.shape(tmp_path, pixels=None) == (1, 6, 5)
+    assert np.array_equal(read(tmp_path, "test").images[0, 0], values)
 
 
 DIGITS = catalog.read_config("digits", conf_dirs=paths.conf_dirs())
@@ -196,6 +198,11 @@ def add_a_class(place: Path) -> None:
     picture(IMAGES["test"][0]).save(place / "test/dog/0.png")
 
 
+def save_floats(place: Path) -> None:
+    write_classes(place)
+    Image.fromarray(np.full((6, 5), 0.5, np.float32)).save(place / "train/bee/03.tif")
+
+
 def use_floats(place: Path) -> None:
     for split in IMAGES:
         np.savez(place / f"{split}.npz", images=IMAGES[split] / 255, labels=LABELS[split])
@@ -238,11 +245,6 @@ def damage_arrays(place: Path) -> None:
 def damage_idx(place: Path) -> None:
     write_packed_idx(place)
     (place / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip file")
-
-
-def use_numbers_without_range(place: Path) -> None:
-    write_classes(place)
-    Image.fromarray(GREY["train"][0].astype(np.float32)).save(place / "train/ant/99.tif")
 
 
 def use_capitals(place: Path) -> None:
@@ -321,6 +323,7 @@ FAULTS = {
     name_no_column: "train.csv: expected the columns path and label, got file, class",
     name_no_file: "nothing.png: no picture that can be read",
     cut_a_picture: "02.png: no picture that can be read",
+    save_floats: "03.tif: no picture that can be read (its pixels are 32-bit floats, mode F, of unknown range; save it",
     add_a_class: "test: classes without training images: dog",
     use_floats: "expected images (N, H, W) uint8, or with 1 or 3 channels besides; got (6, 3, 6, 5) float64 "
     "from 0 to 1; store (255 * images).round().astype(np.uint8)",
@@ -332,7 +335,6 @@ FAULTS = {
     cut_arrays: "train.npz: damaged or cut off (",
     damage_arrays: "train.npz: damaged or cut off (",
     damage_idx: "train-images-idx3-ubyte.gz: not a gzip file, or damaged",
-    use_numbers_without_range: "99.tif: expected 8 or 16 bits a channel, got PIL's mode F",
     use_capitals: "no train images, but Train, test; expected",
     nest: "inner the data set? Then name that path)",
     nest_in_classes: "no train images, but test, train with train/ant/images/",

@@ -27,7 +27,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.claim import Published, Row, Rule, Source, Verdict
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.system import redaction
-from remeasure.tracking import mlflow_runs, mlflow_store
+from remeasure.tracking import mlflow_runs, mlflow_store, views
 from remeasure.tracking.best_effort import BestEffort
 from remeasure.tracking.mlflow_runs import Tracker
 from remeasure.tracking.observer import Standing
@@ -602,6 +602,25 @@ def test_a_row_is_updated_in_place(root: Path, tracker: Tracker) -> None:
     fresh = Verdict(verdict="undecided", reason="", num_seeds=2, mean_percent=97.0)
     assert project_row(tracker, fresh) == run_id  # a fresh campaign has fewer seeds, and is what counts
     assert rows(root, "SELECT value FROM latest_metrics WHERE key = 'row/mean_percent'") == [(97.0,)]
+
+
+def test_the_views_are_of_the_rows_in_the_store_and_find_their_seeds(root: Path, tracker: Tracker) -> None:
+    client, experiment_id = tracker.store.client, tracker.store.experiment_id
+    usual = views.experiment_tags([views.Measured(row="vit-imagenet", model="vit", published_percent=81.8)])
+    for key, value in (usual | {"mlflow.sharedViewState.0f3a": '{"name": "a user\'s"}'}).items():
+        client.set_experiment_tag(experiment_id, key, value)
+    parent_id = project_row(tracker, REPRODUCED)
+    for _ in range(2):
+        tracker.describe()
+    names = [key.removeprefix("mlflow.sharedViewState.") for key in client.get_experiment(experiment_id).tags]
+    assert sorted(name for name in names if "." not in name) == ["0f3a", "curves-mlp2", "running", "verdicts"]
+    seed_id = tracker.project(make_run(root), parent_id=parent_id)
+    outside = root / "run-b"
+    outside.mkdir()
+    append(outside, {**STARTED, "row": "", "run_id": "run-b"})
+    tracker.project(outside)
+    found = client.search_runs([experiment_id], filter_string="tags.`model` = 'mlp2' AND params.row LIKE '%'")
+    assert [run.info.run_id for run in found] == [seed_id]
 
 
 def test_seeds_hang_below_their_row(root: Path, tracker: Tracker) -> None:

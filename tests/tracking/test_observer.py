@@ -9,18 +9,20 @@ import mlflow
 import pytest
 from tests.support import trained
 from tests.support.forking import client as forking
-from tests.support.project import TIMEOUT_SECONDS, copy_project
+from tests.support.project import CHECKOUT, TIMEOUT_SECONDS, copy_project
 
+from remeasure.judging import ledger
 from remeasure.runs.folder import CAMPAIGNS, Outcome, recorded_run_id
 from remeasure.runs.journal import Journal, read
 from remeasure.spec.base import InputError
+from remeasure.spec.claim import Verdict
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.record import Event
 from remeasure.system import locks
 from remeasure.system.locks import Presence
 from remeasure.tracking.mlflow_observer import MlflowObserver
 from remeasure.tracking.mlflow_runs import Tracker
-from remeasure.tracking.observer import Observer, Observers, build
+from remeasure.tracking.observer import Observer, Observers, Standing, build
 
 CUT = """
 import os, signal, sys
@@ -147,6 +149,27 @@ def test_copies_and_damaged_runs_stop_no_command(folder: Path) -> None:
     Journal(copy).write("started", row="", seed=0)
     close_orphans(folder)
     assert [event["event"] for event in read(copy)] == ["started"]
+
+
+def test_a_row_that_begins_has_a_view_of_its_curves(folder: Path) -> None:
+    observer = MlflowObserver(project=folder)
+    row = ledger.read(CHECKOUT / "conf/demo.yaml")["logreg-digits"]
+    begun = Verdict(verdict="not measured", reason="", num_seeds=0)
+    observer.row(
+        Standing(
+            row=row,
+            verdict=begun,
+            num_seeds=0,
+            spec_sha256="5" * 64,
+            device_kind="cpu",
+            measured="measured here",
+            state="running",
+        )
+    )
+    (experiment,) = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments(
+        filter_string="name = 'remeasure'"
+    )
+    assert "mlflow.sharedViewState.curves-logreg" in experiment.tags
 
 
 # ---------------------------------------------------------------- a user's own

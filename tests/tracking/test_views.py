@@ -10,12 +10,19 @@ from remeasure.judging import ledger
 from remeasure.spec.claim import Verdict
 from remeasure.tracking import views
 
+ROWS = [
+    views.Measured(row=row, model=row.partition("-")[0], published_percent=percent)
+    for row, percent in (
+        *(("mlp2-mnist", 97.7), ("mlp2-mnist-numpy", 97.7), ("mlp4-mnist", 98.3)),
+        *(("my_net-insects", 61.0), ("my_net-insects-poor", 40.0)),
+    )
+]
 TABLE = "| row | verdict |\n| --- | --- |\n| mlp2-mnist | reproduced |"
 
 
 def state(name: str) -> dict[str, object]:
     """What the page makes of a view's tag."""
-    tag = json.loads(views.experiment_tags()[f"mlflow.sharedViewState.{name}"])
+    tag = json.loads(views.experiment_tags(ROWS)[f"mlflow.sharedViewState.{name}"])
     kind, _, packed = tag["state"].partition(";")
     assert kind == "deflate"
     unpacked = json.loads(zlib.decompress(base64.b64decode(packed)))
@@ -41,9 +48,32 @@ def test_curves_have_a_line_a_row() -> None:
     assert {chart["metricSectionId"] for chart in curves["compareRunCharts"]} == {"curves"}  # type: ignore[attr-defined]
 
 
+def test_each_model_has_a_view_of_its_rows_seeds() -> None:
+    names = [key.removeprefix("mlflow.sharedViewState.") for key in views.experiment_tags(ROWS)]
+    models = ["curves-mlp2", "curves-mlp4", "curves-my_net"]
+    assert names == ["verdicts", "running", "curves-mlp2-and-mlp4", *models]
+    assert state("curves-my_net")["searchFilter"] == "tags.`model` = 'my_net' AND params.row LIKE '%'"
+    without = views.experiment_tags([each for each in ROWS if each.row != "mlp4-mnist"])
+    assert "mlflow.sharedViewState.curves-mlp2-and-mlp4" not in without
+    assert not any("curves" in key for key in views.experiment_tags())
+
+
+def test_the_axis_of_accuracies_starts_at_four_times_the_error_of_the_worst_row() -> None:
+    """98.3 % is 1.7 % of errors; 40 % is 60 %."""
+    for name, lowest in (("curves-mlp4", 90), ("curves-my_net", 0)):
+        assert state(name)["compareRunCharts"][1]["range"]["yMin"] == lowest  # type: ignore[index]
+
+
+def test_views_that_were_made_once_go_and_a_users_own_stays() -> None:
+    held, wanted = views.experiment_tags(ROWS, table=TABLE), views.experiment_tags(ROWS[2:])
+    users = {"mlflow.sharedViewState.0f3a": '{"name": "mine", "createdAt": 1790000000000, "state": "deflate;eJw="}'}
+    gone = [f"mlflow.sharedViewState.curves-{name}" for name in ("mlp2-and-mlp4", "mlp2")]
+    assert views.former_views(held | users, wanted=wanted) == gone
+
+
 def test_tags_are_the_same_at_every_start_and_the_note_has_the_table() -> None:
-    assert views.experiment_tags(TABLE) == views.experiment_tags(TABLE)
-    assert views.experiment_tags(TABLE)[views.NOTE_TAG].endswith(TABLE)
+    assert views.experiment_tags(ROWS, table=TABLE) == views.experiment_tags(ROWS, table=TABLE)
+    assert views.experiment_tags(table=TABLE)[views.NOTE_TAG].endswith(TABLE)
     assert views.NOTE_TAG not in views.experiment_tags()  # a start that knows no table leaves the one that is there
 
 
@@ -56,7 +86,9 @@ def test_a_rows_note_has_claim_sources_verdict_reason_and_command() -> None:
         "**undecided**: 3 of 40 seeds",
         "3 seeds: from 97.50 to 98.00 %, median 97.80 %",
         "97.7 %",
-        row.published.sources[0].citation,
+        'AiTechWorlds, "Deep Learning Explained',  # whose claim it is, for who does not know this project
         "make reproduce ROWS=mlp2-mnist",
     ):
         assert text in note
+    one = views.row_note(row, verdict=Verdict(verdict="undecided", reason="", num_seeds=1), percents=[98])
+    assert "\n1 seed: 98.00 %\n" in one

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The options of `reproduce`, which its other commands share."""
-    made = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
+    made = Parser(description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
     help_text = "\n".join(f"{name:<10} {text}" for name, text in COMMANDS.items())
     made.add_argument("command", nargs="?", default="reproduce", choices=COMMANDS, metavar="command", help=help_text)
     made.add_argument("rows", nargs="*", default=[], help="rows of the ledger; none is all")

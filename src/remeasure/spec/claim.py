@@ -132,11 +132,14 @@ class Row(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Article(Strict):
-    """Where a ledger's claims were published. `names`: by row, what a reader calls it."""
+    """Where a ledger's claims were published. `names`: by row, what a reader calls it. `notes`: what it says of them,
+    a sentence or more.
+    """
 
     title: str
     publisher: str
     names: dict[str, str]
+    notes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

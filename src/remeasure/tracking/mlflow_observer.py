@@ -59,6 +59,8 @@ class MlflowObserver(Observer):
 
     def row(self, standing: Standing) -> None:
         if self.tracker is not None and (parent_id := self.best_effort.at_once(self.tracker.project_row, standing)):
+            if standing.row.name not in self.parents:
+                self.best_effort.at_once(self.tracker.describe)  # the row may be the first of its model
             self.parents[standing.row.name] = parent_id  # "" if the store is unreachable: keep the last id
             if standing.state != "running":
                 self.for_models.at_once(mlflow_models.register, self.tracker.store, standing)

@@ -9,7 +9,7 @@ import getpass
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,7 @@ from remeasure.tracking.content.runs import RECORD_TAG, record_content, run_cont
 from remeasure.tracking.content.sweeps import sweep_content
 from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri, try_twice
 from remeasure.tracking.observer import Standing, Sweep
-from remeasure.tracking.views import CAMPAIGN_TAG, experiment_tags
+from remeasure.tracking.views import CAMPAIGN_TAG, Measured, experiment_tags, former_views
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -78,15 +78,22 @@ class Tracker:
         return self._bring_up_to_date(sweep_content(sweep))
 
     def describe(self, table: str = "") -> str:
-        """Bring the experiment's views up to date, and its note with this Markdown table, if there is one.
+        """Bring the experiment's views up to date with the rows that the store holds, and its note with this Markdown
+        table, if there is one.
 
         Returns the experiment's id.
         """
-        held = self.store.client.get_experiment(self.store.experiment_id).tags
-        for key, value in experiment_tags(table).items():
+        from mlflow.exceptions import MlflowException
+
+        client, experiment_id = self.store.client, self.store.experiment_id
+        wanted, held = experiment_tags(self._measured(), table=table), client.get_experiment(experiment_id).tags
+        for key, value in wanted.items():
             if held.get(key) != value:
-                try_twice(self.store.client.set_experiment_tag, self.store.experiment_id, key, value)
-        return self.store.experiment_id
+                try_twice(client.set_experiment_tag, experiment_id, key, value)
+        for key in former_views(held, wanted=wanted):
+            with suppress(MlflowException):  # another process has deleted it meanwhile
+                client.delete_experiment_tag(experiment_id, key)
+        return experiment_id
 
     def close_campaign(self, campaign: str) -> str:
         """End a row's parent run, if a killed campaign left it running; returns `campaign`.
@@ -187,6 +194,22 @@ class Tracker:
                 [self.store.experiment_id], filter_string=" and ".join(clauses), max_results=MOST_RUNS
             )
         )
+
+    def _measured(self) -> list[Measured]:
+        """The rows that have a parent run in the store, whoever sent it."""
+        found = self.store.client.search_runs(
+            [self.store.experiment_id],
+            filter_string=f"tags.`{CAMPAIGN_TAG}` LIKE '%' AND tags.`model` LIKE '%'",
+            max_results=MOST_RUNS,
+        )
+        return [
+            Measured(
+                row=run.data.tags["row"],
+                model=run.data.tags["model"],
+                published_percent=run.data.metrics.get("row/published_percent", 0),
+            )
+            for run in found
+        ]
 
     def _send_batches(self, content: Content, *, held: _Held) -> None:
         from mlflow.entities import Metric, Param, RunTag

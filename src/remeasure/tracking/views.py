@@ -6,9 +6,11 @@ deflated. The link's `viewStateShareKey=<name>` opens it.
 
 import base64
 import json
+import math
 import statistics
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from remeasure.judging.metrics import unit
@@ -20,26 +22,43 @@ CAMPAIGN_TAG = "remeasure.campaign"  # of a row's run
 NOTE_TAG = "mlflow.note.content"
 _VIEW_TAG = "mlflow.sharedViewState."
 _ROWS = ("row/published_percent", "row/mean_percent", "row/sd_percent", "row/gap_pp", "row/num_seeds")
-# By model family, as SQL LIKE takes it. The page loads 100 runs: the many seeds of a variant would hide others.
-# Then where the axis of accuracies starts: MLflow's own starts at 0, where the rows' curves are one line.
-_FAMILIES = {
-    "curves mlp2 and mlp4": ("mlp_-mnist", 90),
-    "curves logreg": ("logreg%", 80),
-    "curves lenet5": ("lenet5%", 80),
-    "curves resnet18": ("resnet18%", 0),
-    "curves vit": ("vit%", 0),
-}
+_MADE_AT = 1767225600000  # 2026-01-01: the same at every start, so that a tag does not change; and no user's own
+# Rows of two models that the article compares, and their pattern in SQL, where _ is any one character.
+_COMPARED = {"curves mlp2 and mlp4": (("mlp2-mnist", "mlp4-mnist"), "mlp_-mnist")}
 
 
-def experiment_tags(table: str = "") -> dict[str, str]:
-    """The views, and the experiment's note with this Markdown table, if there is one."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A row that the store holds."""
+
+    row: str
+    model: str
+    published_percent: float
+
+
+def experiment_tags(rows: Sequence[Measured] = (), *, table: str = "") -> dict[str, str]:
+    """The views, among them one of each model's curves, and the experiment's note with this Markdown table, if there is
+    one.
+    """
     states = {
         FIRST: _state(f"tags.`{CAMPAIGN_TAG}` LIKE '%'", tags=("verdict", "measured", "data"), metrics=_ROWS),
         "running": _state("attributes.status = 'RUNNING'", tags=("row", "seed"), metrics=("train/accuracy_percent",)),
-        **{name: _curves(family, lowest_percent=lowest) for name, (family, lowest) in _FAMILIES.items()},
     }
+    for name, (compared, pattern) in _COMPARED.items():
+        own = [each for each in rows if each.row in compared]
+        if len({each.row for each in own}) == len(compared):
+            states[name] = _curves(f"params.row LIKE '{pattern}'", rows=own)
+    for model in sorted({each.model for each in rows}):
+        seeds = f"tags.`model` = '{model}' AND params.row LIKE '%'"
+        states[f"curves {model}"] = _curves(seeds, rows=[each for each in rows if each.model == model])
     tags = {f"{_VIEW_TAG}{name.replace(' ', '-')}": _packed(name, state=state) for name, state in states.items()}
     return tags | ({NOTE_TAG: f"{_HOW_TO}\n\n{table}"} if table else {})
+
+
+def former_views(held: Mapping[str, str], *, wanted: Mapping[str, str]) -> list[str]:
+    """The tags of views that were made here once and are none of `wanted`; a user's own views stay."""
+    mine = f'"createdAt": {_MADE_AT}'
+    return [key for key, value in held.items() if key.startswith(_VIEW_TAG) and mine in value and key not in wanted]
 
 
 _HOW_TO = f"""Published accuracies, measured again. A parent run is a row of the ledger, its children are the seeds. The
@@ -68,6 +87,8 @@ def row_note(row: Row, *, verdict: Verdict, percents: Sequence[float]) -> str:
 
 
 def _spread(percents: Sequence[float]) -> str:
+    if len(percents) == 1:
+        return f"\n1 seed: {percents[0]:.2f} %"
     lowest, median, highest = min(percents), statistics.median(percents), max(percents)
     spread = f"from {lowest:.2f} to {highest:.2f} %, median {median:.2f} %"
     return f"\n{len(percents)} seeds: {spread}; each is in the artifact seeds.json"
@@ -79,20 +100,28 @@ def _state(search: str, *, tags: Sequence[str] = (), metrics: Sequence[str] = ()
     return {"searchFilter": search, "selectedColumns": columns, "columnOrder": columns, **more}
 
 
-def _curves(family: str, *, lowest_percent: int) -> dict[str, Any]:
-    """A line a row with its band over seeds: loss of the training on a logarithmic scale, and both accuracies."""
+def _curves(seeds: str, *, rows: Sequence[Measured]) -> dict[str, Any]:
+    """A line a row with its band over seeds: loss of the training on a logarithmic scale, and both accuracies.
+
+    `seeds`: the search that finds them. MLflow's own axis of accuracies starts at 0, where the curves of good rows are
+    one line; this one starts at about four times the largest published error.
+    """
+    lowest = max(0, 10 * math.floor(10 - 0.4 * (100 - min(each.published_percent for each in rows))))
+    axis = {"yMin": lowest, "yMax": 100}
     charts = [
         _line("train/loss", scale="log"),
-        _line("train/accuracy_percent", scale="linear", range={"yMin": lowest_percent, "yMax": 100}),
-        _line("test/accuracy_percent", scale="linear", range={"yMin": lowest_percent, "yMax": 100}),
+        _line("train/accuracy_percent", scale="linear", range=axis),
+        _line("test/accuracy_percent", scale="linear", range=axis),
     ]
     by_row = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "row"}]}
     section = {"uuid": "curves", "name": "curves", "display": True, "isReordered": False}
     return _state(
-        f"params.row LIKE '{family}'",
+        seeds,
         metrics=("test/accuracy_percent",),
         groupBy=by_row,
-        orderByKey="tags.`mlflow.runName`",  # ordered by time, the page adds the rows' own runs, as one more group
+        # Ordered by time, the page adds the rows' own runs, as one more group. It loads 100 runs: in the order of seeds
+        # there are some of each row among them.
+        orderByKey="tags.`mlflow.runName`",
         orderByAsc=True,
         compareRunCharts=charts,
         compareRunSections=[section],
@@ -111,5 +140,4 @@ def _line(metric: str, *, scale: str, **more: Any) -> dict[str, Any]:
 
 def _packed(name: str, *, state: Mapping[str, Any]) -> str:
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    at = 1767225600000  # 2026-01-01: the same at every start, so that the tag does not change
-    return json.dumps({"name": name, "createdAt": at, "updatedAt": at, "state": f"deflate;{packed}"})
+    return json.dumps({"name": name, "createdAt": _MADE_AT, "updatedAt": _MADE_AT, "state": f"deflate;{packed}"})

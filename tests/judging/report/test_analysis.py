@@ -43,17 +43,18 @@ def test_the_calibration_error_is_torchmetrics() -> None:
     assert found.ece_percent == pytest.approx(100 * expected.item(), abs=1e-4)
 
 
-def test_the_most_confidently_wrong_come_first_with_what_most_seeds_took_them_for() -> None:
+def test_the_most_confidently_wrong_come_first_with_the_seeds_of_the_most_frequent_wrong_answer() -> None:
+    """Item 0: all three are wrong, and two take it for class 2, with 0.5 and 0.7."""
     labels = np.array([0, 0, 0, 0])
     predicted = np.array([[1, 0, 2, 1], [2, 0, 0, 1], [2, 0, 0, 1]])
     confidence = np.array([[0.9, 1, 0.8, 0.6], [0.5, 1, 1, 0.6], [0.7, 1, 1, 0.6]], np.float16)
     found = analysis.most_confidently_wrong(predicted, confidence=confidence, labels=labels, num=3)
-    assert [(each.index, each.truth, each.answer, each.num_wrong) for each in found] == [
-        (0, 0, 2, 3),
+    assert [(each.index, each.truth, each.answer, each.num_seeds) for each in found] == [
+        (0, 0, 2, 2),
         (3, 0, 1, 3),
         (2, 0, 2, 1),
     ]
-    assert [each.confidence for each in found] == pytest.approx([0.7, 0.6, 0.8], abs=1e-3)
+    assert [each.confidence for each in found] == pytest.approx([0.6, 0.6, 0.8], abs=1e-3)
 
 
 def test_mcnemars_p_is_that_of_statsmodels() -> None:

@@ -39,6 +39,36 @@ def test_a_mean_beyond_the_edge_is_an_arrow_at_the_edge_with_its_number(mean: fl
     assert len(marks(svg, "seed")) == 2  # none of the far row's
 
 
+@pytest.mark.parametrize(
+    ("mean", "interval", "bar", "arrows"),
+    [
+        (2.5, (1.0, 4.0), (4.0, 6.0), [5.5, 6.0]),  # to the upper edge, where an arrow is, beside the mean's marker
+        (0.0, (-9.0, 9.0), (0.0, 6.0), [0.0, 3.0, 6.0]),
+        (4.0, (2.0, 6.0), (5.0, 6.0), [6.0]),  # the mean itself is beyond
+        (-4.0, (-5.0, -3.5), (0.0, 0.0), [0.0]),
+    ],
+)
+def test_an_interval_that_goes_on_beyond_an_edge_is_drawn_to_it_with_an_arrow(
+    mean: float, interval: tuple[float, float], bar: tuple[float, float], arrows: list[float]
+) -> None:
+    """Positions in margins from the lower edge."""
+    wide = dataclasses.replace(GAP, verdict="undecided", mean=mean, interval=interval)
+    svg = figures.forest((wide,), narrow=False)
+    (drawn,) = re.findall(
+        r'<path d="M (\S+) \S+ \nL (\S+) [^"]*"[^>]*style="[^"]*var\(--undecided\); stroke-width: 3', svg
+    )
+    assert [float(x) for x in drawn] == pytest.approx([LEFT + PLANE * at / 6 for at in bar], abs=0.01)
+    assert sorted(marks(svg, "undecided")) == pytest.approx([LEFT + PLANE * at / 6 for at in arrows], abs=0.01)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_long_name_is_cut_off_in_the_forest_plot(narrow: bool) -> None:
+    long = "A residual network with 18 layers, whose stem has kernels of 3 by 3, CIFAR-10"
+    svg = figures.forest((dataclasses.replace(GAP, title=long),), narrow=narrow)
+    assert f"{long[:39]}…" in svg
+    assert long[:40] not in svg
+
+
 def test_verdicts_differ_by_shape_not_by_colour_alone() -> None:
     shapes = [shape for _, shape in figures.VERDICTS.values()]
     assert len(set(shapes)) == len(shapes) == 4
@@ -73,6 +103,25 @@ def test_a_validation_score_is_no_test_dot_of_the_curve() -> None:
 
 def test_an_accuracy_of_100_percent_can_be_drawn() -> None:
     assert figures.curve(group().curves, published_percent=100.0, margin_pp=0.5, row="perfect").startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.7, 12.0, [1, 2, 5, 10]),
+        (7.2, 8.3, [7.2, 7.4, 7.6, 7.8, 8.0, 8.2]),  # the committed logistic regression in NumPy
+        (1.01, 9.99, [2, 4, 6, 8]),
+        (0.021, 0.049, [0.025, 0.03, 0.035, 0.04, 0.045]),
+    ],
+)
+def test_the_axis_of_errors_has_three_marks_or_more(low: float, high: float, expected: list[float]) -> None:
+    assert figures.error_ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_curve_within_one_percent_has_marks() -> None:
+    points = tuple(dataclasses.replace(point, accuracy_percent=92.3 + point.epoch / 10) for point in group().curves)
+    svg = figures.curve(points, published_percent=92.6, margin_pp=0.25, row=ROW)
+    assert len(re.findall(r">9[0-9.]+</text>", svg)) >= 3
 
 
 @pytest.mark.parametrize(

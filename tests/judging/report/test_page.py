@@ -95,7 +95,7 @@ def test_a_row_without_a_record_stands_in_the_table_and_says_what_it_needs(rows:
     assert {attrs["id"] for attrs in found.named("details") if "id" in attrs} == {ROW, "other-shapes"}
     assert "◆" not in found.text
     assert "● reproduced , 1 of 2 rows, where the whole interval" in found.text
-    assert "– not measured , 1 of 2 rows, where there is no record yet: other-shapes" in found.text
+    assert "– not measured , 1 of 2 rows, where there is no record yet, or none with the metric and" in found.text
     assert (
         "The data set shapes (official files, unpacked or as archives: shapes.tar) and 5 trainings at least, 20 at most"
         in found.text
@@ -111,7 +111,7 @@ def test_the_page_says_what_the_table_says(rows: dict[str, Row]) -> None:
         "Nobody 1999, nowhere: 94.0 (unsourced)",
         "within 91 to 97 %, the published number ± 3.0;",
         "Judged after 5, 10, 20 seeds; the first look that decides stands.",
-        "probability of at most 5 %",
+        "By this rule, each kind of wrong verdict has a probability of at most 5 %.",
         "61 counted, 61 published: exact",
         "make reproduce ROWS=tiny-shapes",
         "Python 3.11.9, two cores",
@@ -124,11 +124,40 @@ def test_the_page_says_what_the_table_says(rows: dict[str, Row]) -> None:
 def test_the_header_names_the_article_cost_date_machine_and_commit(rows: dict[str, Row]) -> None:
     article = Article(title="On Shapes", publisher="A Press", names={ROW: "Tiny net, shapes"})
     text = shown(rows, article=article).text
-    assert "The article: On Shapes , A Press." in text
+    assert "The article: On Shapes , A Press. ● reproduced" in text
+    noted = shown(rows, article=dataclasses.replace(article, notes="It states each recipe.")).text
+    assert "The article: On Shapes , A Press. It states each recipe. ● reproduced" in noted
     assert (
         "measured 2026-11-22 machine Some CPU, two cores total cost 16 s for 5 seeds, added up commits c0ffee" in text
     )
     assert "margin around the published number: Tiny net, shapes." in text
+
+
+def test_a_later_rule_says_that_an_earlier_ones_probability_comes_on_top(rows: dict[str, Row]) -> None:
+    """Seeds 0 to 4, measured under no other rule, are not counted: the row is not measured."""
+    assert "comes on top" not in shown(rows).text
+    later = dataclasses.replace(rows[ROW], rule=dataclasses.replace(rows[ROW].rule, first_seed=20))
+    text = shown({**rows, ROW: later}).text
+    assert "at most 5 %. If the row had an earlier rule, with seeds before these, its probability comes on top;" in text
+    assert "2 of 2 rows, where there is no record yet, or none with the metric and the seeds that the row asks" in text
+
+
+def test_an_error_rate_says_which_side_is_worse(rows: dict[str, Row]) -> None:
+    said = "Of an error rate, what exceeds the published number is worse"
+    published = dataclasses.replace(rows[ROW].published, accuracy_percent=None, error_percent=6.0)
+    errors = dataclasses.replace(rows[ROW], metric="error_percent", published=published)
+    assert said in shown({**rows, ROW: errors}).text
+    assert said not in shown(rows).text
+
+
+def test_published_weights_have_a_dot_without_training_and_as_many_digits_as_the_claim(rows: dict[str, Row]) -> None:
+    published = dataclasses.replace(rows[ROW].published, accuracy_percent=94.0, num_digits=3)
+    rule = dataclasses.replace(rows[ROW].rule, looks=(1,))
+    rows[ROW] = dataclasses.replace(rows[ROW], mode="evaluate", published=published, rule=rule)
+    text = shown(rows).text.replace("\xa0", " ")
+    assert "95.000 n = 1" in text
+    assert "Dot: test accuracy. Dashed: published, with its margin." in text
+    assert "training accuracy" not in text
 
 
 def test_the_articles_rows_come_before_the_variants(rows: dict[str, Row]) -> None:
@@ -155,7 +184,7 @@ def test_text_from_the_ledger_and_from_records_stays_text(rows: dict[str, Row]) 
     planted = "<script>alert(1)</script>"
     published = dataclasses.replace(rows[ROW].published, notes=planted, selection='"><iframe src=x>')
     rows[ROW] = dataclasses.replace(rows[ROW], published=published)
-    article = Article(title=planted, publisher=planted, names={ROW: f"{planted}$x^2$"})
+    article = Article(title=planted, publisher=planted, names={ROW: f"{planted}$x^2$"}, notes=planted)
     found = shown(
         rows,
         findings=(FoundPoint(row=ROW, seed=1, finding=planted, evidence=planted),),
@@ -191,7 +220,7 @@ def test_with_the_test_split_the_page_has_confusion_calibration_and_mistakes(row
     """Items 0, 1 and 2 are wrong in 5, 5 and 2 of 5 seeds: taken for the next class."""
     text = shown(rows).text
     assert "accuracy ring 9 1 90.0 % disc 9 1 90.0 % star 9.6 0.4 96.0 % bar 10 100.0 %" in text
-    assert "Expected calibration error:" in text
+    assert "Expected calibration error, mean over the seeds:" in text
     assert "ring, taken for disc by 5 of 5, " in text
     assert "star, taken for bar by 2 of 5, " in text
     assert "Left out" not in text

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from remeasure.data import colours
 from remeasure.data.files import Split, SplitName
 from remeasure.data.folder import arrays
 from remeasure.data.folder.pictures import Picture, pictures
@@ -32,7 +33,6 @@ LAYOUTS = (
     "test.csv, train*.tar and test*.tar, what save_to_disk of `datasets` writes, or train/CLASS/IMAGE and "
     "test/CLASS/IMAGE"
 )
-_GREY_16 = "I;16"  # how PIL's names of grey modes with 16 bits begin
 
 
 def place(source: str, *, root: Path) -> Path:
@@ -57,8 +57,8 @@ def place(source: str, *, root: Path) -> Path:
 def read(folder: Path, split: SplitName, *, image_shape: tuple[int, int, int]) -> Split:
     """The official split: images (N, *image_shape) uint8, labels (N,) int64.
 
-    Pictures are read as grey (1 channel) or RGB (3). Where one has another size, its shorter side is scaled to the one
-    of `image_shape` (bicubic) and its centre is cut out; arrays keep theirs. InputError: a file that is wrong.
+    Pictures are read as 8-bit grey (1 channel) or RGB (3). Where one has another size, its shorter side is scaled to
+    the one of `image_shape` (bicubic) and its centre is cut out; arrays keep theirs. InputError: a file that is wrong.
     """
     if found := arrays.read(folder, split):
         return Split(images=found[0], labels=found[1], verified=False)
@@ -77,7 +77,7 @@ def shape(folder: Path, *, pixels: int | None) -> tuple[int, int, int]:
     if found := arrays.read(folder, "train"):
         return tuple(found[0].shape[1:])
     heads = [_head(picture) for picture, _ in _pictures(folder, "train")]
-    channels = 1 if all(mode in ("1", "L") or mode.startswith(_GREY_16) for mode, _ in heads) else 3
+    channels = 1 if all(is_grey for is_grey, _ in heads) else 3
     sizes = sorted({size for _, size in heads})
     if pixels is None and len(sizes) > 1:
         (least, most) = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
@@ -115,21 +115,21 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
     try:
         with Image.open(picture.open()) as image:
             yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{picture.place}: no picture that can be read ({error})") from None
 
 
-def _head(picture: Picture) -> tuple[str, tuple[int, int]]:
-    """Mode and (width, height)."""
+def _head(picture: Picture) -> tuple[bool, tuple[int, int]]:
+    """Whether it is grey, and (width, height)."""
     with _opened(picture) as image:
-        return image.mode, image.size
+        return colours.is_grey(image), image.size
 
 
 def _decoded(picture: Picture, *, image_shape: tuple[int, int, int]) -> Array:
     """(C, H, W) uint8."""
     channels, height, width = image_shape
     with _opened(picture) as opened:
-        image = _of_bytes(opened, place=picture.place).convert("L" if channels == 1 else "RGB")
+        image = colours.to_mode(opened, "L" if channels == 1 else "RGB")
     if image.size != (width, height):
         scale = max(width / image.width, height / image.height)
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
@@ -137,14 +137,3 @@ def _decoded(picture: Picture, *, image_shape: tuple[int, int, int]) -> Array:
         image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
     pixels = np.asarray(image, np.uint8).reshape(height, width, channels)
     return pixels.transpose(2, 0, 1)
-
-
-def _of_bytes(image: Image.Image, *, place: str) -> Image.Image:
-    """The image with 8 bits a channel, as PIL converts all but these: grey of 16 bits is divided by 257. InputError:
-    numbers without a range.
-    """
-    if image.mode in ("I", "F"):
-        raise InputError(f"{place}: expected 8 or 16 bits a channel, got PIL's mode {image.mode}; convert it")
-    if not image.mode.startswith(_GREY_16):
-        return image
-    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))

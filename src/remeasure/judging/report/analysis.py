@@ -37,12 +37,15 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A test item that seeds got wrong. `answer`: the wrong class that most of them gave; `confidence`: their mean."""
+    """A test item that seeds got wrong. `answer`: the most frequent wrong class.
+
+    `num_seeds`: how many gave that answer; `confidence`: their mean probability of it.
+    """
 
     index: int
     truth: int
     answer: int
-    num_wrong: int
+    num_seeds: int
     confidence: float
 
 
@@ -100,16 +103,17 @@ def most_confidently_wrong(predicted: Array, *, confidence: Array, labels: Array
     weight = np.where(wrong, confidence, 0).sum(axis=0, dtype=np.float64)
     order = np.argsort(-weight, kind="stable")[:num]
     return [
-        Mistake(
-            index=int(index),
-            truth=int(labels[index]),
-            answer=int(np.bincount(predicted[wrong[:, index], index]).argmax()),
-            num_wrong=int(wrong[:, index].sum()),
-            confidence=float(weight[index] / wrong[:, index].sum()),
-        )
+        _mistake(int(index), predicted=predicted[:, index], confidence=confidence[:, index], truth=int(labels[index]))
         for index in order
         if weight[index] > 0
     ]
+
+
+def _mistake(index: int, *, predicted: Array, confidence: Array, truth: int) -> Mistake:
+    """`predicted` (S,) and `confidence` (S,) of this item."""
+    answer = int(np.bincount(predicted[predicted != truth]).argmax())
+    sure = confidence[predicted == answer].astype(np.float64)
+    return Mistake(index=index, truth=truth, answer=answer, num_seeds=len(sure), confidence=float(sure.mean()))
 
 
 def pairs(right: dict[str, Array]) -> Iterator[Pair]:

@@ -30,6 +30,7 @@ COLOURS |= {colour: name.replace(" ", "-") for name, (colour, _) in VERDICTS.ite
 PX = 1 / 72  # a point of the figure is a CSS pixel of the page
 FONT = 12.0
 TIMES_MARGIN = 3.0  # the forest plot ends at so many times the widest margin
+MOST_LETTERS = 40  # of a row's name in the forest plot
 _NAMED = re.compile(r' id="[A-Za-z0-9.]+_[0-9]+"')  # ids that matplotlib gives each group, the same in each figure
 _COLOUR = re.compile("|".join(COLOURS))
 
@@ -51,7 +52,8 @@ class Gap:
 def forest(gaps: tuple[Gap, ...], *, narrow: bool) -> str:
     """Mean, interval, margin and seeds of each row. `narrow`: names above the lines, for a phone's width.
 
-    What lies beyond `TIMES_MARGIN` times the widest margin is drawn at the edge, as an arrow; the number says how far.
+    Where a mean or an end of an interval lies beyond `TIMES_MARGIN` times the widest margin, there is an arrow at the
+    edge; the number says how far the mean is. A long name is cut off by an ellipsis.
     """
     limit = TIMES_MARGIN * max(gap.margin for gap in gaps)
     width, pitch, left, right, top = (350, 46, 8, 52, 26) if narrow else (960, 34, 280, 70, 26)
@@ -71,22 +73,28 @@ def forest(gaps: tuple[Gap, ...], *, narrow: bool) -> str:
         axes.fill_between([-gap.margin, gap.margin], y - half, y + half, color=BAND, linewidth=0)
         inside = [seed for seed in gap.seeds if abs(seed) <= limit]
         axes.plot(inside, [y] * len(inside), "o", color=SEED, markersize=4, alpha=0.5, markeredgewidth=0)
-        if gap.interval and max(map(abs, gap.interval)) <= limit:
-            axes.plot(gap.interval, [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-        beyond = abs(gap.mean) > limit
-        axes.plot(
-            [math.copysign(limit, gap.mean) if beyond else gap.mean],
-            [y],
-            marker=("<" if gap.mean < 0 else ">") if beyond else marker,
-            color=colour,
-            markersize=9,
-            markeredgewidth=1.6,
-            fillstyle="none" if gap.verdict == "undecided" else "full",
-            clip_on=False,
-        )
+        ends = gap.interval or ()
+        bar = [max(-limit, min(end, limit)) for end in ends]
+        axes.plot(bar, [y] * len(bar), color=colour, linewidth=3, solid_capstyle="butt")
+        reached = (gap.mean, *ends)
+        at_x = [(gap.mean, marker)] if abs(gap.mean) <= limit else []
+        at_x += [(-limit, "<")] if min(reached) < -limit else []
+        at_x += [(limit, ">")] if max(reached) > limit else []
+        for x, shape in at_x:
+            axes.plot(
+                [x],
+                [y],
+                marker=shape,
+                color=colour,
+                markersize=9,
+                markeredgewidth=1.6,
+                fillstyle="none" if gap.verdict == "undecided" else "full",
+                clip_on=False,
+            )
         at, align, offset = ((-limit, number - 0.26), "left", 0) if narrow else ((-limit, y), "right", -14)
         label: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": FONT, "parse_math": False}
-        title = axes.annotate(gap.title, at, xytext=(offset, 0), ha=align, color=INK, url=f"#{gap.row}", **label)
+        name = gap.title if len(gap.title) <= MOST_LETTERS else f"{gap.title[: MOST_LETTERS - 1].rstrip()}…"
+        title = axes.annotate(name, at, xytext=(offset, 0), ha=align, color=INK, url=f"#{gap.row}", **label)
         title.set_bbox({"facecolor": PAPER, "linewidth": 0, "pad": 1})
         axes.annotate(f"{gap.mean:+.2f}", (limit, y), xytext=(12, 0), ha="left", color=colour, **label)
     return _svg(figure, salt=f"forest-{narrow}", label="Measured minus published accuracy of each row, in points")
@@ -95,6 +103,7 @@ def forest(gaps: tuple[Gap, ...], *, narrow: bool) -> str:
 @cache
 def curve(points: tuple[CurvePoint, ...], *, published_percent: float | None, margin_pp: float, row: str) -> str:
     """Training accuracy over the epochs, mean and range of the seeds; at the end each seed's test accuracy as a dot.
+    Published weights have the dot alone.
 
     Height goes with the logarithm of the error, so that 99.0 and 99.5 % are as far apart as 98 and 99 %.
     `published_percent` None: the claim is about another metric.
@@ -121,21 +130,19 @@ def curve(points: tuple[CurvePoint, ...], *, published_percent: float | None, ma
         at = [epoch + shift for shift in shifts] if epoch == last else [epoch] * len(values)
         dots = [_height(value) for value in values]
         axes.plot(at, dots, "o", color=INK, markersize=3.5, alpha=0.6, markeredgewidth=0)
-    errors = [error for power in range(-2, 3) for error in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
     bottom, top = axes.get_ylim()
-    marks = [error for error in errors if error < 100 and bottom <= _height(100 - error) <= top]
+    marks = error_ticks(10**-top, min(10**-bottom, 100))
     axes.set_yticks([_height(100 - error) for error in marks], [f"{100 - error:g}" for error in marks])
     steps = [step for step in ticks(0, last, most=8) if step == int(step)]
     axes.set_xticks(steps, [f"{step:g}" for step in steps])
     _plain(axes, x="epoch", y="accuracy, %")
-    return _svg(
-        figure, salt=f"curve-{row}", label=f"Training accuracy of {row} by epoch, and each seed's test accuracy"
-    )
+    shown = "Training accuracy of {} by epoch, and each seed's test accuracy" if epochs else "Test accuracy of {}"
+    return _svg(figure, salt=f"curve-{row}", label=shown.format(row))
 
 
 @cache
 def calibration(bins: tuple[tuple[float, float, float], ...], *, row: str) -> str:
-    """Accuracy over confidence, a dot a bin, its area the bin's share of the test images; on the diagonal is ideal."""
+    """Accuracy over confidence, a dot a bin, larger for a larger share of the test images; on the diagonal is ideal."""
     figure = _figure(280, 260)
     axes = figure.add_axes((0.2, 0.17, 0.76, 0.8))
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--")
@@ -176,6 +183,15 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(size * power for size in (1, 2, 5, 10) if (high - low) / (size * power) <= most)
     return [round(number * step, 10) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def error_ticks(low: float, high: float) -> list[float]:
+    """Errors in percent to mark on a logarithmic axis: 1, 2 and 5 times powers of ten, or, if fewer than 3 of these lie
+    from low to high, round numbers in equal steps.
+    """
+    usual = [size * 10.0**power for power in range(-2, 3) for size in (1, 2, 5)]
+    inside = [error for error in usual if low <= error <= high]
+    return inside if len(inside) >= 3 else ticks(low, high, most=8)
 
 
 def _svg(figure: "Figure", *, salt: str, label: str) -> str:

@@ -38,12 +38,13 @@ SYMBOLS: dict[VerdictName, str] = {
     "undecided": "◇",
     "not measured": "–",
 }
+_WHOLE = "the whole interval of the mean, or the one result of published weights,"
 MEANING: dict[VerdictName, str] = {
-    "reproduced": "the whole interval of the mean lies within the margin around the published number",
-    "exceeds": "the whole interval lies above the margin",
-    "falls short": "the whole interval lies below the margin",
-    "undecided": "the interval crosses an end of the margin, or there are too few seeds for one",
-    "not measured": "there is no record yet",
+    "reproduced": f"{_WHOLE} lies within the margin around the published number",
+    "exceeds": f"{_WHOLE} lies above the margin",
+    "falls short": f"{_WHOLE} lies below the margin",
+    "undecided": "the interval crosses an end of the margin, or there is none: too few seeds, or one that diverged",
+    "not measured": "there is no record yet, or none with the metric and the seeds that the row asks for",
 }
 _SECTION = re.compile(r'<section data-needs="([^"]*)">.*?</section>', re.DOTALL)
 
@@ -150,6 +151,7 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
         "row": row,
         "title": title,
         "published": f"{cells.published_percent:.{row.published.num_digits}f}",
+        "digits": max(2, row.published.num_digits),  # of what was measured
         "variant": cells.row != f"{row.model}-{row.data}",
         "group": group,
         "found": [],
@@ -160,8 +162,9 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
     return {
         **line,
         "found": list(by_finding(group.findings)),
+        "as_accuracy": (published_percent := _as_accuracy(row)),
         "curve": figures.curve(
-            group.curves, published_percent=_as_accuracy(row), margin_pp=cells.margin_pp, row=cells.row
+            group.curves, published_percent=published_percent, margin_pp=cells.margin_pp, row=cells.row
         ),
         "seeds": [(record, metrics.percent(record, metric=row.metric)) for record in group.records],
         "filters": images.filter_sheet(group.filters, image_shape=shape),
