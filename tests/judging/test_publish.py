@@ -14,7 +14,7 @@ from remeasure.judging.publish import is_decided, may_replace, offer, publish, r
 from remeasure.judging.reader import read_runs
 from remeasure.judging.records import put_together
 from remeasure.judging.report.page import TestSplit
-from remeasure.judging.table import build
+from remeasure.judging.table import build, to_markdown
 from remeasure.judging.verify import verify
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row, Rule
@@ -78,6 +78,8 @@ def test_a_record_of_other_configs_counts_nothing_and_stays_until_a_campaign_has
     (line,) = build({ROW: row}, records={ROW: recorded.records}, specs={ROW: recorded.spec})
     assert (line.verdict, line.num_seeds, line.device, line.commit) == ("not measured", 0, None, None)
     assert line.reason == "the record is of another run than the ledger's: recipe short, not longer"
+    shown = to_markdown([line], rows={ROW: row}, records={ROW: recorded.records})
+    assert "every seed" not in shown
     assert not is_decided(recorded, row=row)
     assert not may_replace(recorded, seeds(0, 1, 2, commit="e15e"), row=row, fresh=False)
 

@@ -295,7 +295,7 @@ def _notes(line: TableRow, *, row: Row, records: Sequence[RunRecord], findings: 
         yield "stale: the training code has changed since, so that it may give other numbers today"
     for found, points in by_finding(findings):
         yield _found(found, points=points)
-    if records:
+    if records and line.measured_on:
         differ = len({record.epochs for record in records if record.accuracy_percent is not None}) > 1
         seeds = (
             f"{record.seed}: {_percent(record, row=row)}" + f" ({record.epochs} epochs)" * differ for record in records
