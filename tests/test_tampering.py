@@ -208,7 +208,7 @@ def drawn(*arguments: Any) -> Split:
 
 def test_a_reader_from_outside_that_returns_other_images_each_time_is_named(tmp_path: Path) -> None:
     spec = trained.spec("recipe.epochs_total=1")
-    spec = replace(spec, data=replace(spec.data, source=f"{__name__}:drawn"))
+    spec = replace(spec, data=replace(spec.data, source=f"{__name__}:drawn"), data_sha256="0" * 64)
     with pytest.raises(InputError, match=r":drawn returns other images or labels than when the run was planned"):
         trained.run(spec, tmp_path)
 

@@ -46,7 +46,9 @@ def test_whatever_a_file_of_results_holds_it_is_named_unless_it_is_what_was_writ
         after = snapshot(entry.results)
     expected = before | ({} if ended.status == 0 and name.startswith(("table", "report")) else {name: content})
     assert after == expected  # the table is the true one, and no other file was touched
-    assert (name in (f"runs/{ROW}.csv", f"findings/{ROW}.csv", SEAL) and content != before[name]) <= (ended.status == 2)
+    assert (
+        name in (f"runs/{ROW}.csv", f"findings/{ROW}.csv", f"specs/{ROW}.yaml", SEAL) and content != before[name]
+    ) <= (ended.status == 2)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -55,7 +57,7 @@ def test_a_folder_in_place_of_a_file_is_named(entry: Entry, name: str) -> None:
         verified, ended = entry("reproduce.py", "verify"), entry("reproduce.py", "table")
     for each in (verified, ended):
         assert_well_ended(each, naming=[name])
-    read_by_table = name.startswith(("runs/", "findings/", "table", "report", "sums/"))
+    read_by_table = name.startswith(("runs/", "findings/", "specs/", "table", "report", "sums/"))
     assert (verified.status, ended.status) == (1, 2 if read_by_table else 0)
 
 

@@ -1,5 +1,6 @@
 """An exported folder: loaded by the card's own lines in a process that has torch and not this package."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -111,7 +112,9 @@ def test_the_network_of_the_row_s_record_is_exported_and_no_file_of_another_stay
 
 
 def test_the_mean_of_one_seed_is_over_one_seed(row: Row, tmp_path: Path) -> None:
-    done, results = trained.run(trained.spec(*SPEC), tmp_path, row=row.name, keeps=[0]), tmp_path / "results"
+    spec, results = trained.spec(*SPEC), tmp_path / "results"
+    row = dataclasses.replace(row, model=spec.model.name, recipe=spec.recipe.name)
+    done = trained.run(spec, tmp_path, row=row.name, keeps=[0])
     recover(results)
     publish(results, row=row.name, files=put_together(row.name, seeds=[from_run(done, row=row.name)]).to_files())
     folder = export(row, runs=tmp_path / "runs", results=results, into=tmp_path / "exports")

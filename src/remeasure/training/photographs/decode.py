@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from remeasure.data.colours import to_mode
 from remeasure.data.listing import Listing
 from remeasure.spec.base import InputError
 from remeasure.spec.photographs import Transform
@@ -47,13 +46,14 @@ class Photographs(Dataset[Tensor | str]):
 
 
 def decode(content: bytes) -> Image.Image:
-    """The photograph as RGB, as in timm's data sets: no EXIF rotation, no colour profile, palettes looked up.
+    """The photograph as RGB, as in timm's data sets: no EXIF rotation, no colour profile, palettes looked up,
+    16-bit grey clipped at 255.
 
-    Raises what Pillow raises for a file that is truncated or not an image, and what `to_mode` does.
+    Raises what Pillow raises for a file that is truncated or not an image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd EXIF entries and palettes, which official files have, too
-        return to_mode(Image.open(io.BytesIO(content)), "RGB")
+        return Image.open(io.BytesIO(content)).convert("RGB")
 
 
 def shorter_side(transform: Transform) -> int:

@@ -1,5 +1,7 @@
 """Image files of any format that Pillow reads, as the input of a trained network."""
 
+import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -7,10 +9,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from remeasure.data.colours import to_mode
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.system.paths import read_file
-from remeasure.training.photographs.decode import MOST_PIXELS, compose, decode, resized_pixels
+from remeasure.training.photographs.decode import MOST_PIXELS, compose, resized_pixels
 
 FAR = 0.5  # of an image's mean pixel from that of the training images, both in [0, 1]
 
@@ -35,7 +38,8 @@ class Pictures:
         sets, transparency, EXIF rotation and colour profiles are ignored. Raises InputError: not a readable image.
         """
         try:
-            image = decode(read_file(path))
+            with warnings.catch_warnings(action="ignore"):  # about odd EXIF entries and palettes
+                image = to_mode(Image.open(io.BytesIO(read_file(path))), "RGB")
             if self.transform is not None:
                 if (num := resized_pixels(image.size, transform=self.transform)) > MOST_PIXELS:
                     raise InputError(f"{path}: too narrow {image.size}; resized it has {num:,} pixels")
