@@ -214,9 +214,8 @@ def _note(rows: Mapping[str, Row], *, files: Files) -> str:
     """The table in Markdown, of all rows of the ledger."""
     with held_folder(files.results):
         records = {name: read_runs(files.results, row=name) for name in rows}
-    return table.short_markdown(
-        table.build(rows, records=records, specs=read_specs(files.results, rows=rows)), rows=rows
-    )
+        specs = read_specs(files.results, rows=rows)
+    return table.short_markdown(table.build(rows, records=records, specs=specs), rows=rows)
 
 
 def _export(rows: Mapping[str, Row], *, files: Files) -> None:

@@ -28,13 +28,8 @@ PACKAGES = {  # whose versions are kept: the names by which they are installed a
 NO_WEIGHTS = ("hydra-core", "mlflow")  # packages that cannot move a weight
 WATCHED = ("src", "conf", "*.py", "pyproject.toml", "requirements.lock", ":(exclude)tests", ":(exclude)docs")
 UNKNOWN = "unknown"
-_AS_PATCH = (
-    "--no-color",
-    "--no-ext-diff",
-    "--no-textconv",
-    "--src-prefix=a/",
-    "--dst-prefix=b/",
-)  # whatever is configured
+# Options of `git diff` that make a patch whatever is configured.
+_AS_PATCH = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 # With one of these set, git would use another repository than the project's.
 MISLEADING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 
