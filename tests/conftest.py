@@ -41,6 +41,7 @@ def forked_workers() -> Iterator[None]:
     """Worker processes that tests start by multiprocessing have imported torch already; but see `spawned_workers`."""
     with pytest.MonkeyPatch.context() as patch:
         forking.fork_workers(patch)
+        assert not forking.changed()  # else a package has set them as it was imported: put them into FREE
         yield
 
 

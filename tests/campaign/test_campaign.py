@@ -501,6 +501,16 @@ def test_a_row_whose_recipe_is_for_another_mode_is_refused(tmp_path: Path) -> No
         prepare(tmp_path, entry)
 
 
+def test_a_config_with_another_name_inside_is_refused(tmp_path: Path) -> None:
+    entry = dataclasses.replace(row(), data="my_digits")
+
+    def composed(choices: Sequence[str]) -> Config:
+        return compose_config([choice.replace("my_digits", "digits") for choice in choices])
+
+    with pytest.raises(InputError, match="row mlp2-digits: `name:` inside its configs says data digits, not my_digits"):
+        prepare(tmp_path, entry, composed_by=composed)
+
+
 def test_a_callback_that_cannot_work_is_named_before_anything_is_trained(tmp_path: Path) -> None:
     wrong = ("+callback.own={builder: 'pytorch_lightning.callbacks:EarlyStopping', options: {monitr: loss}}",)
     with pytest.raises(InputError, match=r"callback: .*EarlyStopping.*monitr"):

@@ -102,6 +102,7 @@ def test_a_run_is_below_the_row_of_its_own_spec_alone(store: Store, rows: dict[s
         directory = tmp_path / f"runs/{name}-cpu-s7-a1"
         directory.mkdir(parents=True)
         about = {"row": measured.ROW, "seed": 7, "spec_sha256": spec_sha256, "device_kind": "cpu"}
+        (directory / "config.yaml").touch()  # a power cut can leave it empty
         Journal(directory).write("started", run_id=name, model="tiny", data="shapes", recipe="short", **about)
     track(rows, tmp_path)
     row, *_ = runs(store)

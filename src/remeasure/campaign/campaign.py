@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from remeasure.judging.publish import offer
 from remeasure.judging.reader import read_row
 from remeasure.judging.records import SeedResults, from_results, put_together
 from remeasure.judging.rules import first_rules
+from remeasure.judging.table import other_configs
 from remeasure.runs import code, timing
 from remeasure.runs.folder import Outcome, Place, finished, is_under_way, other_code, participants
 from remeasure.runs.provenance import device_name
@@ -66,6 +67,8 @@ class Campaign:
         asked = config.spec(data_sha256="")
         if asked.mode != row.mode:
             raise InputError(f"row {row.name}: mode is {row.mode}, but recipe {row.recipe} is for mode {asked.mode}")
+        if others := other_configs(row, asdict(asked)):
+            raise InputError(f"row {row.name}: `name:` inside its configs says {others}; correct it there")
         if faults := list(engine_of(asked).device_faults(self.place.device_kind)):
             return NotHere(row=row, missing=((*faults, ON_THE_CPU),))
         place = self.place

@@ -99,8 +99,7 @@ def merge(arguments: Sequence[str]) -> int:
     for line, numbers in seeds.items():
         print(f"{line}{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}")
     if any(each.taken == "merged" for each in found):
-        reproduce = paths.command("reproduce")
-        print(f"`{reproduce}` judges what was merged; `{reproduce.replace(' reproduce', ' track')}` sends it to MLflow")
+        print(f"`{paths.command('reproduce')}` judges those of its own code; `make track` sends all to MLflow")
     refuse(faults)
     return 0
 

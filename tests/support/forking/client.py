@@ -27,7 +27,7 @@ TESTED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # what a command 
 # What no imported package has read as it was imported. Where anything else differs, the process is a new one.
 FREE = re.compile(
     r"REMEASURE_\w+|FAULTS_\w+|WATCHED|CUBLAS_WORKSPACE_CONFIG|PYTEST_\w+|PYTHONPATH|TMPDIR|TERM|COLUMNS|XDG_CACHE_HOME|no_proxy"
-    r"|AWS_\w+|PG[A-Z]+|HF_\w+|KMP_\w+|_?MLFLOW_\w+|DO_NOT_TRACK|HYDRA_FULL_ERROR|TORCHINDUCTOR_\w+|PYTORCH_NVML_BASED_CUDA_CHECK"
+    r"|AWS_\w+|PG[A-Z]+|HF_\w+|KMP_\w+|_?MLFLOW_\w+|DO_NOT_TRACK|HYDRA_FULL_ERROR|TORCHINDUCTOR_\w+|RAY_\w+|PYTORCH_NVML_BASED_CUDA_CHECK"
 )
 OPTIONS = {"cwd", "stdin", "stdout", "stderr", "text", "bufsize", "start_new_session"}
 ROOM = 4096  # characters of a command line that /proc shows
@@ -51,12 +51,13 @@ def popen(command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> 
 
 def fork_workers(patch: pytest.MonkeyPatch) -> None:
     """Have the processes that multiprocessing starts from this one forked if this makes no difference."""
-    patch.setattr(multiprocessing.util, "spawnv_passfds", forked(lambda: _server() if _can_be_a_fork() else None))
+    patch.setattr(multiprocessing.util, "spawnv_passfds", forked(lambda: None if changed() else _server()))
 
 
-def _can_be_a_fork() -> bool:
-    """Whether the packages have read, in the server, what this process's environment says."""
-    return _bound({**TESTED, **os.environ, "CUDA_VISIBLE_DEVICES": ""}) == _bound(BEGUN)
+def changed() -> set[str]:
+    """The variables of the environment for whose sake processes are not forked any more: BEGUN has other values."""
+    now, begun = _bound({**TESTED, **os.environ, "CUDA_VISIBLE_DEVICES": ""}), _bound(BEGUN)
+    return {name for name in now | begun if now.get(name) != begun.get(name)}
 
 
 def run(command: Sequence[str], *, timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from remeasure.judging.records import SeedResults
 from remeasure.runs import journal
+from remeasure.spec.base import InputError
 from remeasure.spec.record import Event
+from remeasure.system.atomic import read_bytes
 from remeasure.system.formats import decode_yaml
-from remeasure.system.paths import read_file
 from remeasure.tracking.content.base import (
     PARENT_TAG,
     SOURCE,
@@ -44,8 +46,9 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
     if record and record["accuracy_percent"] is None:
         state = journal.last(events, "diverged") or {**state, "event": "diverged"}
     status = STATUS[state["event"]]
-    path = directory / "config.yaml"
-    config = decode_yaml(read_file(path), name=str(path)) if path.is_file() else {}
+    path, config = directory / "config.yaml", dict[str, Any]()
+    with suppress(InputError):  # it is damaged; the journal has the rest
+        config = decode_yaml(read_bytes(path), name=str(path))
     info = {**_names(config), **started, **record}
     names = _FILES_AT_START if status == "RUNNING" else (*_FILES_AT_START, *_FILES_AT_END)
     return Content(
