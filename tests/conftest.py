@@ -45,6 +45,17 @@ def forked_workers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def variables() -> Iterator[None]:
+    """What a test's code sets in the environment is undone: with Lightning's PL_GLOBAL_SEED no command is forked."""
+    before = dict(os.environ)
+    yield
+    before["PYTEST_CURRENT_TEST"] = os.environ["PYTEST_CURRENT_TEST"]  # pytest's own
+    for name in os.environ.keys() - before:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes of this test are new ones, as those of users."""
