@@ -161,6 +161,12 @@ def test_markdown_shows_claim_measurement_and_every_seed(rows: dict[str, Row]) -
     assert "| other-shapes | 50.25 |" in text
 
 
+def test_what_was_measured_has_as_many_decimals_as_the_claim(rows: dict[str, Row]) -> None:
+    claim = dataclasses.replace(rows[ROW].published, num_digits=3)
+    text = markdown(rows | {ROW: dataclasses.replace(rows[ROW], published=claim)}, five())
+    assert f"| {ROW} | 94.000 | 94.000 ± 1.369 (n = 5) | shapes | 92.049 to 95.951 |" in text
+
+
 @pytest.mark.parametrize("official", ["no", "unknown"])
 def test_data_that_are_not_official_are_marked_beside_the_number(rows: dict[str, Row], official: str) -> None:
     records = five(data_official=official)

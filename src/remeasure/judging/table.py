@@ -259,26 +259,27 @@ def cells(line: TableRow, *, row: Row) -> dict[str, str]:
     """What a reader sees of a row, by column; a missing value is an empty cell."""
     official = line.data_official in (None, "yes")
     low, high = line.interval_low_percent, line.interval_high_percent
+    digits = max(2, row.published.num_digits)  # of what was measured
     audit = (line.params_audit or "").partition(":")[0]
     counted = "" if line.num_params is None else f", {line.num_params:,} counted: {audit}"
     return {
         "row": line.row,
         "published %": f"{line.published_percent:.{row.published.num_digits}f}{metrics.unit(row)}",
-        "measured %": _measured(line),
+        "measured %": _measured(line, digits=digits),
         "data": line.data if official else f"{line.data} (data_official: {line.data_official})",
-        "interval %": "" if low is None else f"{low:.2f} to {high:.2f}",
+        "interval %": "" if low is None else f"{low:.{digits}f} to {high:.{digits}f}",
         "verdict": line.verdict + line.marks,
         "parameters": f"{line.published_params} published{counted}",
         "device": line.device or "",
     }
 
 
-def _measured(line: TableRow) -> str:
+def _measured(line: TableRow, *, digits: int) -> str:
     """Such as "97.91 ± 0.16 (n = 160)"; "" without a measurement."""
     if line.mean_percent is None:
         return ""
-    sd = "" if line.sd_percent is None else f" ± {line.sd_percent:.2f}"
-    return f"{line.mean_percent:.2f}{sd} (n = {line.num_seeds})"
+    sd = "" if line.sd_percent is None else f" ± {line.sd_percent:.{digits}f}"
+    return f"{line.mean_percent:.{digits}f}{sd} (n = {line.num_seeds})"
 
 
 def _notes(line: TableRow, *, row: Row, records: Sequence[RunRecord], findings: Sequence[FoundPoint]) -> Iterator[str]:
