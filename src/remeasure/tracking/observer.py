@@ -195,9 +195,9 @@ class Observers(Observer):
         """Journal that a run whose process was killed is interrupted; pass on a finished one that nobody has kept."""
         if (directory / "record.json").is_file():
             with suppress(InputError):  # damaged: told where its seed is wanted
+                remove_leftovers(directory)  # first: a run that MLflow has is not looked at again
                 if not recorded_run_id(directory):
                     self.keep(Outcome(record=read_record(directory), directory=directory, reused=False))
-                remove_leftovers(directory)
             return
         with locks.held_if_free(directory / "lock") as free:
             if free and under_way(directory):
