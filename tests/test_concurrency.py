@@ -18,8 +18,8 @@ from tests.support.suite import (
     sqlite_uri,
     statuses,
     times_started,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 from remeasure.runs import journal
 

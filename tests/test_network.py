@@ -251,7 +251,7 @@ def test_the_ui_answers_this_machine_alone_and_asks_nobody(ui: Ui) -> None:
     listening = {entry.laddr for entry in sockets if entry.status == psutil.CONN_LISTEN}
     assert ui.port in {address.port for address in listening}
     assert words
-    assert not any("sqlite:" in word for word in words)
+    assert not any("sqlite:" in word for word in words)  # a password would be in `ps`
     assert {address.ip for address in listening} == {"127.0.0.1"}
     assert asked(ui.watched) - LOOPBACK == set()
 

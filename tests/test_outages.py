@@ -26,8 +26,8 @@ from tests.support.suite import (
     small_suite,
     sqlite_uri,
     statuses,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 from remeasure.judging.reader import read_runs
 from remeasure.runs import journal

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import wait_until
+
 from remeasure.campaign.executors.base import Task
 from remeasure.runs.folder import Place
 from remeasure.spec.record import Event
@@ -64,9 +66,7 @@ def slowly_if_seed_0(task: Task, place: Place, sink: Sink) -> Any:
     if task.seed:
         another.touch()
     else:
-        ends = time.monotonic() + 60.0
-        while not another.exists() and time.monotonic() < ends:
-            time.sleep(0.01)
+        wait_until(another.exists)
         time.sleep(1.0)  # in which the pool takes the other's outcome
     return [task.seed]
 
@@ -75,8 +75,5 @@ def wait_for_each_other(spec: Any, place: Place) -> float:  # noqa: ARG001
     """Until `spec.together` such jobs have begun; returns which of them this one is, from 1."""
     (spec.folder / str(os.getpid())).touch()
     number = len(list(spec.folder.iterdir()))
-    ends = time.monotonic() + 300.0
-    while len(list(spec.folder.iterdir())) < spec.together:
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.01)
+    wait_until(lambda: len(list(spec.folder.iterdir())) >= spec.together)
     return float(number)

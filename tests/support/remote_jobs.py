@@ -2,14 +2,13 @@
 
 import os
 import signal
-import time
 from typing import Any
+
+from tests.support.waiting import wait_until
 
 from remeasure.campaign.executors.base import Task
 from remeasure.runs.folder import Place
 from remeasure.spec.base import InputError
-
-SECONDS_TO_WAIT = 300.0  # for a test that fails, for ever
 
 
 def note(task: Task, place: Place) -> int:
@@ -46,8 +45,5 @@ def die(task: Task, place: Place) -> Any:
 def wait_for_leave(task: Task, place: Place) -> Any:
     """Until the file `leave` is there."""
     note(task, place)
-    ends = time.monotonic() + SECONDS_TO_WAIT
-    while not (place.project / "leave").exists():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.1)
+    wait_until((place.project / "leave").exists)
     return [task.seed]

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.forking import client as forking
 from tests.support.project import CHECKOUT
-from tests.support.suite import wait_until
+from tests.support.waiting import wait_until
 
 SETPRIV = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")  # PostgreSQL refuses to run as root
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.servers import free_port
-from tests.support.suite import wait_until
+from tests.support.waiting import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue")
 CONFIG = """\

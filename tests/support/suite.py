@@ -1,8 +1,7 @@
 """A small suite to try concurrency and outages on: a project with a ledger of two short rows on the bundled digits."""
 
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ def small_suite(root: Path, *, rows: Sequence[str] = ROWS, epochs: int = 40) -> 
     (conf / "recipe" / "short.yaml").write_text(SHORT.format(epochs=epochs))
     (conf / "benchmark.yaml").write_text(yaml.safe_dump({"rows": {name: entries[name] for name in rows}}))
     return project
-
-
-def wait_until(condition: Callable[[], object], *, seconds: float = 300.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.01)
 
 
 def sqlite_uri(project: Project) -> str:

@@ -41,6 +41,11 @@ def unit(row: Row) -> str:
     return "" if row.metric == "accuracy_percent" else f" ({METRICS[row.metric].title})"
 
 
+def num_decimals(row: Row) -> int:
+    """Of what was measured, where a person reads it: those of the claim, and two at least."""
+    return max(2, row.published.num_digits)
+
+
 def missing(row: Row, *, records: Sequence[RunRecord]) -> str:
     """Why these records cannot give the row's metric: they are older, or of another claim; "" if they can."""
     meaning = METRICS[row.metric]

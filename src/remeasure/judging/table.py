@@ -259,7 +259,7 @@ def cells(line: TableRow, *, row: Row) -> dict[str, str]:
     """What a reader sees of a row, by column; a missing value is an empty cell."""
     official = line.data_official in (None, "yes")
     low, high = line.interval_low_percent, line.interval_high_percent
-    digits = max(2, row.published.num_digits)  # of what was measured
+    digits = metrics.num_decimals(row)
     audit = (line.params_audit or "").partition(":")[0]
     counted = "" if line.num_params is None else f", {line.num_params:,} counted: {audit}"
     return {

@@ -27,8 +27,8 @@ import pytest
 import yaml
 from tests.support import jobs, trained
 from tests.support.project import Command, Project, copy_project
-from tests.support.suite import wait_until
 from tests.support.terminal import screen
+from tests.support.waiting import wait_until
 
 from remeasure.campaign.executors.base import Task
 from remeasure.campaign.executors.local import Workers

@@ -13,7 +13,7 @@ import pytest
 from tests.support import remote_jobs, trained
 from tests.support.project import Project, copy_project
 from tests.support.slurm import slurm, why_not
-from tests.support.suite import wait_until
+from tests.support.waiting import wait_until
 
 from remeasure.campaign.executors import choose
 from remeasure.campaign.executors.base import Task

@@ -151,7 +151,7 @@ def _line(cells: "TableRow", *, row: Row, group: RowResults | None, title: str, 
         "row": row,
         "title": title,
         "published": f"{cells.published_percent:.{row.published.num_digits}f}",
-        "digits": max(2, row.published.num_digits),  # of what was measured
+        "digits": metrics.num_decimals(row),
         "variant": cells.row != f"{row.model}-{row.data}",
         "group": group,
         "found": [],

@@ -7,7 +7,8 @@ are torchvision's. Nothing heavier than torchvision is imported here, since ever
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -51,9 +52,17 @@ def decode(content: bytes) -> Image.Image:
 
     Raises what Pillow raises for a file that is truncated or not an image.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd EXIF entries and palettes, which official files have, too
-        return Image.open(io.BytesIO(content)).convert("RGB")
+    with opened(content) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def opened(content: bytes) -> Iterator[Image.Image]:
+    """The image; while it is decoded, Pillow is silent about odd EXIF entries and palettes, which official files have,
+    too.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        yield Image.open(io.BytesIO(content))
 
 
 def shorter_side(transform: Transform) -> int:

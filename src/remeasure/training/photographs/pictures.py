@@ -1,7 +1,5 @@
 """Image files of any format that Pillow reads, as the input of a trained network."""
 
-import io
-import warnings
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ from remeasure.data.colours import to_mode
 from remeasure.spec.base import InputError
 from remeasure.spec.run import RunSpec
 from remeasure.system.paths import read_file
-from remeasure.training.photographs.decode import MOST_PIXELS, compose, resized_pixels
+from remeasure.training.photographs.decode import MOST_PIXELS, compose, opened, resized_pixels
 
 FAR = 0.5  # of an image's mean pixel from that of the training images, both in [0, 1]
 
@@ -38,8 +36,8 @@ class Pictures:
         sets, transparency, EXIF rotation and colour profiles are ignored. Raises InputError: not a readable image.
         """
         try:
-            with warnings.catch_warnings(action="ignore"):  # about odd EXIF entries and palettes
-                image = to_mode(Image.open(io.BytesIO(read_file(path))), "RGB")
+            with opened(read_file(path)) as stored:
+                image = to_mode(stored, "RGB")
             if self.transform is not None:
                 if (num := resized_pixels(image.size, transform=self.transform)) > MOST_PIXELS:
                     raise InputError(f"{path}: too narrow {image.size}; resized it has {num:,} pixels")
