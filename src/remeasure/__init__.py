@@ -1,5 +1,6 @@
 """Measures a table of published benchmark accuracies again, and judges each number."""
 
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 __version__ = version("remeasure")
 _ONE_RUN = Lock()
+
+if sys.argv[0] == "-m":  # `python -m` imports the package first: a module that is no command would do nothing, exit 0
+    _module = sys.orig_argv[-len(sys.argv)].removeprefix("-m").removeprefix("remeasure.")
+    _file = Path(__file__).parent / (_module.replace(".", "/") + ".py")
+    if _file.is_file() and "__main__" not in _file.read_text("utf-8"):
+        print(f"remeasure.{_module} is no command; `python -m remeasure --help` lists them", file=sys.stderr)
+        sys.exit(2)
 
 
 def compose(overrides: Sequence[str] = ()) -> "Config":

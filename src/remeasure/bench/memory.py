@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from remeasure.bench.baselines.processes import own_process
-from remeasure.config import compose
+from remeasure.config import compose, errors
 from remeasure.data import fingerprint
 from remeasure.models import registry
 from remeasure.runs.execute import execute
@@ -174,4 +174,4 @@ def _forget_peak() -> None:
 
 if __name__ == "__main__":
     with warnings.catch_warnings(action="ignore"):  # stdout is for figures, stderr for errors
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(errors.guarded(lambda: main(sys.argv[1:])))

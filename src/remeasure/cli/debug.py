@@ -280,7 +280,3 @@ def profiled(bench: Bench, asked: Debug) -> int:
     for part in ("data", "forward", "backward", "optimiser"):
         print(f"  {part:10} {bench.seconds[part] / whole:6.1%}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit("no command of its own; `python -m remeasure --help` lists the commands")

@@ -102,7 +102,3 @@ def merge(arguments: Sequence[str]) -> int:
         print(f"`{paths.command('reproduce')}` judges those of its own code; `make track` sends all to MLflow")
     refuse(faults)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit("no command of its own; `python -m remeasure --help` lists the commands")

@@ -216,7 +216,3 @@ def _predicted(run: Run, *, images: Sequence[Path], device: torch.device) -> Ite
     write_atomic(path, encode_csv(lines, cls=Predicted))
     yield from shown
     yield f"num_images={len(images)} csv={os.path.relpath(path)}"
-
-
-if __name__ == "__main__":
-    raise SystemExit("no command of its own; `python -m remeasure --help` lists the commands")

@@ -80,7 +80,3 @@ def _seconds(text: str) -> float:
     if not found:
         raise argparse.ArgumentTypeError(f"expected a time such as 4h, 90m or 30s, got {text!r}")
     return float(found[1]) * {"h": 3600.0, "m": 60.0, "s": 1.0}[found[2]]
-
-
-if __name__ == "__main__":
-    raise SystemExit("no command of its own; `python -m remeasure --help` lists the commands")

@@ -256,7 +256,3 @@ def _put(into: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     for key in keys[:-1]:
         into = into.setdefault(key, {})
     into[keys[-1]] = value
-
-
-if __name__ == "__main__":
-    raise SystemExit("no command of its own; `python -m remeasure --help` lists the commands")
