@@ -221,6 +221,8 @@ def test_a_run_cut_short_in_mid_epoch_ends_bit_for_bit_alike_at_any_block_length
     resumed = _cut_and_resumed(in_blocks, cut=cut, folder=tmp_path / "cut")
     assert same(*final_weights)
     _assert_alike(resumed, whole)
+    begun = [event for event in read(resumed.directory) if event["event"] in ("started", "resumed")]
+    assert [event["work_by_epoch"] for event in begun] == 2 * [[1 / 4, 1 / 4, 9 / 16, 1]]
 
 
 def test_lbfgs_cut_short_ends_as_an_unbroken_one_bit_for_bit(

@@ -105,16 +105,28 @@ def test_a_validation_score_stands_beside_its_own_epochs_training(prints_epochs:
     assert said == (lines if prints_epochs else lines[1::2])
 
 
-def test_a_resumed_run_counts_its_time_from_where_it_goes_on(clock: Clock) -> None:
+def test_a_resumed_run_counts_its_time_from_its_first_whole_epoch(clock: Clock) -> None:
+    """It goes on in the midst of epoch 6, so that this one took it less than the others will."""
     stream = StringIO()
     progress = Progress(stream, clock=clock)
     progress(FIRST, started(seed=0, event="resumed"))
-    clock.seconds = 12
-    progress(FIRST, epoch(6))  # the first that it trains itself: 4 more at 12 s
+    for seconds, number in ((11, 6), (31, 7)):
+        clock.seconds = seconds
+        progress(FIRST, epoch(number))
     assert stream.getvalue().splitlines() == [
         "mlp2-mnist seed 0: resumed, 10 epochs",
-        "mlp2-mnist seed 0: epoch 6/10, 48 s left, loss 0.2500, train 93.38 %",
+        "mlp2-mnist seed 0: epoch 6/10, loss 0.2500, train 93.38 %",
+        "mlp2-mnist seed 0: epoch 7/10, 60 s left, loss 0.2500, train 93.38 %",
     ]
+
+
+def test_epochs_on_larger_images_take_longer(clock: Clock) -> None:
+    stream = StringIO()
+    progress = Progress(stream, clock=clock)
+    progress(FIRST, started(seed=0) | {"work_by_epoch": [0.25] * 4 + [1.0] * 6})
+    clock.seconds = 20
+    progress(FIRST, epoch(4))  # one of seven parts of the work
+    assert stream.getvalue().splitlines()[1].startswith("mlp2-mnist seed 0: epoch 4/10, 2 min left, ")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +219,18 @@ def test_a_row_is_one_line_with_its_seeds_mean_and_time_left(clock: Clock, termi
     progress(SECOND, epoch(5))
     (line,) = terminal.shown()
     assert re.fullmatch(r"mlp2-mnist [━╸╺]+ 2/40 seeds, 6 min left, 97.91 ± 0.16 %, undecided so far", line)
+
+
+def test_a_row_counts_no_time_for_what_a_resumed_seed_had_done_before(clock: Clock, terminal: Terminal) -> None:
+    """Half a seed in 30 s, and 39 seeds to go; a rate of a whole seed in 30 s would give 20 minutes."""
+    progress = Progress(terminal, clock=clock)
+    progress.row(standing(0))
+    progress(FIRST, started(seed=0, event="resumed"))
+    progress(FIRST, epoch(5))
+    clock.seconds = 30
+    progress(FIRST, epoch(10))
+    (line,) = terminal.shown()
+    assert ", 39 min left" in line
 
 
 def test_the_seeds_of_a_row_have_lines_of_their_own_only_on_request(

@@ -11,12 +11,12 @@ import yaml
 
 from remeasure.data import catalog
 from remeasure.models import registry, saved
-from remeasure.runs import code, provenance
+from remeasure.runs import code, provenance, timing
 from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, Sink, curve, last, now, read
 from remeasure.spec.base import DivergenceError
 from remeasure.spec.findings import Finding
-from remeasure.spec.recipe import Evaluation
+from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_bytes, read_json, write_atomic
@@ -92,13 +92,15 @@ class Attempt:
         if started := self._started:
             self.row = started["row"] or self.row  # a resumed run keeps the row that started it
         self._facts = self._known(num_params=num_params, data_official=data_official)
+        sizes = isinstance(self.spec.recipe, Recipe) and self.spec.recipe.resolution
+        work: dict[str, Any] = {"work_by_epoch": timing.work_by_epoch(self.spec)} if sizes else {}  # else all alike
         if started:
             # The same code and libraries trained it (runs/folder.py): it keeps commit, diff and versions of its start.
             self._facts |= {key: started[key] for key in ("commit", "dirty")}
             if environment := read_json(self.directory / "environment.json"):
                 self._facts["versions_sha256"] = environment_sha256(environment)
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
-            self.report("resumed", **names, checkpoint=checkpoint)
+            self.report("resumed", **names, **work, checkpoint=checkpoint)
             return
         spec, facts = self.spec, self._facts
         config = json.loads(json.dumps({"row": self.row, "seed": self.seed, **asdict(spec)}))  # tuples as lists
@@ -109,7 +111,8 @@ class Attempt:
             write_atomic(self.directory / "diff.patch", diff.encode())
         names = {"model": spec.model.name, "data": spec.data.name, "recipe": spec.recipe.name}
         names["code_sha256"] = code.kept(self.directory)
-        self.report("started", run_id=self.directory.name, **names, **facts, epochs_total=spec.recipe.epochs_total)
+        work["epochs_total"] = spec.recipe.epochs_total
+        self.report("started", run_id=self.directory.name, **names, **facts, **work)
 
     def fail(self, error: BaseException) -> None:
         """Journal why the run ended without a result."""

@@ -154,12 +154,12 @@ def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
     if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or not engine_of(spec).trains:
         return 1.0
     epochs = [event["epoch"] for event in journal.read(attempts[-1]) if event["event"] == "epoch"]
-    return work(spec, first_epoch=max(epochs, default=0)) / work(spec, first_epoch=0)
+    work = work_by_epoch(spec)
+    return sum(work[max(epochs, default=0) :]) / sum(work)
 
 
-def work(spec: RunSpec, *, first_epoch: int) -> float:
-    """Number of epochs from `first_epoch` (counted from 0) on, each weighted by the relative area of its images."""
+def work_by_epoch(spec: RunSpec) -> list[float]:
+    """The area of each epoch's training images, relative to their own."""
     assert isinstance(spec.recipe, Recipe)
     own = spec.data.image_shape[1]
-    epochs = range(first_epoch, spec.recipe.epochs_total)
-    return sum(((_pixels_at(spec.recipe, epoch) or own) / own) ** 2 for epoch in epochs)
+    return [((_pixels_at(spec.recipe, epoch) or own) / own) ** 2 for epoch in range(spec.recipe.epochs_total)]

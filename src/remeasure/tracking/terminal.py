@@ -126,7 +126,10 @@ class Progress(Observer):
 
     def _advance(self, run: "_Run", *, event: Event) -> None:
         now = self.clock()
+        goes_on = run.began is None
         run.take(event, now=now)
+        if goes_on and run.row in self.rows:
+            self.rows[run.row].done_before += run.share
         if self.is_live:
             self._draw()
         elif now - run.spoke >= PLAIN_LINE_SECONDS:
@@ -177,16 +180,14 @@ class _Run:
         self.title = f"{event['row'] or event['model'] + '-' + event['data']} seed {event['seed']}"
         self.epochs_total = int(event["epochs_total"])
         self.unit, self.total = "epoch", self.epochs_total
-        self.started = self.spoke = self.taken = now
-        self.done = self.done_before = 0
-        self.seconds_each: float | None = None
+        self.work = event.get("work_by_epoch") or [1.0] * self.epochs_total
+        self.spoke = self.taken = now
+        self.done, self.share = 0, 0.0  # of it all, from 0 to 1
+        # When it began, and the share done by then: a resumed run goes on in the midst of an epoch.
+        self.began = (now, 0.0) if event["event"] == "started" else None
+        self.seconds_left: float | None = None
         self.numbers = ""
         self.validated: Event | None = None
-
-    @property
-    def share(self) -> float:
-        """How much of it is done, from 0 to 1."""
-        return self.done / self.total if self.total else 0.0
 
     def beside(self, event: Event) -> list[Event]:
         """The validation score of an epoch that was trained, if there is one."""
@@ -197,23 +198,26 @@ class _Run:
         self.taken = now
         if event["event"] == "images":
             self.unit, self.done, self.total = "image", event["done"], event["total"]
-            self.seconds_each = 1 / event["images_per_second"]
+            self.share = self.done / self.total
+            self.seconds_left = (self.total - self.done) / event["images_per_second"]
             self.numbers = f", {event['images_per_second']:.1f} images/s"
-            return
-        if not self.done:
-            self.done_before = event["epoch"] - 1  # a resumed run does not start at 1
-        self.done = event["epoch"]
-        self.seconds_each = (now - self.started) / (self.done - self.done_before)
-        accuracies = [f"{point['split']} {point['accuracy_percent']:.2f} %" for point in (event, *self.beside(event))]
-        self.numbers = f", loss {event['loss']:.4f}, {', '.join(accuracies)}"
+        else:
+            self.done = event["epoch"]
+            self.share = sum(self.work[: self.done]) / sum(self.work)
+            if self.began:
+                self.seconds_left = (now - self.began[0]) / (self.share - self.began[1]) * (1 - self.share)
+            points = (event, *self.beside(event))
+            accuracies = [f"{point['split']} {point['accuracy_percent']:.2f} %" for point in points]
+            self.numbers = f", loss {event['loss']:.4f}, {', '.join(accuracies)}"
+        self.began = self.began or (now, self.share)
 
     def state(self, now: float) -> str:
         """Such as "epoch 3/20, 78 s left, loss 0.0750, train 97.73 %", "image 512/50000, 83 s left, 594.2 images/s"."""
         if not self.total:
             return "begins"
         left = ""
-        if self.seconds_each is not None:
-            seconds = self.seconds_each * (self.total - self.done) - (now - self.taken)
+        if self.seconds_left is not None:
+            seconds = self.seconds_left - (now - self.taken)
             left = f", {duration(max(seconds, 0.0))} left"
         return f"{self.unit} {self.done}/{self.total}{left}{self.numbers}"
 
