@@ -19,10 +19,11 @@ from tests.support.project import Project
 
 from remeasure.bench.gpu import __main__ as gpu
 from remeasure.bench.gpu import graphs, rows, speeds, timing
-from remeasure.bench.gpu.sizes import TINY
+from remeasure.bench.gpu.sizes import FULL, TINY
 from remeasure.bench.gpu.timing import Apart, modes
 from remeasure.cli import reproduce
 from remeasure.judging.reader import read_row, read_runs
+from remeasure.spec.config import Config
 from remeasure.system import paths
 
 STEPS = [
@@ -80,6 +81,7 @@ def test_every_step_is_measured_and_shown(out: Path) -> None:
     text = (out / "gpu.md").read_text()
     assert all(f"## {name}\n" in text for name in STEPS)
     assert "host" not in text.lower()
+    assert not [line for name in STEPS for line in figures(out)[name]["lines"] if "fault" in line]
 
 
 def test_speeds_are_positive_and_a_share_of_the_matrix_products_is_shown(out: Path) -> None:
@@ -115,6 +117,28 @@ def test_the_last_rows_seeds_were_trained_together_and_the_first_rows_alone(out:
             archive.extractall(tmp_path, filter="data")
         engines[row] = yaml.safe_load((tmp_path / f"results/specs/{row}.yaml").read_text())["engine"]
     assert engines == {"mlp2-digits": "batched", "logreg-digits": "serial"}
+
+
+def test_the_sizes_for_a_gpu_are_configs_that_the_row_s_recipe_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but for the steps themselves."""
+    configs = list[Config]()
+
+    def seconds(config: Config, **_: object) -> tuple[float, float]:
+        configs.append(config)
+        return 0.1, 0.1
+
+    monkeypatch.setattr(graphs, "way_seconds", seconds)
+    monkeypatch.setattr(speeds, "_training_speed", lambda config, **_: {"seconds": seconds(config)})
+    monkeypatch.setattr(graphs, "Apart", lambda: nullcontext(timing.here))
+    ways = graphs.resnet_ways(FULL, kind="cuda")
+    assert len(ways) == 3 * len(graphs.WAYS)
+    assert not [line for line in ways if "fault" in line]
+    assert len(speeds.resnet_by_batch(FULL, device=torch.device("cuda"))) == 2 * len(FULL.batches)
+    assert len(speeds.mlp_by_size(FULL, device=torch.device("cuda"))) == len(FULL.batches) + len(FULL.hidden)
+    resnets = [config for config in configs if config.model.name == "resnet18"]
+    assert {config.recipe.name for config in resnets} == {"resnet18_muon"}
+    sizes = [config.recipe.resolution.pixels if config.recipe.resolution else None for config in resnets[: len(ways)]]
+    assert sizes[:: len(graphs.WAYS)] == [(16,), (24,), None]
 
 
 def test_what_a_step_of_so_many_seeds_costs_is_shown_for_each_seed(out: Path) -> None:

@@ -167,11 +167,12 @@ def resnet_ways(sizes: Sizes, *, kind: DeviceKind) -> Figures:
     """Milliseconds of the row's optimiser step at its three sizes of images, by torch's modes."""
     lines = Figures()
     with Apart() as apart:
-        for resolution, (way, options) in itertools.product(sizes.resolutions, WAYS.items()):
+        for pixels, (way, options) in itertools.product(sizes.resnet_pixels, WAYS.items()):
             if options.get("captured") and kind != "cuda":
                 continue
             run = apart if options.get("captured") else here
-            line: dict[str, Any] = {"resolution": resolution, "way": way}
+            line: dict[str, Any] = {"pixels": pixels or "all", "way": way}
+            resolution = f"{{pixels: [{pixels}], until_epoch: [1]}}" if pixels else "null"
             batch = sizes.checked_batch
             overrides = (*sizes.resnet, f"recipe.batch_size={batch}", f"recipe.resolution={resolution}")
             try:

@@ -20,7 +20,7 @@ class Sizes:
     batches: Sequence[int] = (128, 512, 2048)
     photograph_batches: Sequence[int] = (64, 256, 512)
     resnet: Sequence[str] = ("model=resnet18",)
-    resolutions: Sequence[str] = ("{pixels: [16], until_epoch: [15]}", "{pixels: [24], until_epoch: [15]}", "null")
+    resnet_pixels: Sequence[int | None] = (16, 24, None)
     hidden: Sequence[int] = (64, 256, 1024, 4096)
     seeds: Sequence[int] = (1, 10, 100)
     steps: int = 500
@@ -38,8 +38,8 @@ TINY = Sizes(
     matrix=512,
     batches=(2, 4),
     photograph_batches=(2,),
-    resnet=("model=resnet18", "precision=float32"),
-    resolutions=("{pixels: [16], until_epoch: [15]}",),
+    resnet=("model=resnet18", "recipe=resnet18_fast", "precision=float32"),  # the row's Muon takes seconds a step
+    resnet_pixels=(16, None),
     hidden=(16, 64),
     seeds=(1, 2),
     steps=3,
