@@ -155,6 +155,30 @@ def test_files_that_are_half_staged_never_reach_results(
     assert [entry.seed for entry in read_runs(results, row=ROW)] == [0, 1]
 
 
+def test_a_replacement_that_was_killed_leaves_the_record_alone_that_was_brought_back_meanwhile(
+    tiny: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `git checkout`: six seeds are there again when the next command starts."""
+    results, committed = tmp_path / "results", seeds(*range(6)).to_files()
+    real, left = os.replace, [2]
+
+    def killed(*arguments: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        offer(results, seeds(0), row=tiny)
+    for name, data in committed.items():
+        (results / name).parent.mkdir(exist_ok=True)
+        (results / name).write_bytes(data)
+    recover(results)
+    assert {name: (results / name).read_bytes() for name in committed} == committed
+    assert not list(results.glob(".staging-*"))
+
+
 @pytest.mark.parametrize("name", ["replace", "unlink"])
 def test_the_table_fits_to_the_row_wherever_a_publication_was_broken_off(
     tiny: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

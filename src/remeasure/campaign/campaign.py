@@ -269,7 +269,8 @@ class Campaign:
         fresh = self.options.fresh and campaign.has_what_was_asked() and not campaign.is_lost
         if not campaign.done or (campaign.offered == len(campaign.done) and not (fresh and not campaign.published)):
             return
-        campaign.under(first_rules(self.place.runs, row=campaign.row, seeds=campaign.done))
+        finished = {record.seed: record.finished_at for record in campaign.records}
+        campaign.under(first_rules(self.place.runs, row=campaign.row, finished=finished))
         new = put_together(campaign.row.name, seeds=list(campaign.done.values()))
         campaign.published = offer(self.results, new, row=campaign.row, fresh=fresh, then=self.retable)
         campaign.offered = len(campaign.done)

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from remeasure.cli.options import LOCAL, parser
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT, as_input_errors
 from remeasure.data import catalog
-from remeasure.judging import ledger, metrics, publish, table, terminal, verify
+from remeasure.judging import ledger, metrics, publish, rules, table, terminal, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_row, read_runs, read_specs
 from remeasure.judging.report.page import TestSplit
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
     if faults:
         _say("\n".join((*faults, "the other rows go on; the table waits until the ledger is right")))
     if measures:
+        if options.command != "plan":
+            rules.note(files.runs, rows=rows)
         status, origins = _measure(chosen, files=files, options=options, compose=compose)
         if read_bytes(files.ledger) != text:
             _say(f"{files.ledger}: was edited meanwhile: the lines above and MLflow go by its earlier text,")

@@ -9,14 +9,13 @@ from dataclasses import asdict
 from remeasure.config.compose import compose
 from remeasure.config.resolve import identified, network_of, settled
 from remeasure.data import catalog, fingerprint
-from remeasure.judging import ledger
+from remeasure.judging import ledger, rules
 from remeasure.judging.comparison import flat
 from remeasure.judging.metrics import percent, unit
-from remeasure.judging.rules import first_rules
 from remeasure.models import pretrained
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Outcome, Place, finished, other_code, tuned
-from remeasure.spec.base import DeviceKind, gathered, refuse
+from remeasure.spec.base import gathered, refuse
 from remeasure.spec.claim import Row
 from remeasure.spec.config import Config
 from remeasure.spec.run import RunSpec
@@ -32,7 +31,7 @@ def run_single(config: Config, *, sweep: Sweep | None = None, tuned_once: bool =
     `sweep`: the one that the run is a job of. `tuned_once`: a finished run on the validation split is reported, too.
     """
     place, spec = _prepared(config)
-    row, departures = _row_of(config, spec=spec, device_kind=place.device_kind)
+    row, departures = _row_of(config, spec=spec, place=place)
     outcome = None if config.fresh else finished(spec, seed=config.seed, place=place)
     if outcome is None and tuned_once:
         outcome = tuned(spec, seed=config.seed, place=place)
@@ -60,7 +59,7 @@ def run_single(config: Config, *, sweep: Sweep | None = None, tuned_once: bool =
             )
             outcome = [observers.keep(each) for each in done][config.seed - together[0]]
     if row and not departures and config.data.split == "test":
-        first_rules(place.runs, row=row, seeds=[config.seed])  # before its number is told
+        rules.first_rules(place.runs, row=row, finished={config.seed: outcome.record.finished_at})  # before it is told
     for line in _summary(outcome, row=row, departures=departures, split=config.data.split):
         print(line)
     return outcome
@@ -99,7 +98,7 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
     return place, spec
 
 
-def _row_of(config: Config, *, spec: RunSpec, device_kind: DeviceKind) -> tuple[Row | None, list[str]]:
+def _row_of(config: Config, *, spec: RunSpec, place: Place) -> tuple[Row | None, list[str]]:
     """The ledger's row of these configs, and where this run departs from what the row would train or evaluate.
 
     A file of weights that is named departs from it: nobody can tell here that it is the published one.
@@ -108,11 +107,12 @@ def _row_of(config: Config, *, spec: RunSpec, device_kind: DeviceKind) -> tuple[
     if others:
         print(*others, "this run goes on: none of these is a row of its model and data", sep="\n", file=sys.stderr)
     names = {"model": config.model.name, "data": config.data.name, "recipe": config.recipe.name}
+    rules.note(place.runs, rows=rows)
     row = ledger.for_configs(rows, **names, engine=spec.engine)
     if row is None:
         return None, []
     composed = compose([f"{key}={value}" for key, value in (names | {"engine": row.engine}).items()])
-    own = settled(composed, device_kind=device_kind).spec(
+    own = settled(composed, device_kind=place.device_kind).spec(
         data_sha256=spec.data_sha256, weights_sha256=None if config.model.weights else spec.weights_sha256
     )
     if own.spec_sha256 == spec.spec_sha256:

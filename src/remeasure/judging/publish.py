@@ -4,6 +4,7 @@
 results/.
 """
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,10 @@ from remeasure.system.locks import held_folder
 from remeasure.system.paths import read_file, refuse_no_file
 
 _HEADER = encode_csv([], cls=RunRecord)
-_COMPLETE = "COMPLETE"  # marker file in a staging folder: all files are staged, so `recover` finishes the replacement
+# Marker file in a staging folder: all files are staged, so `recover` finishes the replacement. It holds the digests of
+# the row's seal before and after, because results/ may be another record by then, such as one that git brought back.
+_COMPLETE = "COMPLETE"
+_SEAL = "sums/{}.sha256"
 
 
 def may_replace(recorded: RowResults | None, new: RowResults, *, row: Row, fresh: bool) -> bool:
@@ -105,7 +109,8 @@ def publish(results: Path, *, row: str, files: Mapping[str, bytes]) -> None:
 
 
 def recover(results: Path, *, then: Callable[[], None] = _nothing) -> None:
-    """Finish interrupted replacements whose files were all staged, discard the others. Call it at start.
+    """Finish interrupted replacements whose files were all staged, discard the others, and those of a record that is no
+    longer there. Call it at start.
 
     `then` brings the table up to date after one was finished. InputError: the folder cannot be made or written, or what
     `then` raises.
@@ -127,13 +132,21 @@ def _stage(results: Path, *, row: str, files: Mapping[str, bytes]) -> Path:
         sync_folder(staging)
     for name, data in files.items():
         write_synced(staging / name, data)
-    write_synced(staging / _COMPLETE, b"")
+    seals = (_seal(results, row=row), files.get(_SEAL.format(row), b""))
+    write_synced(staging / _COMPLETE, "\n".join(hashlib.sha256(seal).hexdigest() for seal in seals).encode())
     return staging
+
+
+def _seal(results: Path, *, row: str) -> bytes:
+    """The row's seal in results/, b"" where it has none."""
+    path = results / _SEAL.format(row)
+    return read_bytes(path) if path.is_file() else b""
 
 
 def _recover(results: Path, *, then: Callable[[], None]) -> None:
     for staging in sorted(results.glob(".staging-*")):
-        if (staging / _COMPLETE).exists():
+        marker, seal = staging / _COMPLETE, _seal(results, row=staging.name.removeprefix(".staging-"))
+        if marker.exists() and hashlib.sha256(seal).hexdigest() in read_bytes(marker).decode().split():
             _finish(staging, results=results, then=then)
         else:
             shutil.rmtree(staging)

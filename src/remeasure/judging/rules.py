@@ -1,7 +1,11 @@
-"""Which claim and rule the ledger had when a seed's number was first seen here: runs/rules/<row>.json."""
+"""Which claim and rule the ledger had when a seed's number was first seen here: runs/rules/<row>.json.
+
+runs/rules/since has the time at which a command first saw each row in the ledger.
+"""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from remeasure.spec.base import InputError
@@ -9,13 +13,34 @@ from remeasure.spec.claim import Row
 from remeasure.system import locks
 from remeasure.system.atomic import read_bytes, write_atomic
 
+NO_CLAIM = "no such claim"  # the ledger had none when a seed's number was first seen
 
-def first_rules(runs: Path, *, row: Row, seeds: Iterable[int]) -> dict[int, str]:
-    """Row.rule_text by seed, as it was when the seed was first asked for; new seeds get today's.
+
+def note(runs: Path, *, rows: Iterable[str]) -> None:
+    """Keep since when the ledger has these rows, by name. Call it before any of their seeds is trained."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    folder = runs / "rules"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locks.held(folder):
+        known = _since(folder)
+        if new := {row: now for row in rows if row not in known}:
+            write_atomic(folder / "since", json.dumps(known | new, indent=1).encode())
+
+
+def first_rules(runs: Path, *, row: Row, finished: Mapping[int, str]) -> dict[int, str]:
+    """Row.rule_text by seed, as it was when the seed's number was first seen; new seeds get today's. `finished`: when
+    each seed's run had ended; NO_CLAIM if that was before the ledger had the row, as after another row's measurement.
 
     It outlives the seed's attempts and its record in results/, so that a later rule never looks like the first one.
     """
-    return _with_new(runs, row=row.name, rules=dict.fromkeys(seeds, row.rule_text))
+    since = _since(runs / "rules").get(row.name, "")
+    new = {seed: row.rule_text if time >= since else NO_CLAIM for seed, time in finished.items()}
+    return _with_new(runs, row=row.name, rules=new)
+
+
+def _since(folder: Path) -> dict[str, str]:
+    path = folder / "since"
+    return dict(json.loads(read_bytes(path))) if path.is_file() else {}
 
 
 def take_over(source: Path, *, runs: Path) -> None:
