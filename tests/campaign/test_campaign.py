@@ -26,7 +26,7 @@ from remeasure.judging.publish import offer, publish, recover
 from remeasure.judging.reader import read_row, read_runs
 from remeasure.judging.records import RowResults, SeedResults, put_together
 from remeasure.models import pretrained as published_weights
-from remeasure.runs import timing
+from remeasure.runs import code, timing
 from remeasure.runs.code import CODE_FILE
 from remeasure.runs.folder import Outcome, Place, open_directory
 from remeasure.spec.base import DataMissingError, InputError
@@ -601,6 +601,16 @@ def test_continue_goes_on_from_committed_seeds(tmp_path: Path, workers: type[InP
     assert workers.trained == [("mlp2-digits", 2)]
     records = read_runs(tmp_path / "results", row="mlp2-digits")
     assert [(record.seed, record.commit) for record in records] == [(0, "e15e"), (1, "e15e"), (2, "unknown")]
+
+
+def test_continue_says_which_code_has_changed_since_the_committed_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code, "changed_since", lambda commit, **_: "models/mlp.py differs" if commit else "")
+    committed(tmp_path, num_seeds=2)
+    said: list[str] = []
+    measure(tmp_path, row(), seeds=2, adopt=True, said=said)
+    assert "mlp2-digits: goes on from seeds of commit e15e; here models/mlp.py differs" in said
 
 
 @pytest.mark.parametrize("change", [{"spec_changed": True}, {"own_code": "1" * 64}])

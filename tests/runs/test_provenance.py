@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from remeasure.runs import provenance
+from remeasure.runs import code, provenance
 from remeasure.runs.provenance import cpu_name, device_name, environment, revision
 from remeasure.spec.base import InputError
 
@@ -106,6 +106,23 @@ def test_the_state_at_the_start_counts_not_a_later_edit(checkout: Path) -> None:
 
 
 UNKNOWN = provenance.Revision(commit="unknown", dirty=None, diff="")
+
+
+def test_seeds_of_a_commit_are_told_apart_from_the_code_that_goes_on_from_them(checkout: Path) -> None:
+    """Of this package's files, those that can move a weight."""
+    for name in ("models/mlp.py", "runs/folder.py", "judging/table.py"):
+        path = checkout / "src/remeasure" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("rate = 1\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "-m", "two")
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert code.changed_since(commit, project=checkout) == ""
+    for path in (checkout / "src/remeasure").rglob("*.py"):
+        path.write_text("rate = 2\n")
+    git(checkout, "commit", "--quiet", "-a", "-m", "three")
+    assert code.changed_since(commit, project=checkout) == "models/mlp.py differs"
+    assert code.changed_since("unknown", project=checkout) == ""
 
 
 def test_outside_git_or_without_a_commit_it_is_unknown_and_not_called_clean(tmp_path: Path) -> None:

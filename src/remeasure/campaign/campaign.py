@@ -95,6 +95,9 @@ class Campaign:
                 campaign.done |= {part.record.seed: part for part in from_results(campaign.committed)}
                 campaign.adopted, campaign.offered = frozenset(campaign.done), len(campaign.done)
                 campaign.published = True
+                commit = campaign.committed.records[-1].commit
+                if differs := code.changed_since(commit, project=place.project):
+                    self.say(f"{row.name}: goes on from seeds of commit {commit[:7]}; here {differs}")
             else:
                 self.say(f"{row.name}: no committed seed is adopted: spec, device, metric or your own code differs")
         if not self.options.fresh:

@@ -13,12 +13,12 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remeasure.runs.provenance import PACKAGES
+from remeasure.runs import provenance
 from remeasure.spec.base import Choice, InputError, canonical_sha256
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
@@ -91,7 +91,18 @@ def changed(directory: Path, *, spec: RunSpec) -> str:
     before, now = read_json(directory / CODE_FILE).get("files"), files(spec)
     if not isinstance(before, dict):
         return "an earlier version, which kept no hashes of it"
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return _differ(sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)))
+
+
+def changed_since(commit: str, *, project: Path) -> str:
+    """As `changed`, for this package's files in a checkout and those of one of its commits; "" if none is known to."""
+    package = "src/remeasure"
+    among = [*(f"{package}/{part}/*.py" for part in WING), *(f":(exclude){package}/{name}" for name in BOOKS)]
+    changed = provenance.changed_since(commit, root=project, among=among)
+    return _differ([name.removeprefix(f"{package}/") for name in changed]) if changed else ""
+
+
+def _differ(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} differ{'s' * (len(names) == 1)}"
 
@@ -157,7 +168,8 @@ def _of_user(name: str) -> dict[str, Path]:
     only the package that is named, as the others can be large.
     """
     named = name.partition(".")[0]
-    found, left, seen = dict[str, Path](), [named], {"", "remeasure", *PACKAGES.values(), *sys.stdlib_module_names}
+    found, left = dict[str, Path](), [named]
+    seen = {"", "remeasure", *provenance.PACKAGES.values(), *sys.stdlib_module_names}
     while left:
         if (top := left.pop()) not in seen:
             seen.add(top)

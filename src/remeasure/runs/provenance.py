@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -86,6 +86,11 @@ def warn_of_unknown(root: Path) -> None:
     if revision(root).commit == UNKNOWN:
         reason = "no git here, it failed, or the project is no checkout"
         print(f"commit unknown ({reason}): records say so; REMEASURE_COMMIT=… states it", file=sys.stderr)
+
+
+def changed_since(commit: str, *, root: Path, among: Sequence[str]) -> list[str]:
+    """Which files of the checkout differ from those of the commit, by git's pathspecs; none where git cannot say."""
+    return os.fsdecode(_git(root, "diff", "--name-only", commit, "--", *among) or b"").splitlines()
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
