@@ -14,7 +14,8 @@ from typing import IO
 from remeasure.spec.base import InputError
 from remeasure.system.paths import naming, refuse_no_file
 
-LOCK_SECONDS = 60.0  # longer than any process works on results/ or a store; its holder may be stopped (SIGSTOP)
+LOCK_SECONDS = 60.0  # longer than any process works on a store or the ledger; its holder may be stopped (SIGSTOP)
+FOLDER_SECONDS = 300.0  # as long as that for results/: on a loaded machine, a check of all of it takes a minute
 SILENT_SECONDS, POLL_SECONDS = 1.0, 0.02
 MISSING = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -137,5 +138,5 @@ def held_folder(results: Path, *, writes: bool = False) -> Iterator[None]:
     results.mkdir(parents=True, exist_ok=True)
     with ExitStack() as entered:
         with nullcontext() if writes else suppress(NoLocksError):
-            entered.enter_context(held(results, seconds=LOCK_SECONDS))
+            entered.enter_context(held(results, seconds=FOLDER_SECONDS))
         yield
