@@ -24,6 +24,7 @@ from remeasure.config import errors
 from remeasure.runs.journal import now
 from remeasure.spec.base import InputError, refuse
 from remeasure.system import paths, startup
+from remeasure.system.locks import held_folder
 from remeasure.system.validation import did_you_mean
 
 ROUNDS, TINY_ROUNDS = 5, 2
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None
     parts = all_parts() if parts is None else parts
     chosen = _chosen(options.parts, valid=list(parts))
     results = _results(options.results, tiny=options.tiny)
-    entries = report.read(results)
+    with held_folder(results, writes=True):
+        report.read(results)  # refuses a malformed file before anything is measured
     machine = report.machine(load_average=load_average)
     num_rounds = options.rounds or (TINY_ROUNDS if options.tiny else ROUNDS)
     failed = False
@@ -63,8 +65,8 @@ def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None
             _say(f"{name} failed: {' '.join(traceback.format_exception_only(error)[-1].split())}")
             continue
         seconds = round(time.monotonic() - began, 1)
-        entries[name] = report.Entry(part=part, measured_on=now(), seconds=seconds, machine=machine)
-        report.write(results, entries={key: entries[key] for key in (*parts, *entries) if key in entries})
+        entry = report.Entry(part=part, measured_on=now(), seconds=seconds, machine=machine)
+        report.add(results, name, entry, order=parts)
         _say(f"{name}: {seconds} s")
     return errors.EXIT_FAILED if failed else 0
 

@@ -12,6 +12,7 @@ from remeasure.runs import provenance
 from remeasure.spec.base import InputError
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
+from remeasure.system.locks import held_folder
 from remeasure.system.startup import num_cores
 from remeasure.system.validation import convert
 
@@ -75,6 +76,16 @@ def read(results: Path) -> Entries:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); restore or delete it") from None
     return {name: convert(Entry, value, where=f"{path}: {name}") for name, value in found.items()}
+
+
+def add(results: Path, name: str, entry: Entry, *, order: Iterable[str]) -> None:
+    """Add an entry to both files, or replace its former one. `order`: of the entries; all others come after these.
+
+    The file is read again under a lock, because another process may have added its own.
+    """
+    with held_folder(results, writes=True):
+        entries = {**read(results), name: entry}
+        write(results, entries={key: entries[key] for key in (*order, *entries) if key in entries})
 
 
 def write(results: Path, *, entries: Entries) -> None:
