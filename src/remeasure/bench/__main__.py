@@ -1,10 +1,11 @@
 """Speed side by side with what a user would write instead, and what else a run costs.
 
-    python -m remeasure.bench [part …] [--rounds N] [--results DIR] [--tiny]
+    python -m remeasure.bench [part …] [--rounds N] [--fresh] [--results DIR] [--tiny]
 
 Each part is measured in turn; results/bench.json and bench.md are written after each. A part that is measured again
-replaces its own entry only, so that parts may come from several calls. Parts run on the CPU: for a GPU there is
-`python -m remeasure.bench.gpu`. `--tiny` is the rehearsal, on little data: it shows that all is in order, no figure.
+replaces its own entry only, so that parts may come from several calls; --fresh replaces one of more rounds, too.
+Parts run on the CPU: for a GPU there is `python -m remeasure.bench.gpu`. `--tiny` is the rehearsal, on little data: it
+shows that all is in order, no figure.
 """
 
 import argparse
@@ -66,8 +67,10 @@ def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None
             continue
         seconds = round(time.monotonic() - began, 1)
         entry = report.Entry(part=part, measured_on=now(), seconds=seconds, machine=machine)
-        report.add(results, name, entry, order=parts)
+        before = report.add(results, name, entry, order=parts, fresh=options.fresh)
         _say(f"{name}: {seconds} s")
+        if before:
+            _say(f"{name}: the entry of {before} rounds stays; with --fresh, one of {entry.num_rounds} replaces it")
     return errors.EXIT_FAILED if failed else 0
 
 
@@ -77,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("parts", nargs="*", metavar="part", help="what to measure; none is all")
     parser.add_argument("--rounds", type=_rounds, help=f"how often each contestant is timed (default: {ROUNDS})")
+    parser.add_argument("--fresh", action="store_true", help="replace entries of more rounds, too")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal; needs --results")
     return parser

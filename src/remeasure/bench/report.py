@@ -46,6 +46,11 @@ class Entry:
     seconds: float
     machine: Machine
 
+    @property
+    def num_rounds(self) -> int:
+        """How often each contestant was timed; 0 for a part without any."""
+        return min((len(each.values) for each in self.part.series), default=0)
+
 
 Entries = dict[str, Entry]
 
@@ -78,14 +83,20 @@ def read(results: Path) -> Entries:
     return {name: convert(Entry, value, where=f"{path}: {name}") for name, value in found.items()}
 
 
-def add(results: Path, name: str, entry: Entry, *, order: Iterable[str]) -> None:
-    """Add an entry to both files, or replace its former one. `order`: of the entries; all others come after these.
+def add(results: Path, name: str, entry: Entry, *, order: Iterable[str], fresh: bool) -> int:
+    """Add an entry to both files, or replace its former one, unless that has more rounds and `fresh` is false.
 
-    The file is read again under a lock, because another process may have added its own.
+    Returns the number of rounds of a former entry that stays, else 0. `order`: of the entries; all others come after
+    these. The file is read again under a lock, because another process may have added its own.
     """
     with held_folder(results, writes=True):
-        entries = {**read(results), name: entry}
+        entries = read(results)
+        before = entries[name].num_rounds if name in entries else 0
+        if before > entry.num_rounds and not fresh:
+            return before
+        entries[name] = entry
         write(results, entries={key: entries[key] for key in (*order, *entries) if key in entries})
+        return 0
 
 
 def write(results: Path, *, entries: Entries) -> None:
