@@ -86,6 +86,30 @@ def test_an_entry_whose_part_is_gone_stays_at_the_end(bench: Callable[..., int],
     assert list(entry_texts(tmp_path)) == ["first", "gone"]
 
 
+def test_an_entry_that_another_process_has_added_meanwhile_stays(bench: Callable[..., int], tmp_path: Path) -> None:
+    def beside_another(setting: Setting) -> Part:  # noqa: ARG001
+        assert bench("second", first=failing, second=always(part("second"))) == 0
+        return part()
+
+    assert bench("first", first=beside_another, second=failing) == 0
+    assert list(entry_texts(tmp_path)) == ["first", "second"]
+
+
+def test_an_entry_of_fewer_rounds_replaces_one_of_more_only_if_asked_to(
+    bench: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench(first=always(part()))
+    before, fewer = entry_texts(tmp_path), always(part(seconds=(3.0, 1.0)))
+    assert bench(first=fewer) == 0
+    assert "first: the entry of 3 rounds stays; with --fresh, one of 2 replaces it\n" in capfd.readouterr().err
+    assert entry_texts(tmp_path) == before
+    assert bench("--fresh", first=fewer) == 0
+    assert "stays" not in capfd.readouterr().err
+    assert entry_texts(tmp_path) != before
+    bench(first=always(part()))
+    assert report.read(tmp_path)["first"].num_rounds == 3
+
+
 def test_a_part_that_fails_is_named_and_the_others_are_measured(
     bench: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ from remeasure.data import catalog
 from remeasure.judging import ledger
 from remeasure.judging.publish import publish, recover
 from remeasure.judging.records import put_together
-from remeasure.runs.folder import Outcome
+from remeasure.runs import code
+from remeasure.runs.code import CODE_FILE
+from remeasure.runs.folder import Outcome, write_record
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
 from remeasure.system import paths
@@ -126,6 +129,43 @@ def test_a_row_without_a_network_is_refused(row: Row, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trained network is here; `make reproduce ROWS="):
         export(row, runs=tmp_path / "runs", results=tmp_path / "results", into=tmp_path / "exports")
     assert not (tmp_path / "exports").exists()
+
+
+def exported_as_by(files: dict[str, str] | None, *, row: Row, outcome: Outcome, folder: Path) -> Path:
+    """Export a copy of the run, with these files in its code.json."""
+    copy = Path(shutil.copytree(outcome.directory, folder / "runs" / outcome.directory.name))
+    (copy / CODE_FILE).write_text(json.dumps({"code_sha256": "2" * 64, "files": files}))
+    write_record(copy, outcome.record)
+    return export(row, runs=copy.parent, results=folder / "results", into=folder / "exports")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"models/mlp.py": "2" * 64, "training/losses.py": "2" * 64}, r"other code \(models/mlp\.py\)"),
+        ({"my_net.py": "2" * 64}, r"other code \(my_net\.py\)"),
+        (None, "an earlier version, which kept no hashes of it"),
+    ],
+)
+def test_a_network_that_other_code_would_build_is_not_exported(
+    changed: dict[str, str] | None,
+    told: str,
+    made: tuple[Path, Outcome],
+    row: Row,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = {**code.files(trained.spec(*SPEC)), "my_net.py": "1" * 64}
+    monkeypatch.setattr(code, "files", lambda _: now)
+    with pytest.raises(InputError, match=told):
+        exported_as_by(changed and now | changed, row=row, outcome=made[1], folder=tmp_path)
+    assert not (tmp_path / "exports").exists()
+
+
+def test_other_changes_since_the_training_do_not_matter(made: tuple[Path, Outcome], row: Row, tmp_path: Path) -> None:
+    files = code.files(trained.spec(*SPEC)) | {"training/losses.py": "2" * 64}
+    before = {name: sha256 for name, sha256 in files.items() if name != "models/vit.py"}  # which came later
+    assert exported_as_by(before, row=row, outcome=made[1], folder=tmp_path).name == row.name
 
 
 def test_published_weights_are_not_exported(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remeasure.claims import __main__ as command
+from remeasure.claims.context import Lab
+from remeasure.claims.ledger import Claim
 from remeasure.config import errors
 from remeasure.system import paths
 from remeasure.tracking import mlflow_observer
@@ -122,6 +125,61 @@ def test_another_rule_is_judged_on_the_same_numbers_and_another_experiment_is_me
     (conf / "claims.yaml").write_text(LEDGER.replace("num_units: 3", "num_units: 4"))
     assert call(tmp_path) == 0
     assert "1/1 dropout …" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("conf")
+def test_what_another_process_has_measured_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(tmp_path, "dropout") == 0
+    path = tmp_path / "results/claims.json"
+    others, measure = path.read_bytes(), command.measure
+    path.unlink()
+
+    def beside_another(claim: Claim, *, lab: Lab) -> dict[str, Any]:
+        path.write_bytes(others)
+        return measure(claim, lab=lab)
+
+    monkeypatch.setattr(command, "measure", beside_another)
+    assert call(tmp_path, "formulas") == 0
+    found = json.loads(results(tmp_path)[0])
+    assert found.keys() == {"formulas", "dropout"}
+    assert found["dropout"] == json.loads(others)["dropout"]
+    assert call(tmp_path, "--check") == 0
+
+
+def test_the_measurement_of_a_claim_that_is_not_in_the_ledger_is_kept_and_named(
+    conf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(tmp_path)
+    before, report = results(tmp_path)
+    (conf / "claims.yaml").write_text(LEDGER.partition("  dropout:")[0])
+    capsys.readouterr()
+    assert call(tmp_path) == 0
+    assert capsys.readouterr().err == f"not in the ledger, kept in {tmp_path / 'results/claims.json'}: dropout\n"
+    assert results(tmp_path)[0] == before
+    assert b"dropout" not in results(tmp_path)[1]
+    assert call(tmp_path, "--check") == 0
+    (conf / "claims.yaml").write_text(LEDGER)
+    assert call(tmp_path) == 0
+    assert results(tmp_path) == (before, report)
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize("commit", ["1" * 40, ""])
+def test_the_commit_is_that_of_the_start_and_an_unknown_one_is_warned_of(
+    commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = command.experiments()["losses"]
+
+    def committing(*arguments: Any, **more: Any) -> list[dict[str, float | None]]:
+        monkeypatch.setenv("REMEASURE_COMMIT", "2" * 40)
+        return losses(*arguments, **more)
+
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(command, "experiments", lambda: {"losses": committing})
+    monkeypatch.setenv("REMEASURE_COMMIT", commit)
+    assert call(tmp_path, "formulas") == 0
+    assert json.loads(results(tmp_path)[0])["formulas"]["commit"] == (commit or "unknown")
+    assert ("commit unknown" in capsys.readouterr().err) == (commit == "")
 
 
 def test_check_tells_a_report_that_was_edited(conf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

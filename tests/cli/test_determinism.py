@@ -1,5 +1,6 @@
 """The determinism report says what was seen: promises that hold, one that is broken, other specs that differ."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import remeasure.training.seeding
 from remeasure.cli import determinism
 from remeasure.cli.determinism import Finding, Runs, findings, to_markdown
 from remeasure.config.compose import compose
+from remeasure.spec.base import DataMissingError
+from remeasure.spec.config import Config
+from remeasure.spec.run import RunSpec
 
 SPEC = trained.spec("model=mlp4", "model.options.hidden_sizes=[16,16]", "recipe.epochs_total=2")
 
@@ -57,6 +61,38 @@ def test_a_broken_promise_is_the_exit_status(
     monkeypatch.setattr(determinism, "findings", lambda *_, **__: iter(cases))
     assert determinism.main(["--results", str(tmp_path)]) == status
     assert line in (tmp_path / "determinism.md").read_text()
+
+
+def report_of(folder: Path, *, monkeypatch: pytest.MonkeyPatch, lacks: tuple[str, ...] = ()) -> int:
+    """The command's exit status, where all that is tried holds. `lacks`: data sets that are not here."""
+
+    def identified(config: Config, **_: object) -> RunSpec:
+        if config.data.name in lacks:
+            raise DataMissingError("not here")
+        return config.spec(data_sha256="")
+
+    def tried(name: str, spec: RunSpec, *, runs: Runs) -> list[Finding]:  # noqa: ARG001
+        return [dataclasses.replace(each, same=True) for each in determinism.untried(name, spec, note="")]
+
+    monkeypatch.setattr(determinism, "identified", identified)
+    monkeypatch.setattr(determinism, "findings", tried)
+    return determinism.main(["--results", str(folder)])
+
+
+def test_a_report_without_the_data_counts_what_was_not_tried_and_never_replaces_a_fuller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "determinism.md"
+    assert report_of(tmp_path, monkeypatch=monkeypatch, lacks=("mnist", "cifar10")) == 0
+    less = path.read_text()
+    assert "No promise was broken; 9 of 18 were not tried." in less
+    assert less.count("| yes | not tried (its data are not here) |") == 9
+    assert report_of(tmp_path, monkeypatch=monkeypatch) == 0
+    whole = path.read_text()
+    assert whole.endswith("\nNo promise was broken.\n")
+    assert report_of(tmp_path, monkeypatch=monkeypatch, lacks=("cifar10",)) == 1
+    assert path.read_text() == whole
+    assert f"{path} stays: it tried 18 promises, this call 14\n" in capsys.readouterr().err
 
 
 def test_the_table_has_a_line_a_case() -> None:

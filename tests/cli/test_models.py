@@ -18,6 +18,7 @@ from tests.support.trained import spec
 import remeasure
 from remeasure.cli.models import open_run
 from remeasure.data import catalog
+from remeasure.runs.folder import read_record, write_record
 from remeasure.spec.base import InputError
 from remeasure.system import paths
 
@@ -94,6 +95,24 @@ def test_evaluate_scores_it_again_and_compares_each_prediction(run: Path, comman
     assert score == f"test accuracy {accuracy} % ({right} of 500); the record has {accuracy} %"
     assert same == "all 500 predictions equal the record's"
     assert last.startswith(f"test_accuracy_percent={accuracy} num_correct={right} num_differing=0 record=")
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_where_predictions_differ_the_changed_code_is_named(
+    run: Path, command: Command, tmp_path: Path, *, edited: bool
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / run.name))
+    with np.load(run / "predictions.npz") as kept:
+        arrays = {**kept}
+    arrays["predicted"][:3] = (arrays["predicted"][:3] + 1) % 10
+    np.savez(copy / "predictions.npz", **arrays)
+    if edited:
+        files = json.loads((run / "code.json").read_text())["files"] | {"models/mlp.py": "2" * 64}
+        (copy / "code.json").write_text(json.dumps({"code_sha256": "2" * 64, "files": files}))
+    write_record(copy, read_record(run))
+    told = command(f"evaluate={copy}").stdout.splitlines()[1]
+    assert told.startswith("3 of 500 predictions differ from the record's, which was made on ")
+    assert told.endswith(f"(cpu){' by other code (models/mlp.py differs)' * edited}; here it is cpu")
 
 
 def test_predict_prints_five_classes_an_image_and_writes_them_as_csv(

@@ -1,10 +1,11 @@
 """Speed side by side with what a user would write instead, and what else a run costs.
 
-    python -m remeasure.bench [part …] [--rounds N] [--results DIR] [--tiny]
+    python -m remeasure.bench [part …] [--rounds N] [--fresh] [--results DIR] [--tiny]
 
 Each part is measured in turn; results/bench.json and bench.md are written after each. A part that is measured again
-replaces its own entry only, so that parts may come from several calls. Parts run on the CPU: for a GPU there is
-`python -m remeasure.bench.gpu`. `--tiny` is the rehearsal, on little data: it shows that all is in order, no figure.
+replaces its own entry only, so that parts may come from several calls; --fresh replaces one of more rounds, too.
+Parts run on the CPU: for a GPU there is `python -m remeasure.bench.gpu`. `--tiny` is the rehearsal, on little data: it
+shows that all is in order, no figure.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from remeasure.config import errors
 from remeasure.runs.journal import now
 from remeasure.spec.base import InputError, refuse
 from remeasure.system import paths, startup
+from remeasure.system.locks import held_folder
 from remeasure.system.validation import did_you_mean
 
 ROUNDS, TINY_ROUNDS = 5, 2
@@ -48,7 +50,8 @@ def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None
     parts = all_parts() if parts is None else parts
     chosen = _chosen(options.parts, valid=list(parts))
     results = _results(options.results, tiny=options.tiny)
-    entries = report.read(results)
+    with held_folder(results, writes=True):
+        report.read(results)  # refuses a malformed file before anything is measured
     machine = report.machine(load_average=load_average)
     num_rounds = options.rounds or (TINY_ROUNDS if options.tiny else ROUNDS)
     failed = False
@@ -63,9 +66,11 @@ def main(arguments: Sequence[str], *, parts: Mapping[str, Measure] | None = None
             _say(f"{name} failed: {' '.join(traceback.format_exception_only(error)[-1].split())}")
             continue
         seconds = round(time.monotonic() - began, 1)
-        entries[name] = report.Entry(part=part, measured_on=now(), seconds=seconds, machine=machine)
-        report.write(results, entries={key: entries[key] for key in (*parts, *entries) if key in entries})
+        entry = report.Entry(part=part, measured_on=now(), seconds=seconds, machine=machine)
+        before = report.add(results, name, entry, order=parts, fresh=options.fresh)
         _say(f"{name}: {seconds} s")
+        if before:
+            _say(f"{name}: the entry of {before} rounds stays; with --fresh, one of {entry.num_rounds} replaces it")
     return errors.EXIT_FAILED if failed else 0
 
 
@@ -75,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("parts", nargs="*", metavar="part", help="what to measure; none is all")
     parser.add_argument("--rounds", type=_rounds, help=f"how often each contestant is timed (default: {ROUNDS})")
+    parser.add_argument("--fresh", action="store_true", help="replace entries of more rounds, too")
     parser.add_argument("--results", type=Path, help="a folder to write in place of results/")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal; needs --results")
     return parser

@@ -12,6 +12,7 @@ from remeasure.runs import provenance
 from remeasure.spec.base import InputError
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
+from remeasure.system.locks import held_folder
 from remeasure.system.startup import num_cores
 from remeasure.system.validation import convert
 
@@ -45,6 +46,11 @@ class Entry:
     seconds: float
     machine: Machine
 
+    @property
+    def num_rounds(self) -> int:
+        """How often each contestant was timed; 0 for a part without any."""
+        return min((len(each.values) for each in self.part.series), default=0)
+
 
 Entries = dict[str, Entry]
 
@@ -75,6 +81,22 @@ def read(results: Path) -> Entries:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); restore or delete it") from None
     return {name: convert(Entry, value, where=f"{path}: {name}") for name, value in found.items()}
+
+
+def add(results: Path, name: str, entry: Entry, *, order: Iterable[str], fresh: bool) -> int:
+    """Add an entry to both files, or replace its former one, unless that has more rounds and `fresh` is false.
+
+    Returns the number of rounds of a former entry that stays, else 0. `order`: of the entries; all others come after
+    these. The file is read again under a lock, because another process may have added its own.
+    """
+    with held_folder(results, writes=True):
+        entries = read(results)
+        before = entries[name].num_rounds if name in entries else 0
+        if before > entry.num_rounds and not fresh:
+            return before
+        entries[name] = entry
+        write(results, entries={key: entries[key] for key in (*order, *entries) if key in entries})
+        return 0
 
 
 def write(results: Path, *, entries: Entries) -> None:

@@ -27,6 +27,7 @@ from remeasure.spec.base import DataMissingError, refuse
 from remeasure.system import paths, startup
 from remeasure.system.atomic import write_atomic
 from remeasure.system.formats import decode_json, encode_json
+from remeasure.system.locks import held_folder
 
 KEYS = {
     *("measured_with", "seeds", "specs", "data_sha256", "pictures"),
@@ -39,20 +40,21 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 1 if --check finds another report, or if the data of a claim are missing."""
     options = _options(arguments)
     claims = ledger.read(paths.conf_dir() / "claims.yaml")
-    chosen, measured = ledger.select(claims, options.names), read_measured(options.results, claims=claims)
+    chosen = ledger.select(claims, options.names)
     if options.check:
-        return check(claims, measured=measured, results=options.results)
+        return check(claims, measured=read_measured(options.results, claims=claims), results=options.results)
+    measured = publish(claims, new={}, results=options.results)
     judged = {name: judge(claim, measured=measured.get(name)) for name, claim in chosen.items()}
     wanted = [claim for name, claim in chosen.items() if options.fresh or judged[name].verdict == "not measured"]
     num_missing = len(wanted)
     for name, entry in _measurements(wanted, results=options.results, runs=options.runs):
         num_missing -= 1
-        measured[name] = entry
-        publish(claims, measured=measured, results=options.results)
-    publish(claims, measured=measured, results=options.results)
+        measured = publish(claims, new={name: entry}, results=options.results)
     for name, claim in chosen.items():
         verdict = judge(claim, measured=measured.get(name))
         print(f"{name:<28} {verdict.verdict:<14} {verdict.reason}")
+    if others := [name for name in measured if name not in claims]:
+        print(f"not in the ledger, kept in {options.results / 'claims.json'}: {', '.join(others)}", file=sys.stderr)
     return int(num_missing > 0)
 
 
@@ -104,19 +106,26 @@ def check(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any]]
     return 1
 
 
-def publish(claims: Mapping[str, Claim], *, measured: Mapping[str, dict[str, Any]], results: Path) -> None:
-    """Write claims.json and claims.md; measurements of claims that are not in the ledger are dropped."""
-    known = {name: measured[name] for name in claims if name in measured}
+def publish(
+    claims: Mapping[str, Claim], *, new: Mapping[str, dict[str, Any]], results: Path
+) -> dict[str, dict[str, Any]]:
+    """Add new entries to claims.json, and write claims.md; returns all entries, also those of claims not in the ledger.
+
+    The file is read again under a lock, because another process may have added its own.
+    """
     paths.writable(results)
-    write_atomic(results / "claims.json", encode_json(known))
-    write_atomic(results / "claims.md", to_markdown(claims, measured=known).encode())
+    with held_folder(results, writes=True):
+        measured = {**read_measured(results, claims=claims), **new}
+        write_atomic(results / "claims.json", encode_json(measured))
+        write_atomic(results / "claims.md", to_markdown(claims, measured=measured).encode())
+    return measured
 
 
 def _measurements(claims: Sequence[Claim], *, results: Path, runs: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure one claim after the other: name and entry; a line on stderr for a claim whose data are missing."""
     if not claims:
         return
-    paths.writable(results)
+    provenance.warn_of_unknown(paths.project_root())  # reads the revision once, before an edit can come
     from remeasure.campaign.executors.local import Workers
     from remeasure.claims.context import Lab  # torch and Lightning: seconds to import
     from remeasure.claims.trainings import train_all

@@ -10,8 +10,10 @@ differ is shown beside it. A run's bits are its predictions, confidences, first-
 import argparse
 import hashlib
 import os
+import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +32,7 @@ from remeasure.spec.base import DataMissingError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths, startup
-from remeasure.system.atomic import write_atomic
+from remeasure.system.atomic import read_bytes, write_atomic
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import can_be_batched
 
@@ -117,28 +119,37 @@ def _cutting(epoch: int) -> Callable[[Path, Event], None]:
     return sink
 
 
+PROMISED: dict[str, Callable[[Runs, RunSpec], str]] = {  # the cases of every run, each against its first training
+    "again in the same process": Runs.alone,
+    "in a process of its own": Runs.in_processes,
+    "beside and after other seeds, one process a core": partial(Runs.in_processes, beside=OTHER_SEEDS),
+    "cut short in every epoch and resumed": Runs.cut_short,
+}
+BATCHED = "seeds as one (engine=batched)"
+TWICE = f"{BATCHED}, twice"  # promised of runs that can be batched
+
+
 def findings(name: str, spec: RunSpec, *, runs: Runs) -> Iterator[Finding]:
     """All cases of one run, each against its first."""
     first = runs.alone(spec)
-    promised: dict[str, Callable[[RunSpec], str]] = {
-        "again in the same process": runs.alone,
-        "in a process of its own": runs.in_processes,
-        "beside and after other seeds, one process a core": partial(runs.in_processes, beside=OTHER_SEEDS),
-        "cut short in every epoch and resumed": runs.cut_short,
-    }
-    for case, call in promised.items():
-        yield Finding(run=name, case=case, promised=True, same=call(spec) == first)
-    batched = "seeds as one (engine=batched)"
+    for case, call in PROMISED.items():
+        yield Finding(run=name, case=case, promised=True, same=call(runs, spec) == first)
     if can_be_batched(spec):
         one, two = runs.batched(spec), runs.batched(spec)
-        yield Finding(run=name, case=f"{batched}, twice", promised=True, same=one == two)
-        yield Finding(run=name, case=f"{batched}, against one seed alone", promised=False, same=one == first)
+        yield Finding(run=name, case=TWICE, promised=True, same=one == two)
+        yield Finding(run=name, case=f"{BATCHED}, against one seed alone", promised=False, same=one == first)
     others = {
         "two threads, against one": replace(spec, cpu_threads=3 - min(spec.cpu_threads, 2)),
         "the other precision": replace(spec, precision="float32" if spec.precision == "bfloat16" else "bfloat16"),
     }
     for case, other in others.items():
         yield Finding(run=name, case=case, promised=False, same=runs.alone(other) == first)
+
+
+def untried(name: str, spec: RunSpec, *, note: str) -> Iterator[Finding]:
+    """The promised cases of a run that cannot be tried."""
+    for case in (*PROMISED, *([TWICE] if can_be_batched(spec) else ())):
+        yield Finding(run=name, case=case, promised=True, same=None, note=note)
 
 
 def to_markdown(found: Sequence[Finding], *, device: str, when: str) -> str:
@@ -156,13 +167,19 @@ def to_markdown(found: Sequence[Finding], *, device: str, when: str) -> str:
     for each in found:
         seen = words[each.same] + (f" ({each.note})" if each.note else "")
         lines.append(f"| {each.run} | {each.case} | {'yes' if each.promised else 'no: another spec'} | {seen} |")
-    broken = [each for each in found if each.promised and each.same is False]
-    lines += ["", f"{len(broken)} promises broken." if broken else "No promise was broken."]
+    promises = Counter(each.same for each in found if each.promised)
+    broken = f"{promises[False]} promises broken" if promises[False] else "No promise was broken"
+    lines += ["", broken + (f"; {promises[None]} of {promises.total()} were not tried." if promises[None] else ".")]
     return "\n".join(lines) + "\n"
 
 
+def num_tried(report: str) -> int:
+    """How many promises were tried, by a report that `to_markdown` made."""
+    return len(re.findall(r"\| yes \| (?:identical|differs)", report))
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 where a promise is broken."""
+    """Exit status 1 where a promise is broken, or where the report stays because it tried more than this call."""
     parser = argparse.ArgumentParser(prog="python -m remeasure.cli.determinism", description=__doc__)
     parser.add_argument("--results", type=Path, default=paths.project_root() / "results", help="where the report goes")
     options = parser.parse_args(arguments)
@@ -177,12 +194,17 @@ def main(arguments: Sequence[str]) -> int:
             try:
                 spec = identified(config, data_root=place.data_root, device_kind=kind)
             except DataMissingError:
-                found.append(Finding(run=name, case="all", promised=True, same=None, note="its data are not here"))
+                found += untried(name, config.spec(data_sha256=""), note="its data are not here")
                 continue
             found += findings(name, spec, runs=Runs(place))
     report = to_markdown(found, device=provenance.device_name(kind), when=now())
-    write_atomic(options.results / "determinism.md", report.encode())
     print(report)
+    path, tried = options.results / "determinism.md", num_tried(report)
+    before = num_tried(read_bytes(path).decode()) if path.exists() else 0
+    if before > tried and any(each.same is None for each in found):
+        print(f"{path} stays: it tried {before} promises, this call {tried}", file=sys.stderr)
+        return 1
+    write_atomic(path, report.encode())
     return int(any(each.promised and each.same is False for each in found))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from remeasure.models import pretrained, saved
 from remeasure.models.saved import Classifier
+from remeasure.runs import code
 from remeasure.runs.folder import Place, ended_record, find_run
 from remeasure.runs.hardware import processor
 from remeasure.runs.journal import now
@@ -121,13 +122,20 @@ def _scored(run: Run, *, device_kind: DeviceKind) -> Iterator[str]:
     recorded = f"the record has {run.record.accuracy_percent:.3f} %"
     yield f"{split} accuracy {percent:.3f} % ({num_correct} of {num}); {recorded}"
     if num_differing:
-        there = f"{run.record.device} ({run.record.device_kind}); here it is {device_kind}"
+        there = f"{run.record.device} ({run.record.device_kind}){_by_other_code(run)}; here it is {device_kind}"
         yield f"{num_differing} of {num} predictions differ from the record's, which was made on {there}"
     else:
         yield f"all {num} predictions equal the record's"
     path = os.path.relpath(run.directory / "record.json")
     line = f"{split}_accuracy_percent={percent:.3f} num_correct={num_correct} num_differing={num_differing}"
     yield f"{line} record={path}" if split == "test" else line
+
+
+def _by_other_code(run: Run) -> str:
+    """Such as " by other code (models/mlp.py differs)"; "" if this code made the run."""
+    if code.kept(run.directory) == code.code_sha256(run.spec):
+        return ""
+    return f" by other code ({code.changed(run.directory, spec=run.spec)})"
 
 
 def score(run: Run, *, device_kind: DeviceKind) -> tuple[Predictions, Tensor]:
