@@ -65,6 +65,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         from remeasure.tracking import mlflow_store
 
         mlflow_store.serve(files.store, port=options.port)
+    if not (options.suite or paths.in_project()):
+        _say(f"no conf/{paths.LEDGER} here: remeasure's own ledger is used")
     text = read_bytes(files.ledger)
     rows, faults = ledger.read_sound(files.ledger)
     measures = options.command in ("reproduce", "measure", "plan")
@@ -263,7 +265,7 @@ def _missing_lines(not_here: "Sequence[NotHere]", *, in_full: bool) -> Iterator[
         if in_full:
             yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
         else:
-            more = f"`{paths.command('reproduce')} plan {names[0]}` says more"
+            more = f"`{paths.command('plan')} {names[0]}` says more"
             yield f"{', '.join(names)}: not measured here: {re.split('[;:] ', lines[0], maxsplit=1)[0]}; {more}"
 
 

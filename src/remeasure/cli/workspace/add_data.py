@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     if not CONFIG_NAME.fullmatch(given.name):
         raise InputError(f"NAME: expected up to 100 letters, digits, '_', '.' and '-', got {given.name!r}")
-    path = paths.conf_dir() / "data" / f"{given.name}.yaml"
+    path = paths.project_conf_dir() / "data" / f"{given.name}.yaml"
     if path.exists():
         raise InputError(f"{path}: is there already; remove it, or choose another name")
     root = paths.data_root()

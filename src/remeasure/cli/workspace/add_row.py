@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def append(name: str, *, entry: dict[str, Any]) -> Row:
     """Append the row's entry to the ledger. InputError: a fault in it or in the ledger, which stays then."""
-    path = paths.conf_dir() / paths.LEDGER
+    path = paths.project_conf_dir() / paths.LEDGER
     with locks.held(path.parent, seconds=locks.LOCK_SECONDS), tempfile.TemporaryDirectory() as folder:
         text = read_bytes(path).decode(errors="surrogateescape")
         row = convert(Row, {**entry, "name": name}, where=f"rows.{name}")
