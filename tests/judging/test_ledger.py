@@ -242,6 +242,11 @@ WRONG_VALUES = [  # in place of what, written how, expected words of the one fau
     ("accuracy_percent: 97.7", "accuracy_percent: 1:37", f"{PLACE}.published.accuracy_percent: .*'1:37'"),
     ("accuracy_percent: 97.7", "accuracy_percent: null", f"{PLACE}.published.accuracy_percent: .*number.*None"),
     ("accuracy_percent: 97.7", "accuracy_percent: 100.1", f"{PLACE}.published.accuracy_percent: .*100.1"),
+    (
+        "accuracy_percent: 97.7",
+        "accuracy_percent: 0.9",
+        f"{PLACE}.published.accuracy_percent: 0.9 .*percent, perhaps 90",
+    ),
     ("num_digits: 1", "num_digits: 0", f"{PLACE}.published.num_digits: 0 decimals cannot print 97.7"),
     ("num_digits: 1", "num_digits: 1.5", f"{PLACE}.published.num_digits: .*integer.*1.5"),
     ("num_digits: 1", "num_digits: true", f"{PLACE}.published.num_digits: .*integer.*True"),

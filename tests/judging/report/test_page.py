@@ -142,6 +142,13 @@ def test_a_later_rule_says_that_an_earlier_ones_probability_comes_on_top(rows: d
     assert "2 of 2 rows, where there is no record yet, or none with the metric and the seeds that the row asks" in text
 
 
+def test_a_number_of_parameters_that_is_not_stated_says_so(rows: dict[str, Row]) -> None:
+    published = dataclasses.replace(rows[ROW].published, num_params_text=None)
+    text = shown({ROW: dataclasses.replace(rows[ROW], published=published)}).text
+    assert "94.0 % with an unstated number of parameters" in text
+    assert "61 counted, published: not stated" in text
+
+
 def test_an_error_rate_says_which_side_is_worse(rows: dict[str, Row]) -> None:
     said = "Of an error rate, what exceeds the published number is worse"
     published = dataclasses.replace(rows[ROW].published, accuracy_percent=None, error_percent=6.0)

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     for metric, meaning in METRICS.items():
         name = metric.removesuffix("_percent").replace("_", "-")
         number.add_argument(f"--{name}", dest=metric, type=_printed, help=f"the {meaning.title} {printed}")
-    parser.add_argument("--params", required=True, help="the number of parameters as printed, such as 11.7M")
+    parser.add_argument("--params", help="the number of parameters as printed, such as 11.7M (left out: not stated)")
     parser.add_argument("--num-runs", type=int, help="it is the mean of so many runs (left out: not stated)")
     parser.add_argument("--selection", help="how the run or the epoch was picked (left out: not stated)")
     parser.add_argument("--citation", required=True, help="who published it")
@@ -94,10 +94,6 @@ def _entry(given: argparse.Namespace) -> dict[str, Any]:
     """The row as the ledger has it, without its name."""
     metric = next(each for each in METRICS if getattr(given, each) is not None)
     printed: Decimal = getattr(given, metric)
-    if printed <= 1 and metric != "error_percent":
-        raise InputError(
-            f"published.{metric}: {printed} looks like a fraction; expected percent, perhaps {printed * 100}"
-        )
     num_digits = -int(printed.as_tuple().exponent)
     rule: dict[str, Any] = {"margin_pp": _margin(given, metric=metric, num_digits=num_digits)}
     looks = given.looks or ("1" if given.mode == "evaluate" else "")
