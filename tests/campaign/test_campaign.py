@@ -347,7 +347,7 @@ def test_planning_times_each_spec_once_and_trains_nothing(tmp_path: Path, worker
     said: list[str] = []
     measure(tmp_path, row(), row("mlp2-digits-high", published=99.0), said=said, plan_only=True)
     assert (workers.timed, workers.trained) == (["article"], [])
-    assert [line.split()[0] for line in said] == ["mlp2-digits:", "4", "row", "mlp2-digits", "mlp2-digits-high", "a"]
+    assert [line.split()[0] for line in said] == ["mlp2-digits:", "2", "row", "mlp2-digits", "mlp2-digits-high", "a"]
     assert re.search(r"timing a few steps, at load \d+\.\d on \d+ cores", said[0])
     assert said[-1] == "a seed's time is from a few steps timed here now: mlp2-digits, mlp2-digits-high"
     assert list(tmp_path.glob("results/runs/*")) == []

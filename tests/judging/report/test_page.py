@@ -133,6 +133,10 @@ def test_the_header_names_the_article_cost_date_machine_and_commit(rows: dict[st
     assert "margin around the published number: Tiny net, shapes." in text
 
 
+def test_runs_that_two_rows_share_are_added_up_once(rows: dict[str, Row]) -> None:
+    assert "total cost 16 s for 5 seeds, added up" in shown(rows, names=(ROW, "other-shapes")).text
+
+
 def test_a_later_rule_says_that_an_earlier_ones_probability_comes_on_top(rows: dict[str, Row]) -> None:
     """Seeds 0 to 4, measured under no other rule, are not counted: the row is not measured."""
     assert "comes on top" not in shown(rows).text
