@@ -228,7 +228,8 @@ lists = of(labels=[0, 1])
 grey = of(images=np.zeros((1297, 8, 8), np.uint8))
 few = of(labels=np.zeros(7, np.int64))
 negative = of(labels=np.full(1297, -1))
-many = of(labels=np.full(1297, 10))
+many = of(labels=np.arange(1297) % 11)
+from_one = of(labels=np.arange(1297) % 10 + 1)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,11 @@ many = of(labels=np.full(1297, 10))
         ("negative", "data digits: expected train labels from 0 up, got -1"),
         (
             "many",
-            "data.num_classes: 10, but digits has 11 classes or more: train labels reach 10, and begin with 0",
+            "data digits: expected train labels 0 to 9, as data.num_classes is 10, got 0 to 10",
+        ),
+        (
+            "from_one",
+            "data digits: expected train labels 0 to 9, as data.num_classes is 10, got 1 to 10; subtract 1",
         ),
     ],
 )
