@@ -263,6 +263,18 @@ def test_a_reader_from_outside_is_told_what_a_reader_is(reader: str, said: str, 
     assert refused.value.faults == (said.format(__name__, expected=expected, line=line),)
 
 
+def leaks(split: str, *_: object) -> Split:
+    """A hundredth of the 500 test images, 5, and one more are training images."""
+    images = np.random.default_rng(split == "test").integers(256, size=(1297, 1, 8, 8), dtype=np.uint8)
+    images = images if split == "train" else np.concatenate([leaks("train").images[:6], images[: 500 - 6]])
+    return Split(images=images, labels=np.zeros(len(images), np.int64), verified=False)
+
+
+def test_a_reader_whose_test_images_are_trained_on_is_refused_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="data digits: leak: 6 of the 500 test images are among the training images, "):
+        fingerprint.fingerprint(dataclasses.replace(DIGITS, source=f"{__name__}:leaks"), root=tmp_path)
+
+
 def test_taking_a_fingerprint_copies_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((1000, 1, 100, 100), np.uint8)  # 10 MB
     split = Split(images=images, labels=np.zeros(1000, np.int64), verified=True)

@@ -191,8 +191,10 @@ def _measure(
         here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
             _replay_committed(rows, here=here, observers=observers, files=files)
-    failed = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
-    return EXIT_INPUT if refused else failed, dict.fromkeys(here, "measured here")
+    status = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
+    if refused or any(entry.wrong_input for entry in campaigns):
+        status = EXIT_INPUT
+    return status, dict.fromkeys(here, "measured here")
 
 
 def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers: "Observers", files: Files) -> None:
