@@ -41,9 +41,9 @@ def compose(overrides: Sequence[str] = ()) -> "Config":
 def run(config: "Config") -> "Outcome":
     """Train one run, or take the finished one; its `record` has the accuracy, its `directory` the files.
 
-    Prints what the command prints. Runs that several threads start take turns: a training sets torch's generators and
-    number of threads, which are the process's. Raises remeasure.spec.base.InputError: the data or the device is not
-    here.
+    Prints what the command prints: contextlib.redirect_stdout and `verbosity=quiet` in the config silence it. Runs that
+    several threads start take turns: a training sets torch's generators and number of threads, which are the process's.
+    Raises remeasure.spec.base.InputError: the data or the device is not here.
     """
     from remeasure.cli.train import run_single  # Lightning: seconds to import
 

@@ -42,7 +42,7 @@ def test_nan_is_named_beside_the_other_faults() -> None:
     [
         ("model.name=../elsewhere", "model.name: expected up to 100 letters"),
         (f"recipe.name={'a' * 300}", "recipe.name: expected up to 100 letters"),
-        ("data.num_classes=5", "data.num_classes: 5, but digits has 10 classes or more"),
+        ("data.num_classes=5", "data digits: expected train labels 0 to 4, as data.num_classes is 5, got 0 to 9"),
         ("data.image_shape=[0,8,8]", "data.image_shape: expected channels, height and width from 1 up"),
         ("cpu_threads=1000000000", "cpu_threads: expected at most 1024"),
         ("model.options.hidden_sizes=[1000000000000000]", "model: mlp with options"),

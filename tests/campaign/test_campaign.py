@@ -91,16 +91,16 @@ class Immediate(Executor):
 class InProcess(Workers):
     """Workers on two cores, without processes: a task runs when it is submitted.
 
-    `trained` lists the tasks, `asked` who asked for them; a seed in `crash` raises. A seed of a recipe costs `seconds`,
-    or raises them; `timed` lists the recipes that were asked about. `most` is how many cores were taken at once.
-    After `num_runs` runs, the user presses Ctrl-C.
+    `trained` lists the tasks, `asked` who asked for them; a seed in `crash` raises that. A seed of a recipe costs
+    `seconds`, or raises them; `timed` lists the recipes that were asked about. `most` is how many cores were taken at
+    once. After `num_runs` runs, the user presses Ctrl-C.
     """
 
     num_cores: int
     trained: list[tuple[str, int]]
     asked: list[tuple[str, int]]
     timed: list[str]
-    crash: set[int]
+    crash: dict[int, Exception]
     seconds: dict[str, float | Exception]
     most: int
     num_runs: float
@@ -128,7 +128,7 @@ class InProcess(Workers):
         cls.trained.append((task.row, task.seed))
         cls.asked.append((task.asked_by, task.seed))
         if task.seed in cls.crash:
-            raise MemoryError("no room")
+            raise cls.crash[task.seed]
         return trained.run_together(
             task.spec, place.runs.parent, seed=task.seed, row=task.row, fresh=task.fresh, keeps=task.keeps
         )
@@ -137,7 +137,7 @@ class InProcess(Workers):
 @pytest.fixture(autouse=True)
 def workers() -> type[InProcess]:
     InProcess.num_cores, InProcess.asked, InProcess.num_runs = 2, [], math.inf
-    InProcess.trained, InProcess.crash, InProcess.timed, InProcess.seconds, InProcess.most = [], set(), [], {}, 0
+    InProcess.trained, InProcess.crash, InProcess.timed, InProcess.seconds, InProcess.most = [], {}, [], {}, 0
     return InProcess
 
 
@@ -206,7 +206,7 @@ def test_a_seed_that_two_rows_share_is_trained_for_the_first_of_them(tmp_path: P
 
 def test_a_seed_belongs_to_the_first_row_although_that_has_failed(tmp_path: Path, workers: type[InProcess]) -> None:
     """The second row trains it then: the run's name, record and parent must not depend on who was killed."""
-    workers.crash = {0}
+    workers.crash = {0: MemoryError("no room")}
     shared = dataclasses.replace(row(), name="mlp2-digits-shared")
     failed, also = measure(tmp_path, row(), shared)
     assert [len(each.failures) for each in (failed, also)] == [1, 1]
@@ -347,7 +347,7 @@ def test_planning_times_each_spec_once_and_trains_nothing(tmp_path: Path, worker
     said: list[str] = []
     measure(tmp_path, row(), row("mlp2-digits-high", published=99.0), said=said, plan_only=True)
     assert (workers.timed, workers.trained) == (["article"], [])
-    assert [line.split()[0] for line in said] == ["mlp2-digits:", "4", "row", "mlp2-digits", "mlp2-digits-high", "a"]
+    assert [line.split()[0] for line in said] == ["mlp2-digits:", "2", "row", "mlp2-digits", "mlp2-digits-high", "a"]
     assert re.search(r"timing a few steps, at load \d+\.\d on \d+ cores", said[0])
     assert said[-1] == "a seed's time is from a few steps timed here now: mlp2-digits, mlp2-digits-high"
     assert list(tmp_path.glob("results/runs/*")) == []
@@ -386,7 +386,7 @@ def test_rows_of_one_spec_share_their_seeds(tmp_path: Path, workers: type[InProc
 
 
 def test_a_seed_that_crashes_is_not_replaced_and_other_rows_go_on(tmp_path: Path, workers: type[InProcess]) -> None:
-    workers.crash = {1}
+    workers.crash = {1: MemoryError("no room")}
     other = row("mlp2-digits-b", looks=(5, 6))  # its seeds are the same
     said: list[str] = []
     failed, _ = measure(tmp_path, row(looks=(4, 5)), other, said=said)
@@ -394,6 +394,17 @@ def test_a_seed_that_crashes_is_not_replaced_and_other_rows_go_on(tmp_path: Path
     assert "mlp2-digits failed: seed 1: MemoryError: no room" in said
     assert ("mlp2-digits", 3) not in workers.asked, "nothing is begun once a seed is lost"
     assert failed.verdict().verdict == "undecided"
+
+
+def test_a_fault_of_the_input_is_told_once_a_row_and_ends_it(tmp_path: Path, workers: type[InProcess]) -> None:
+    workers.crash = dict.fromkeys(range(2), InputError("data digits: leak"))
+    said: list[str] = []
+    failed, other = measure(tmp_path, row(looks=(5,)), keras(), said=said)
+    assert {seed for _, seed in workers.trained} == {0, 1}, "those that were begun side by side"
+    told = [line for line in said if "failed: seed" in line]
+    assert sorted(told) == [f"{name} failed: seed 0: data digits: leak" for name in (failed.row.name, other.row.name)]
+    assert failed.wrong_input
+    assert other.wrong_input
 
 
 def test_a_seed_that_diverged_is_not_replaced(tmp_path: Path, workers: type[InProcess]) -> None:
@@ -453,7 +464,7 @@ def test_observers_see_an_interrupted_row_as_such_an_ended_one_as_ended_and_none
 
 
 def test_observers_see_a_row_whose_seed_crashed_as_failed(tmp_path: Path, workers: type[InProcess]) -> None:
-    workers.crash = {1}
+    workers.crash = {1: MemoryError("no room")}
     observer = Standings()
     measure(tmp_path, row(), observer=observer)
     assert observer.seen[-1] == ("mlp2-digits", "failed", 1, "undecided")
@@ -692,10 +703,10 @@ def test_fresh_replaces_a_record_of_more_seeds_once_it_has_what_it_was_asked_for
 ) -> None:
     measure(tmp_path, row(), seeds=3)
     before = measured.snapshot(tmp_path / "results")
-    workers.crash = {1}
+    workers.crash = {1: MemoryError("no room")}
     measure(tmp_path, row(), seeds=2, fresh=True)
     assert measured.snapshot(tmp_path / "results") == before
-    workers.crash = set()
+    workers.crash = {}
     measure(tmp_path, row(), seeds=2, fresh=True)
     assert seeds(tmp_path) == [0, 1]
 

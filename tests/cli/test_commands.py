@@ -295,6 +295,8 @@ BAD_CONFIG = {
     "key added below": (["+recipe.foo=1"], ("recipe.foo: no such key", "valid: name, epochs_total, batch_size")),
     "unknown group": (["modle=mlp2"], ("modle: no such key", "did you mean 'model'", "valid: model, data, recipe")),
     "unknown key": (["recipe.foo=1"], ("recipe.foo: no such key", "valid: name, epochs_total, batch_size")),
+    "key without its group": (["epochs=3"], ("epochs: no such key (did you mean 'recipe.epochs_total'?)",)),
+    "key without its block": (["recipe.lr=3"], ("recipe.lr: no such key (did you mean 'recipe.optimizer.lr_peak'?)",)),
     "misspelt branch": (["recipe.optimiser.lr_peak=1"], ("recipe.optimiser: no such", "did you mean 'optimizer'")),
     "unknown option": (["model.options.depth=3"], ("model.options.depth: no such key", "--cfg job")),
     "key below a value": (["seed.first=3"], ("seed.first: no such key", "--cfg job")),
@@ -388,6 +390,22 @@ def test_a_config_file_that_is_not_yaml_is_refused_by_name(command: Command, scr
         assert_refused(command("train.py", "recipe=broken"), naming=("recipe/broken.yaml", "line"), project=scratch)
     finally:
         broken.unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("defaults: [{override /data: digits}]\nmodel: {name: lost}\n", "conf/model/lost.yaml: expected `# @package"),
+        ("model: {name: lost}\n", "model.model: no such key; expected `# @package _global_` as the model"),
+    ],
+)
+def test_a_model_without_its_first_line_is_told_so(content: str, said: str, command: Command, scratch: Project) -> None:
+    lost = scratch.root / "conf/model/lost.yaml"
+    lost.write_text(content)
+    try:
+        assert_refused(command("train.py", "model=lost"), naming=(said,), project=scratch)
+    finally:
+        lost.unlink()
 
 
 def test_every_wrong_job_of_a_multirun_is_named(command: Command, scratch: Project) -> None:

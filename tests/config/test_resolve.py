@@ -97,6 +97,11 @@ def constant(*, image_shape: tuple[int, int, int], num_classes: int, generator: 
     return network
 
 
+def softmaxed(*, image_shape: tuple[int, int, int], num_classes: int, generator: Generator) -> nn.Module:
+    network = linear(image_shape=image_shape, num_classes=num_classes, generator=generator)
+    return nn.Sequential(network, nn.Softmax(dim=1))
+
+
 def own(builder: Callable[..., nn.Module]) -> Config:
     return compose(
         ["model=logreg", "data=digits", f"model.builder={__name__}:{builder.__name__}", "~model.options.initialisation"]
@@ -114,6 +119,14 @@ def test_a_builder_that_draws_the_same_weights_for_each_seed_is_told(
 ) -> None:
     resolve.network_of(own(builder))
     assert ("makes the same weights for each seed" in capsys.readouterr().err) is told
+
+
+@pytest.mark.parametrize(("builder", "told"), [(softmaxed, True), (linear, False), (constant, False)])
+def test_a_network_that_ends_in_a_softmax_is_told(
+    builder: Callable[..., nn.Module], told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve.network_of(own(builder))
+    assert ("gives probabilities, and the loss expects logits" in capsys.readouterr().err) is told
 
 
 @pytest.mark.parametrize("engine", ["batched", "numpy"])

@@ -228,7 +228,8 @@ lists = of(labels=[0, 1])
 grey = of(images=np.zeros((1297, 8, 8), np.uint8))
 few = of(labels=np.zeros(7, np.int64))
 negative = of(labels=np.full(1297, -1))
-many = of(labels=np.full(1297, 10))
+many = of(labels=np.arange(1297) % 11)
+from_one = of(labels=np.arange(1297) % 10 + 1)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,11 @@ many = of(labels=np.full(1297, 10))
         ("negative", "data digits: expected train labels from 0 up, got -1"),
         (
             "many",
-            "data.num_classes: 10, but digits has 11 classes or more: train labels reach 10, and begin with 0",
+            "data digits: expected train labels 0 to 9, as data.num_classes is 10, got 0 to 10",
+        ),
+        (
+            "from_one",
+            "data digits: expected train labels 0 to 9, as data.num_classes is 10, got 1 to 10; subtract 1",
         ),
     ],
 )
@@ -256,6 +261,18 @@ def test_a_reader_from_outside_is_told_what_a_reader_is(reader: str, said: str, 
         catalog.load_split(dataclasses.replace(DIGITS, source=f"{__name__}:{reader}"), "train", root=tmp_path)
     line = raises.__code__.co_firstlineno + 1
     assert refused.value.faults == (said.format(__name__, expected=expected, line=line),)
+
+
+def leaks(split: str, *_: object) -> Split:
+    """A hundredth of the 500 test images, 5, and one more are training images."""
+    images = np.random.default_rng(split == "test").integers(256, size=(1297, 1, 8, 8), dtype=np.uint8)
+    images = images if split == "train" else np.concatenate([leaks("train").images[:6], images[: 500 - 6]])
+    return Split(images=images, labels=np.zeros(len(images), np.int64), verified=False)
+
+
+def test_a_reader_whose_test_images_are_trained_on_is_refused_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="data digits: leak: 6 of the 500 test images are among the training images, "):
+        fingerprint.fingerprint(dataclasses.replace(DIGITS, source=f"{__name__}:leaks"), root=tmp_path)
 
 
 def test_taking_a_fingerprint_copies_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

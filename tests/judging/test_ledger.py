@@ -242,6 +242,11 @@ WRONG_VALUES = [  # in place of what, written how, expected words of the one fau
     ("accuracy_percent: 97.7", "accuracy_percent: 1:37", f"{PLACE}.published.accuracy_percent: .*'1:37'"),
     ("accuracy_percent: 97.7", "accuracy_percent: null", f"{PLACE}.published.accuracy_percent: .*number.*None"),
     ("accuracy_percent: 97.7", "accuracy_percent: 100.1", f"{PLACE}.published.accuracy_percent: .*100.1"),
+    (
+        "accuracy_percent: 97.7",
+        "accuracy_percent: 0.9",
+        f"{PLACE}.published.accuracy_percent: 0.9 .*percent, perhaps 90",
+    ),
     ("num_digits: 1", "num_digits: 0", f"{PLACE}.published.num_digits: 0 decimals cannot print 97.7"),
     ("num_digits: 1", "num_digits: 1.5", f"{PLACE}.published.num_digits: .*integer.*1.5"),
     ("num_digits: 1", "num_digits: true", f"{PLACE}.published.num_digits: .*integer.*True"),
@@ -325,11 +330,19 @@ def test_a_row_is_named_after_its_model_and_data(write: Write, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp2-mnist-Best", "mlp2-mnist-a b", "mlp2-mnist-", "mlp2-mnist-../x", "mlp2-mnist-é"]
+    "name", ["mlp2-mnist--best", "mlp2-mnist-a b", "mlp2-mnist-", "mlp2-mnist-../x", "mlp2-mnist-é"]
 )
-def test_a_row_name_is_made_of_lower_case_letters_digits_and_single_hyphens(write: Write, name: str) -> None:
+def test_a_row_name_is_made_of_letters_digits_and_single_hyphens(write: Write, name: str) -> None:
     (line,) = faults_of(write(LEDGER.replace("mlp2-mnist:", f"{name}:")))
-    assert f"rows.{name}: expected a name <model>-<data>[-variant] of a-z, 0-9" in line
+    assert f"rows.{name}: expected a name <model>-<data>[-variant] of A-Z, a-z, 0-9" in line
+
+
+def test_two_row_names_differ_in_more_than_capitals(write: Write) -> None:
+    twice = LEDGER + LEDGER.partition("rows:\n")[2].replace("mlp2-mnist:", "mlp2-mnist-Best:")
+    assert list(ledger.read(write(twice))) == ["mlp2-mnist", "mlp2-mnist-Best"]
+    again = twice + LEDGER.partition("rows:\n")[2].replace("mlp2-mnist:", "mlp2-mnist-best:")
+    (line,) = faults_of(write(again))
+    assert "rows.mlp2-mnist-best: is rows.mlp2-mnist-Best but for capitals" in line
 
 
 @pytest.mark.parametrize("name", ["mlp2-mnist", "mlp2-mnist-plain", "mlp2-mnist-lr_0.1-x"])

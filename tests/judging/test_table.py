@@ -122,6 +122,14 @@ def test_the_audit_says_why_the_printed_number_of_parameters_is_not_ours(
     assert ("the number of parameters differs: another net" in markdown(noted, five())) == ("differs" in audit)
 
 
+def test_a_number_of_parameters_that_is_not_stated_is_an_empty_cell(rows: dict[str, Row]) -> None:
+    published = dataclasses.replace(rows[ROW].published, num_params_text=None)
+    unstated = {**rows, ROW: dataclasses.replace(rows[ROW], published=published)}
+    line = cells(unstated, five())
+    assert (line["published_params"], line["params_audit"]) == ("", "not stated")
+    assert "| 61 counted: not stated |" in markdown(unstated, five())
+
+
 def test_a_seed_that_diverged_leaves_the_row_undecided_but_known(rows: dict[str, Row]) -> None:
     lost = record(0, accuracy_percent=None, num_correct=None, loss=None, predicted_sha256=None)
     records = [lost, *five()[1:]]

@@ -459,6 +459,7 @@ def test_one_seed_is_no_record_to_compare() -> None:
         (61_706, "60k", "differs"),
         (11_689_512, "11.7M", "rounds to it"),  # 116.9 tenths of a million
         (11_173_962, "11.7M", "differs"),
+        (11_173_962, None, "not stated"),
         (86_567_656, "86M", "truncates to it"),
         (86_567_656, "87M", "rounds to it"),
         (86_567_656, "85M", "differs"),
@@ -470,7 +471,7 @@ def test_one_seed_is_no_record_to_compare() -> None:
         (1_500_000_000, "1.5B", "exact"),
     ],
 )
-def test_parameter_audit(num_params: int, published_text: str, audit: str) -> None:
+def test_parameter_audit(num_params: int, published_text: str | None, audit: str) -> None:
     assert audit_params(num_params, published_text=published_text) == audit
 
 

@@ -18,8 +18,8 @@ from remeasure.models.registry import (
     build,
     drawn_otherwise,
     first_layer_weights,
+    logits_of,
     num_trainable,
-    refuse_logits,
 )
 from remeasure.spec.base import InputError
 from remeasure.spec.run import ModelSpec
@@ -293,13 +293,13 @@ class Doubled(nn.Module):
 )
 def test_a_module_from_outside_that_gives_no_logits_is_refused(network: nn.Module, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        refuse_logits(network, builder="mine:net", image_shape=(1, 8, 8), num_classes=10)
+        logits_of(network, builder="mine:net", image_shape=(1, 8, 8), num_classes=10)
 
 
 def test_a_module_that_gives_logits_is_as_it_was() -> None:
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(), nn.Linear(64, 10))
     before, state = torch.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
-    refuse_logits(network, builder="mine:net", image_shape=(1, 8, 8), num_classes=10)
+    logits_of(network, builder="mine:net", image_shape=(1, 8, 8), num_classes=10)
     assert network.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())

@@ -50,13 +50,13 @@ def test_the_plan_is_cheapest_first_and_says_what_each_row_needs_behind_those_be
     """
     rows = [forecast("dear", 50.0, 50.0), forecast("cheap", 10.0, 10.0, 10.0)]
     cheap, dear = plan(rows, num_cores=2, budget_seconds=65.0)
-    assert (cheap.forecast.row, cheap.seconds_in_all, cheap.seconds_needed, cheap.num_fit) == ("cheap", 20.0, 20.0, 3)
-    assert (dear.forecast.row, dear.seconds_in_all, dear.seconds_needed, dear.num_fit) == ("dear", 50.0, 70.0, 1)
+    assert (cheap.forecast.row, cheap.seconds_in_all, cheap.seconds_needed, len(cheap.fit)) == ("cheap", 20.0, 20.0, 3)
+    assert (dear.forecast.row, dear.seconds_in_all, dear.seconds_needed, len(dear.fit)) == ("dear", 50.0, 70.0, 1)
 
 
 def test_a_seed_fits_a_budget_of_exactly_its_seconds() -> None:
-    assert plan([forecast("a", 10.0)], num_cores=1, budget_seconds=10.0)[0].num_fit == 1
-    assert plan([forecast("a", 10.0)], num_cores=1, budget_seconds=9.9)[0].num_fit == 0
+    assert plan([forecast("a", 10.0)], num_cores=1, budget_seconds=10.0)[0].fit
+    assert not plan([forecast("a", 10.0)], num_cores=1, budget_seconds=9.9)[0].fit
 
 
 def test_seeds_that_two_rows_share_are_planned_once() -> None:
@@ -64,6 +64,10 @@ def test_seeds_that_two_rows_share_are_planned_once() -> None:
     rows = [forecast("a", 10.0, 10.0, 10.0, spec="s"), forecast("b", 10.0, 10.0, 10.0, 10.0, spec="s")]
     first, second = plan(rows, num_cores=1, budget_seconds=100.0)
     assert (first.seconds_needed, second.seconds_needed) == (30.0, 40.0)
+    told = rendered(
+        shown([first, second], num_cores=1, budget_seconds=100.0, now=datetime.now()), on=console(StringIO())
+    )
+    assert told.startswith("4 seeds fit the budget"), "4 are trained, not 7"
 
 
 def test_a_row_of_two_threads_has_two_cores_to_itself() -> None:

@@ -185,6 +185,11 @@ def test_a_block_that_is_no_mapping_is_refused(value: object) -> None:
     assert fault == f"recipe.schedule: expected an object, got {value!r}"
 
 
+def test_a_choice_that_is_named_in_place_of_its_block_shows_where_its_name_goes() -> None:
+    (fault,) = faults(Recipe, {**RECIPE, "optimizer": "sgd"}, where="recipe")
+    assert fault == "recipe.optimizer: expected an object, got 'sgd'; recipe.optimizer.name=sgd chooses one"
+
+
 def test_too_many_values_are_refused() -> None:
     spec = yaml.safe_load((paths.conf_dir() / "data/digits.yaml").read_text())
     (fault,) = faults(DataSpec, {**spec, "image_shape": [1, 8, 8, 3]}, where="data")

@@ -57,6 +57,7 @@ class RowCampaign:
     done: dict[int, SeedResults] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
+    wrong_input: bool = False  # whether one of them is a fault of the input, which its other seeds would meet, too
     adopted: frozenset[int] = frozenset()  # the seeds from the committed record (CONTINUE=1)
     has_grown: bool = False  # whether a seed was finished since the start
     offered: int = 0  # number of seeds when they were last offered to results/
@@ -86,10 +87,14 @@ class RowCampaign:
             self.done[seed] = replace(part, record=replace(part.record, rule=rule))
 
     def fail(self, where: str, error: Exception | str, *, say: Callable[[str], None]) -> None:
-        """Note that one of its runs failed, and say so: the row is lost, and the other rows go on."""
+        """Note that one of its runs failed, and say so, once: the row is lost, and the others go on."""
         raised = isinstance(error, Exception) and not isinstance(error, InputError)
-        self.failures.append(f"{where}: {type(error).__name__ + ': ' if raised else ''}{error}")
-        say(f"{self.row.name} failed: {self.failures[-1]}")
+        fault = f": {type(error).__name__ + ': ' if raised else ''}{error}"
+        is_new = not any(failure.endswith(fault) for failure in self.failures)
+        self.failures.append(f"{where}{fault}")
+        self.wrong_input |= isinstance(error, InputError)
+        if is_new:
+            say(f"{self.row.name} failed: {self.failures[-1]}")
 
     def state(self) -> State:
         """Whether the row is under way; if not, how it ended."""

@@ -31,7 +31,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A row in the plan: `seconds_in_all` alone, `seconds_needed` after the rows before it, and how many seeds fit.
+    """A row in the plan: `seconds_in_all` alone, `seconds_needed` after the rows before it, and which seeds fit.
 
     `seconds_to_fit`: until those that fit are done.
     """
@@ -39,7 +39,7 @@ class Planned:
     forecast: Forecast
     seconds_in_all: float
     seconds_needed: float
-    num_fit: int
+    fit: frozenset[Seed]
     seconds_to_fit: float
 
 
@@ -54,7 +54,7 @@ def plan(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float
             forecast=entry,
             seconds_in_all=cost[entry.row],
             seconds_needed=max(needed[seed] for seed in entry.seconds),
-            num_fit=sum(seed in within for seed in entry.seconds),
+            fit=frozenset(entry.seconds.keys() & within.keys()),
             seconds_to_fit=max((within[seed] for seed in entry.seconds if seed in within), default=0.0),
         )
         for entry in order
@@ -79,7 +79,7 @@ def ends(forecasts: Sequence[Forecast], *, num_cores: int, budget_seconds: float
 
 def shown(planned: Sequence[Planned], *, num_cores: int, budget_seconds: float, now: datetime) -> RenderableType:
     """The plan for a terminal: one line in all, and one for each row, in the order in which they are trained."""
-    num_seeds = sum(entry.num_fit for entry in planned)
+    num_seeds = len(frozenset[Seed]().union(*(entry.fit for entry in planned)))
     last = max(entry.seconds_to_fit for entry in planned)
     workers = f"{num_cores} worker{'s' * (num_cores > 1)}"
     line = f"{num_seeds} seeds fit the budget of {duration(budget_seconds)}; {workers}"
@@ -106,8 +106,8 @@ def _cells(entry: Planned, *, now: datetime) -> tuple[str, ...]:
     seconds = entry.forecast.seconds
     num = len(seconds)
     fits = f"by about {_clock(entry.seconds_needed, now=now)}"
-    if entry.num_fit < num:
-        some = f"{entry.num_fit} of {num} seeds fit" if entry.num_fit else "does not fit"
+    if (num_fit := len(entry.fit)) < num:
+        some = f"{num_fit} of {num} seeds fit" if num_fit else "does not fit"
         fits = f"{some}; BUDGET={budget(entry.seconds_needed)} would do"
     numbers = (duration(max(seconds.values())), duration(entry.seconds_in_all))
     return entry.forecast.row, entry.forecast.why, str(entry.forecast.num_done), str(num), *numbers, fits

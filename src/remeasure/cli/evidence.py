@@ -99,6 +99,7 @@ def merge(arguments: Sequence[str]) -> int:
     for line, numbers in seeds.items():
         print(f"{line}{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}")
     if any(each.taken == "merged" for each in found):
-        print(f"`{paths.command('reproduce')}` judges those of its own code; `make track` sends all to MLflow")
+        judges, sends = paths.command("reproduce"), paths.command("track")
+        print(f"`{judges}` judges those of its own code; `{sends}` sends all to MLflow")
     refuse(faults)
     return 0

@@ -65,6 +65,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         from remeasure.tracking import mlflow_store
 
         mlflow_store.serve(files.store, port=options.port)
+    if not (options.suite or paths.in_project()):
+        _say(f"no conf/{paths.LEDGER} here: remeasure's own ledger is used")
     text = read_bytes(files.ledger)
     rows, faults = ledger.read_sound(files.ledger)
     measures = options.command in ("reproduce", "measure", "plan")
@@ -191,8 +193,10 @@ def _measure(
         here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
             _replay_committed(rows, here=here, observers=observers, files=files)
-    failed = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
-    return EXIT_INPUT if refused else failed, dict.fromkeys(here, "measured here")
+    status = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
+    if refused or any(entry.wrong_input for entry in campaigns):
+        status = EXIT_INPUT
+    return status, dict.fromkeys(here, "measured here")
 
 
 def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers: "Observers", files: Files) -> None:
@@ -265,7 +269,7 @@ def _missing_lines(not_here: "Sequence[NotHere]", *, in_full: bool) -> Iterator[
         if in_full:
             yield "\n  ".join((f"{', '.join(names)}: not measured here, what is committed stands:", *lines))
         else:
-            more = f"`{paths.command('reproduce')} plan {names[0]}` says more"
+            more = f"`{paths.command('plan')} {names[0]}` says more"
             yield f"{', '.join(names)}: not measured here: {re.split('[;:] ', lines[0], maxsplit=1)[0]}; {more}"
 
 

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     except ImportError:
         raise InputError("optuna is not installed here; `pip install 'remeasure[sweep]'` installs it") from None
     fixed, space = _parsed(given.overrides)
-    recipe = paths.conf_dir() / "recipe" / f"{given.name}.yaml"
+    recipe = paths.project_conf_dir() / "recipe" / f"{given.name}.yaml"
     _refuse_foreign(recipe, name=given.name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = paths.writable(paths.project_root() / "runs") / "sweeps"

@@ -50,6 +50,8 @@ def _to_config(composed: "DictConfig") -> Config:
         raise InputError(*(f"{key}: has no value; give it one ({key}=…)" for key in missing))
     values = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(values, dict)
+    if isinstance(model := values.get("model"), dict) and "model" in model:
+        raise InputError("model.model: no such key; expected `# @package _global_` as the model file's first line")
     evaluates = isinstance(values.get("recipe"), dict) and values["recipe"].get("mode") == "evaluate"
     config: Config = convert(EvaluateConfig if evaluates else TrainConfig, values, where="")
     try:

@@ -101,6 +101,8 @@ def _override_fault(error: Exception) -> str:
         group, name = choice[1], choice[2]
         valid = sorted({path.stem for folder in paths.conf_dirs() for path in (folder / group).glob("*.yaml")})
         return f"{group}: there is no {name!r}{did_you_mean(name, valid)}; valid: {', '.join(valid) or 'none yet'}"
+    if lost := re.match(r"In '((\w+)/.+)': Could not override '\w+@\2\.", str(error)):
+        return f"conf/{lost[1]}.yaml: expected `# @package _global_` as its first line; without it, `override` fails"
     if key := re.match(r"Could not override '(.+?)'", str(error)):
         return _unknown_key(key[1])
     if override := getattr(error, "override", ""):
@@ -131,4 +133,20 @@ def _unknown_key(key: str) -> str:
     if parts[known] in hints:  # a key of its options, or below a plain value
         return f"{key}: no such key; `{paths.command('train')} --cfg job` shows all there are, with this model"
     wrong = ".".join(parts[: known + 1])
-    return f"{wrong}: no such key{did_you_mean(parts[known], valid)}; valid: {', '.join(valid)}"
+    return f"{wrong}: no such key{_meant(wrong, valid=valid)}; valid: {', '.join(valid)}"
+
+
+def _meant(wrong: str, *, valid: Sequence[str]) -> str:
+    """As `did_you_mean`; a key further down whose last part begins so comes first: recipe.epochs_total for epochs."""
+    around, _, word = wrong.rpartition(".")
+    below = (key for key in _dotted_keys(TrainConfig) if key.startswith(around))
+    begun = {key: key.rpartition(".")[2] for key in below if key.rpartition(".")[2].startswith(word)}
+    return f" (did you mean {min(begun, key=lambda key: len(begun[key]))!r}?)" if begun else did_you_mean(word, valid)
+
+
+def _dotted_keys(cls: Any) -> Iterator[str]:
+    hints = get_type_hints(cls)
+    for name in (entry.name for entry in fields(cls)):
+        yield name
+        if is_dataclass(hints[name]):
+            yield from (f"{name}.{key}" for key in _dotted_keys(hints[name]))

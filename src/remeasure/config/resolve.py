@@ -59,7 +59,7 @@ def identify(
 def network_of(config: Config) -> "nn.Module":
     """The config's network, its weights of no seed. Raises InputError where it cannot be built, has nothing to train,
     cannot take the sizes of images that the recipe begins with or, from a builder outside this package, has no logits,
-    or weights that do not follow from a seed. Tells where they are the same for each seed.
+    or weights that do not follow from a seed. Tells where they are the same for each seed, or it gives probabilities.
     """
     from remeasure.models import registry  # torch: seconds to import
 
@@ -80,7 +80,10 @@ def network_of(config: Config) -> "nn.Module":
             same = "its seeds differ in nothing but the order of images and their augmentation"
             print(f"model.builder: {builder} makes the same weights for each seed: {same}", file=sys.stderr)
     if ":" in builder:
-        registry.refuse_logits(network, builder=builder, image_shape=shape, num_classes=num_classes)
+        logits = registry.logits_of(network, builder=builder, image_shape=shape, num_classes=num_classes)
+        if isinstance(config.recipe, Recipe) and registry.are_probabilities(logits):
+            end = "unless the source has it so, leave out the softmax at its end"
+            print(f"model.builder: {builder} gives probabilities, and the loss expects logits: {end}", file=sys.stderr)
     if isinstance(config.recipe, Recipe) and not registry.num_trainable(network):
         raise InputError(f"model: {config.model.name} has nothing to train: none of its parameters requires a gradient")
     if isinstance(config.recipe, Recipe) and config.recipe.resolution:

@@ -134,12 +134,14 @@ def load_split(spec: DataSpec, split: SplitName, *, root: Path, fetch: bool = Tr
         raise InputError(f"data {spec.name}: expected {split} images {expected}, got {got}")
     if len(loaded.labels) != len(loaded.images):
         raise InputError(f"data {spec.name}: {len(loaded.images)} {split} images, but {len(loaded.labels)} labels")
-    if (least := int(loaded.labels.min(initial=0))) < 0:
+    least, most = (int(end) for end in (loaded.labels.min(), loaded.labels.max()))
+    if least < 0:
         raise InputError(f"data {spec.name}: expected {split} labels from 0 up, got {least}")
-    if (most := int(loaded.labels.max(initial=0))) >= spec.num_classes:
+    if most >= spec.num_classes:
+        remedy = f"; subtract {least}" if least else ""
         raise InputError(
-            f"data.num_classes: {spec.num_classes}, but {spec.name} has {most + 1} classes or more: {split} "
-            f"labels reach {most}, and begin with 0"
+            f"data {spec.name}: expected {split} labels 0 to {spec.num_classes - 1}, as data.num_classes is "
+            f"{spec.num_classes}, got {least} to {most}{remedy}"
         )
     return loaded
 

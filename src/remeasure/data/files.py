@@ -40,6 +40,22 @@ class Split:
     verified: bool
 
 
+def num_shared(trained: np.ndarray, scored: np.ndarray) -> int:
+    """How many of the scored images (M, C, H, W) uint8 are among the trained (N, C, H, W), byte for byte."""
+    known = {image.tobytes() for image in trained}
+    return sum(image.tobytes() in known for image in scored)
+
+
+def leak(shared: int, *, num_scored: int, split: str, name: str) -> str:
+    """The fault of a data set with so many shared images; "" up to `MOST_SHARED`."""
+    if shared <= MOST_SHARED * num_scored:
+        return ""
+    return (
+        f"data {name}: leak: {shared:,} of the {num_scored:,} {split} images are among the training images, byte for "
+        "byte, so that a score on them is no measurement; take them out of the training images, and start again"
+    )
+
+
 def official_bytes(path: Path) -> bytes:
     """The bytes of a file that has no checksum. Raises InputError if it cannot be read."""
     try:

@@ -9,7 +9,8 @@ import numpy as np
 
 from remeasure.data import catalog, listing
 from remeasure.data.catalog import SPLITS, streamed
-from remeasure.data.files import SplitName
+from remeasure.data.files import SplitName, leak, num_shared
+from remeasure.spec.base import InputError
 from remeasure.spec.run import DataSpec
 
 
@@ -27,7 +28,8 @@ def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
 
     A tuning run (split=validation) never loads the test split: its fingerprint covers the training split alone.
     For photographs it covers the bytes of the test split's files (listing.fingerprint) or, if the run `trains` on
-    them, of both splits' files.
+    them, of both splits' files. InputError, beside those of reading: a reader from outside has training images among
+    its test images, which would else be found when a network is trained.
     """
     if streamed(spec):
         names: tuple[SplitName, ...] = SPLITS if trains else ("test",)
@@ -35,12 +37,15 @@ def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
         joined = "\n".join(sha256 for sha256, _ in found)
         data_sha256 = hashlib.sha256(joined.encode()).hexdigest() if trains else joined
         return official(spec, data_sha256, verified=all(verified for _, verified in found))
-    digest, verified = hashlib.sha256(), True
-    for name in fingerprinted(spec):
-        split = catalog.load_split(spec, name, root=root)
-        verified = verified and split.verified
+    digest = hashlib.sha256()
+    splits = [catalog.load_split(spec, name, root=root) for name in fingerprinted(spec)]
+    for split in splits:
         add_split(digest, images=split.images, labels=split.labels)
-    return official(spec, digest.hexdigest(), verified=verified)
+    if ":" in spec.source and len(splits) == len(SPLITS):
+        train, test = (split.images for split in splits)
+        if fault := leak(num_shared(train, test), num_scored=len(test), split="test", name=spec.name):
+            raise InputError(fault)
+    return official(spec, digest.hexdigest(), verified=all(split.verified for split in splits))
 
 
 def departure(spec: DataSpec, data_sha256: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 
-from remeasure.spec.base import InputError, Mode, canonical_sha256, gathered, refuse
+from remeasure.spec.base import ROW_NAME, InputError, Mode, canonical_sha256, gathered, refuse
 from remeasure.spec.claim import Article, Metric, Row
 from remeasure.system.paths import read_file
 from remeasure.system.validation import convert, did_you_mean
@@ -25,7 +25,6 @@ T = TypeVar("T")
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
 _LONGEST_NAME = 100  # names are part of file names
-_ROW_NAME = re.compile(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9][a-z0-9_.]*)+")
 
 
 def read(path: Path) -> dict[str, Row]:
@@ -64,8 +63,11 @@ def _read_all(path: Path) -> tuple[dict[str, Row], Article | None, dict[str, lis
     """The rows without a fault, the article, and all faults by row ("" for the file's), each with the file's name."""
     document, of_file = plain_document(path, top="rows", beside=("article",))
     rows, article, faults = dict[str, Row](), None, {"": of_file}
+    folded = dict[str, str]()
     for name, entry in document["rows"].items():
         faults[name] = own = list(_entry_faults(entry, name=name))
+        if (other := folded.setdefault(name.lower(), name)) != name:
+            own.append(f"rows.{name}: is rows.{other} but for capitals, which some disks do not tell apart; rename one")
         with gathered(own):
             row = convert(Row, with_name(entry, name), where=f"rows.{name}")
             if not (own or of_file):
@@ -163,8 +165,9 @@ def for_configs(rows: Mapping[str, Row], *, model: str, data: str, recipe: str, 
 
 def _entry_faults(entry: Any, *, name: str) -> Iterator[str]:
     """Faults of a row's name, which also serves as file name and MLflow tag."""
-    if not _ROW_NAME.fullmatch(name):
-        yield f"rows.{name}: expected a name <model>-<data>[-variant] of a-z, 0-9, '_' and '.', parted by single '-'"
+    if not ROW_NAME.fullmatch(name):
+        parted = "of A-Z, a-z, 0-9, '_' and '.', parted by single '-'"
+        yield f"rows.{name}: expected a name <model>-<data>[-variant] {parted}"
     if len(name) > _LONGEST_NAME:
         yield f"rows.{name}: expected a name of at most {_LONGEST_NAME} characters, got {len(name)}"
     if not isinstance(entry, dict):

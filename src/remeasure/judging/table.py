@@ -52,7 +52,7 @@ class TableRow:
     data: str
     mode: Mode
     published_percent: float
-    published_params: str
+    published_params: str | None
     num_params: int | None
     mean_percent: float | None
     sd_percent: float | None
@@ -261,7 +261,8 @@ def cells(line: TableRow, *, row: Row) -> dict[str, str]:
     low, high = line.interval_low_percent, line.interval_high_percent
     digits = metrics.num_decimals(row)
     audit = (line.params_audit or "").partition(":")[0]
-    counted = "" if line.num_params is None else f", {line.num_params:,} counted: {audit}"
+    counted = "" if line.num_params is None else f"{line.num_params:,} counted: {audit}"
+    printed = line.published_params and f"{line.published_params} published"
     return {
         "row": line.row,
         "published %": f"{line.published_percent:.{row.published.num_digits}f}{metrics.unit(row)}",
@@ -269,7 +270,7 @@ def cells(line: TableRow, *, row: Row) -> dict[str, str]:
         "data": line.data if official else f"{line.data} (data_official: {line.data_official})",
         "interval %": "" if low is None else f"{low:.{digits}f} to {high:.{digits}f}",
         "verdict": line.verdict + line.marks,
-        "parameters": f"{line.published_params} published{counted}",
+        "parameters": ", ".join(filter(None, (printed, counted))),
         "device": line.device or "",
     }
 

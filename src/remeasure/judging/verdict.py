@@ -32,7 +32,7 @@ from remeasure.spec.claim import PARAMS_TEXT, Evidence, Metric, Rule, Verdict, V
 
 TOLERANCE_PP = 1e-9  # bounds are compared unrounded; this absorbs floating-point errors such as 97.7 + 0.25 > 97.95
 
-ParamsAudit = Literal["exact", "rounds to it", "truncates to it", "differs"]
+ParamsAudit = Literal["exact", "rounds to it", "truncates to it", "differs", "not stated"]
 
 
 def judge(evidence: Evidence, *, published_percent: float, rule: Rule) -> Verdict:
@@ -270,12 +270,15 @@ def _fraction(confidence: float) -> float:
 _FACTOR = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
-def audit_params(num_params: int, *, published_text: str) -> ParamsAudit:
+def audit_params(num_params: int, *, published_text: str | None) -> ParamsAudit:
     """How a counted number of parameters relates to the printed one, such as '7,850', '60k' or '11.7M'.
 
     'exact': the same number. 'rounds to it', else 'truncates to it': the same at the printed digits; a half may be
-    rounded up or down. Otherwise 'differs'. ValueError: a text that is no number with an optional k, M or B.
+    rounded up or down. Otherwise 'differs'; None is 'not stated'. ValueError: a text that is no number with an optional
+    k, M or B.
     """
+    if published_text is None:
+        return "not stated"
     match = PARAMS_TEXT.fullmatch(published_text.strip())
     if match is None:
         raise ValueError(f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {published_text!r}")

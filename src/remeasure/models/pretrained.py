@@ -92,7 +92,7 @@ def _from_hub(name: str, *, config: Config | RunSpec, fetch: bool) -> Path:
         f"weights: {name} is missing; have one of these, and start again:",
         f"  {HUB_FILE} of {repository} in the hub's cache, by `hf download {repository} {HUB_FILE}`",
         f"  {_places(name)[0]} (or a torch file, .pth, there)",
-        f"  a file of them anywhere: python src/train.py {names} model.weights=PATH",
+        f"  a file of them anywhere: {paths.command('train')} {names} model.weights=PATH",
         f"  {reason}",
     )
 

@@ -127,8 +127,10 @@ def refuse_sizes(network: nn.Module, *, channels: int, pixels: Sequence[int]) ->
 
 
 @torch.inference_mode()
-def refuse_logits(network: nn.Module, *, builder: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raise InputError unless the network, made by a builder from outside, maps images to logits (N, num_classes)."""
+def logits_of(network: nn.Module, *, builder: str, image_shape: tuple[int, int, int], num_classes: int) -> Tensor:
+    """The logits (2, num_classes) of two black images. Raises InputError: the network, made by a builder from outside,
+    gives something else.
+    """
     images, was_training = torch.zeros(2, *image_shape), network.training
     wanted = f"expected logits {(2, num_classes)} float32 of images {tuple(images.shape)}"
     try:
@@ -140,6 +142,13 @@ def refuse_logits(network: nn.Module, *, builder: str, image_shape: tuple[int, i
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes) or logits.dtype != torch.float32:
         got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"model.builder: the module that {builder} makes gives {got}; {wanted}")
+    return logits
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether each row of these outputs (N, num_classes) is in 0..1 and sums to 1, as behind a softmax."""
+    sums = outputs.sum(dim=1)
+    return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums))
 
 
 def faults(model: ModelSpec) -> Iterator[str]:

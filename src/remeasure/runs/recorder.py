@@ -14,7 +14,7 @@ from remeasure.models import registry, saved
 from remeasure.runs import code, provenance, timing
 from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, Sink, curve, last, now, read
-from remeasure.spec.base import DivergenceError
+from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.record import RunRecord
@@ -117,7 +117,7 @@ class Attempt:
     def fail(self, error: BaseException) -> None:
         """Journal why the run ended without a result."""
         event = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-        reason = masked(repr(error))
+        reason = masked(str(error) if isinstance(error, InputError) else repr(error))
         try:
             self.report(event, reason=reason)
         except OSError:  # the disk is full: the next start closes the run (Observers.close_orphans)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 CONFIG_NAME = re.compile(r"\w[\w.-]{0,99}")  # a model, data set or recipe; becomes part of folder names
+ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9][A-Za-z0-9_.]*)*")  # <model>-<data>[-variant], or a part
 LARGEST = 2**63 - 1  # integer in a config, ledger or record: a larger one may overflow to inf as a float
 FIRST_TUNING_SEED = 1000  # seeds below are the ledger's; tuning on the validation split uses seeds from here up
 

@@ -42,7 +42,7 @@ class Published(Strict):
     macro_f1_percent: float | None = None
     balanced_accuracy_percent: float | None = None
     num_digits: int
-    num_params_text: str
+    num_params_text: str | None
     num_runs: Annotated[int | None, Within("1 or more, or null for not stated", lambda num: num >= 1)]
     selection: str | None
     sources: tuple[Source, ...]
@@ -63,9 +63,11 @@ class Published(Strict):
         for metric in self.metrics:
             if not 0 < (percent := getattr(self, metric)) <= 100:
                 yield f"{metric}: expected a percentage in (0, 100], got {percent}"
+            elif percent <= 1 and metric != "error_percent":
+                yield f"{metric}: {percent} looks like a fraction; expected percent, perhaps {100 * percent:.10g}"
             if not 0 <= self.num_digits <= 6 or round(percent, self.num_digits) != percent:
                 yield f"num_digits: {self.num_digits} decimals cannot print {percent}"
-        if not PARAMS_TEXT.fullmatch(self.num_params_text.strip()):
+        if self.num_params_text is not None and not PARAMS_TEXT.fullmatch(self.num_params_text.strip()):
             yield f"num_params_text: expected a count like '7,850', '60k' or '11.7M', got {self.num_params_text!r}"
         if not self.sources:
             yield "sources: a bare number is refused; name at least one source, if only one graded 'unsourced'"

@@ -50,7 +50,16 @@ def project_root() -> Path:
     """The user's project, else the checkout; for an installed wheel, which has none, the working directory."""
     if own := os.environ.get(_OWN_CONF):
         return Path(own).parent
-    return _CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
+    return _CHECKOUT if _is_checkout() else Path.cwd()
+
+
+def in_project() -> bool:
+    """Whether there is a project: the user's, or a checkout of remeasure. An installed wheel alone is none."""
+    return bool(os.environ.get(_OWN_CONF)) or _is_checkout()
+
+
+def _is_checkout() -> bool:
+    return (_CHECKOUT / "pyproject.toml").is_file()
 
 
 def conf_dirs() -> tuple[Path, ...]:
@@ -93,14 +102,25 @@ def conf_dir() -> Path:
     return _own_conf_dirs()[0]
 
 
+def project_conf_dir() -> Path:
+    """The same, to write into. Raises InputError: it is that of the installed package, which is nobody's project."""
+    if not in_project():
+        raise InputError(
+            f"no project here (no conf/{LEDGER}): `remeasure new NAME` makes one; cd into it, or name it by --conf DIR"
+        )
+    return conf_dir()
+
+
 def conf_file(name: str, *, folders: Sequence[Path]) -> Path:
     """The first of these folders' files of this name, such as data/mnist.yaml; in the first folder, if none has it."""
     return next((path for folder in folders if (path := folder / name).is_file()), folders[0] / name)
 
 
 def command(name: str) -> str:
-    """How to call train or reproduce: in a checkout by its script."""
-    return f"python src/{name}.py" if (project_root() / "src" / f"{name}.py").is_file() else f"remeasure {name}"
+    """How to call train or a command of the table: in a checkout by its script."""
+    if project_root() != _CHECKOUT:
+        return f"remeasure {name}"
+    return "python src/train.py" if name == "train" else f"python src/reproduce.py {name}"
 
 
 def data_root() -> Path:

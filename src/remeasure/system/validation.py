@@ -160,6 +160,8 @@ def _explain(fault: Mapping[str, Any], *, cls: type, where: str) -> list[str]:
             return [f"{_dotted(key, 'name')}: missing"]
         case "value_error":
             return [_dotted(key, line) for line in str(fault["ctx"]["error"]).splitlines()]
+        case "dict_type" if isinstance(given := fault["input"], str) and _is_choice(get_type_hints(around).get(last)):
+            return [f"{key}: expected an object, got {given!r}; {key}.name={given} chooses one"]
         case _:
             expected = fault["msg"].replace("Input should be", "expected").replace("a valid array", "a list")
             return [f"{key}: {expected}, got {fault['input']!r}"]

@@ -258,7 +258,7 @@ def duration(seconds: float) -> str:
 
 
 def _ending(event: Event, *, epochs_total: int) -> str:
-    """Such as "97.810 % in 9.8 s", "diverged: …" or "interrupted; …"."""
+    """Such as "97.810 % in 9.8 s", "diverged: …" or "interrupted; …"; why it failed, whoever started it tells."""
     record = event.get("record") or {}
     if record.get("accuracy_percent") is not None:
         stopped = f", stopped by a callback after {record['epochs']} of {epochs_total} epochs"
@@ -266,5 +266,4 @@ def _ending(event: Event, *, epochs_total: int) -> str:
         return f"{record['accuracy_percent']:.3f} % in {record['wall_seconds']:.1f} s{early}"
     if event["event"] == "interrupted":
         return "interrupted; start it again and it goes on"
-    ended = "diverged" if record else event["event"]
-    return f"{ended}: {event['reason']}" if event.get("reason") else str(ended)
+    return f"diverged: {event['reason']}" if record and event.get("reason") else "diverged" if record else "failed"

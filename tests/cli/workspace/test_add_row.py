@@ -84,7 +84,10 @@ def test_an_entry_is_appended_and_the_rest_of_the_file_stays(written: str, path:
             {"accuracy": "982"},
             "rows.mlp2-digits.published.accuracy_percent: expected a percentage in (0, 100]",
         ),
-        ({"accuracy": "0.93"}, "published.accuracy_percent: 0.93 looks like a fraction; expected percent, perhaps 93"),
+        (
+            {"accuracy": "0.93"},
+            "rows.mlp2-digits.published.accuracy_percent: 0.93 looks like a fraction; expected percent, perhaps 93",
+        ),
         ({"params": "many"}, "rows.mlp2-digits.published.num_params_text: expected a count like '7,850'"),
         ({"citation": ""}, "rows.mlp2-digits.published.sources.0.citation: must not be empty"),
         ({"grade": "good"}, "argument --grade: invalid choice: 'good'"),
@@ -122,6 +125,13 @@ def test_a_claim_about_another_metric(
     if ended.status == 0:
         row, key = ledger.read(path)["mlp2-digits"], next(iter(given))
         assert (row.metric, row.published.percent) == (f"{key}_percent", float(given[key]))
+
+
+def test_a_number_of_parameters_may_be_left_out(path: Path, here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(REQUIRED, "--params")
+    ended = add(here, path)
+    assert ended.status == 0, ended.stderr
+    assert ledger.read(path)["mlp2-digits"].published.num_params_text is None
 
 
 def test_the_margin_is_the_one_that_each_row_of_this_project_has() -> None:

@@ -129,6 +129,20 @@ def test_a_ledger_that_is_edited_during_the_campaign_is_told(tmp_path: Path, her
     assert f"{ledger}: was edited meanwhile: the lines above and MLflow go by" in measured.stderr
 
 
+def test_a_reader_whose_order_changes_ends_its_row_with_exit_2_told_once(tmp_path: Path, here: Command) -> None:
+    root = tmp_path / "mine"
+    new.main([str(root)])
+    recipe, data = root / "conf/recipe/my_recipe.yaml", root / "my_data.py"
+    recipe.write_text(re.sub("epochs_total: .*", "epochs_total: 1", recipe.read_text()))
+    drawn = "images[np.random.default_rng().permutation(len(images))]"
+    data.write_text(data.read_text().replace("(images=images", f"(images={drawn}"))
+    measured = here(Project(root=CHECKOUT), "remeasure", "--conf", str(root), "measure", "--seeds", "2")
+    assert measured.status == 2
+    said = "data my_data: my_data:read returns other images or labels than when the run was planned; it must return"
+    assert measured.stderr.count(said) == 1
+    assert "InputError" not in measured.stderr
+
+
 PAGE = (CHECKOUT / "docs/extend.md").read_text()
 FILES = dict(re.findall(r"^```(?:python|yaml)\n# ((?:conf/|my_)\S+)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE))
 

@@ -133,6 +133,10 @@ def test_the_header_names_the_article_cost_date_machine_and_commit(rows: dict[st
     assert "margin around the published number: Tiny net, shapes." in text
 
 
+def test_runs_that_two_rows_share_are_added_up_once(rows: dict[str, Row]) -> None:
+    assert "total cost 16 s for 5 seeds, added up" in shown(rows, names=(ROW, "other-shapes")).text
+
+
 def test_a_later_rule_says_that_an_earlier_ones_probability_comes_on_top(rows: dict[str, Row]) -> None:
     """Seeds 0 to 4, measured under no other rule, are not counted: the row is not measured."""
     assert "comes on top" not in shown(rows).text
@@ -140,6 +144,13 @@ def test_a_later_rule_says_that_an_earlier_ones_probability_comes_on_top(rows: d
     text = shown({**rows, ROW: later}).text
     assert "at most 5 %. If the row had an earlier rule, with seeds before these, its probability comes on top;" in text
     assert "2 of 2 rows, where there is no record yet, or none with the metric and the seeds that the row asks" in text
+
+
+def test_a_number_of_parameters_that_is_not_stated_says_so(rows: dict[str, Row]) -> None:
+    published = dataclasses.replace(rows[ROW].published, num_params_text=None)
+    text = shown({ROW: dataclasses.replace(rows[ROW], published=published)}).text
+    assert "94.0 % with an unstated number of parameters" in text
+    assert "61 counted, published: not stated" in text
 
 
 def test_an_error_rate_says_which_side_is_worse(rows: dict[str, Row]) -> None:

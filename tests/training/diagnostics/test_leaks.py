@@ -34,7 +34,7 @@ def scored(num_shared: int) -> torch.Tensor:
 
 def test_copies_of_training_images_are_a_leak_beyond_one_in_a_hundred() -> None:
     refuse_shared_images(TRAINED, scored(2), spec=trained.spec("seed=1"))
-    with pytest.raises(LeakError, match="leak: 3 of the 200 test images of digits are among the training images"):
+    with pytest.raises(LeakError, match="data digits: leak: 3 of the 200 test images are among the training images"):
         refuse_shared_images(TRAINED[:999], scored(3), spec=trained.spec())
 
 

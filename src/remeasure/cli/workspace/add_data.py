@@ -14,7 +14,7 @@ from remeasure.data import fingerprint
 from remeasure.data.catalog import SPLITS
 from remeasure.data.files import MOST_SHARED, Split
 from remeasure.data.folder import layouts
-from remeasure.spec.base import CONFIG_NAME, InputError
+from remeasure.spec.base import CONFIG_NAME, ROW_NAME, InputError
 from remeasure.spec.run import DataSpec
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
@@ -28,9 +28,10 @@ _HEAD = """\
 def main(arguments: Sequence[str]) -> int:
     """Write the file; returns the exit status. InputError: the data are faulty, or the file is there already."""
     given = _parser().parse_args(arguments)
-    if not CONFIG_NAME.fullmatch(given.name):
-        raise InputError(f"NAME: expected up to 100 letters, digits, '_', '.' and '-', got {given.name!r}")
-    path = paths.conf_dir() / "data" / f"{given.name}.yaml"
+    if not (CONFIG_NAME.fullmatch(given.name) and ROW_NAME.fullmatch(given.name)):
+        expected = "up to 100 of A-Z, a-z, 0-9, '_' and '.', parted by single '-'"
+        raise InputError(f"NAME: expected {expected}, as rows of the ledger have it in their names, got {given.name!r}")
+    path = paths.project_conf_dir() / "data" / f"{given.name}.yaml"
     if path.exists():
         raise InputError(f"{path}: is there already; remove it, or choose another name")
     root = paths.data_root()

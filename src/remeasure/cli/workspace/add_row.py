@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def append(name: str, *, entry: dict[str, Any]) -> Row:
     """Append the row's entry to the ledger. InputError: a fault in it or in the ledger, which stays then."""
-    path = paths.conf_dir() / paths.LEDGER
+    path = paths.project_conf_dir() / paths.LEDGER
     with locks.held(path.parent, seconds=locks.LOCK_SECONDS), tempfile.TemporaryDirectory() as folder:
         text = read_bytes(path).decode(errors="surrogateescape")
         row = convert(Row, {**entry, "name": name}, where=f"rows.{name}")
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     for metric, meaning in METRICS.items():
         name = metric.removesuffix("_percent").replace("_", "-")
         number.add_argument(f"--{name}", dest=metric, type=_printed, help=f"the {meaning.title} {printed}")
-    parser.add_argument("--params", required=True, help="the number of parameters as printed, such as 11.7M")
+    parser.add_argument("--params", help="the number of parameters as printed, such as 11.7M (left out: not stated)")
     parser.add_argument("--num-runs", type=int, help="it is the mean of so many runs (left out: not stated)")
     parser.add_argument("--selection", help="how the run or the epoch was picked (left out: not stated)")
     parser.add_argument("--citation", required=True, help="who published it")
@@ -94,10 +94,6 @@ def _entry(given: argparse.Namespace) -> dict[str, Any]:
     """The row as the ledger has it, without its name."""
     metric = next(each for each in METRICS if getattr(given, each) is not None)
     printed: Decimal = getattr(given, metric)
-    if printed <= 1 and metric != "error_percent":
-        raise InputError(
-            f"published.{metric}: {printed} looks like a fraction; expected percent, perhaps {printed * 100}"
-        )
     num_digits = -int(printed.as_tuple().exponent)
     rule: dict[str, Any] = {"margin_pp": _margin(given, metric=metric, num_digits=num_digits)}
     looks = given.looks or ("1" if given.mode == "evaluate" else "")

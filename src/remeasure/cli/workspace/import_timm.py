@@ -130,7 +130,7 @@ def _entry(line: Mapping[str, str], *, data: str, column: str, table: str, sha25
 
 def _write_model(name: str, *, line: Mapping[str, str], data: str) -> list[Path]:
     """Write the model's config, if there is none; returns the files that were written."""
-    path = paths.conf_dir() / "model" / f"{name}.yaml"
+    path = paths.project_conf_dir() / "model" / f"{name}.yaml"
     if path.exists():
         return []
     import timm  # 5 s to import

@@ -263,8 +263,9 @@ def _by_verdict(lines: Sequence[Mapping[str, Any]]) -> list[tuple[VerdictName, l
 
 
 def _totals(groups: Sequence[RowResults]) -> dict[str, Any]:
-    """Cost, dates, machines and commits of all records."""
-    records = [record for group in groups for record in group.records]
+    """Cost, dates, machines and commits of all records; a run that several rows share is one."""
+    every = (record for group in groups for record in group.records)
+    records = list({(record.spec_sha256, record.seed, record.finished_at): record for record in every}.values())
     dates = sorted(record.finished_at[:10] for record in records)
     return {
         "num_seeds": len(records),

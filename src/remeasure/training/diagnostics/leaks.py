@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from remeasure.data.files import MOST_SHARED
+from remeasure.data import files
 from remeasure.spec.base import InputError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
@@ -17,20 +17,15 @@ class LeakError(InputError):
 
 
 def refuse_shared_images(trained: Tensor, scored: Tensor, *, spec: RunSpec) -> None:
-    """LeakError if more than `MOST_SHARED` of the scored images (M, C, H, W) uint8 are in the trained (N, C, H, W).
+    """LeakError if too many (files.MOST_SHARED) of the scored images (M, C, H, W) uint8 are in the trained ones.
 
     Compares pixels: indices would not reveal copies in a data set.
     """
     key = (spec.data_sha256, len(trained), len(scored))
     if key not in _SHARED:
-        known = {image.tobytes() for image in trained.cpu().numpy()}
-        _SHARED[key] = sum(image.tobytes() in known for image in scored.cpu().numpy())
-    shared = _SHARED[key]
-    if shared > MOST_SHARED * len(scored):
-        raise LeakError(
-            f"leak: {shared:,} of the {len(scored):,} {spec.data.split} images of {spec.data.name} are among the "
-            "training images, byte for byte; what it scores there is no measurement"
-        )
+        _SHARED[key] = files.num_shared(trained.cpu().numpy(), scored.cpu().numpy())
+    if fault := files.leak(_SHARED[key], num_scored=len(scored), split=spec.data.split, name=spec.data.name):
+        raise LeakError(fault)
 
 
 def refuse_early_scores(events: Sequence[Event], *, epochs: int) -> None:
