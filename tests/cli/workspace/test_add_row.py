@@ -94,6 +94,7 @@ def test_an_entry_is_appended_and_the_rest_of_the_file_stays(written: str, path:
         ({"num_runs": "-1"}, "rows.mlp2-digits.published.num_runs: expected 1 or more"),
         ({"sd": "wide"}, "argument --sd: invalid float value: 'wide'"),
         ({"looks": "10,5"}, "rows.mlp2-digits.rule.looks: expected rising numbers of seeds, got [10, 5]"),
+        ({"first_seed": "990"}, "rows.mlp2-digits.rule.looks: expected seeds from 0 to 999, got 990 to 1009"),
         ({"variant": "Big One"}, "{path}: rows.mlp2-digits-Big One: expected a name <model>-<data>[-variant]"),
     ],
 )

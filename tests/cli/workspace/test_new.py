@@ -83,7 +83,7 @@ def test_a_folder_that_holds_something_is_refused(user: Project, installed: Path
 
 
 def test_the_tutorial_is_followed_word_for_word(copied: Project, installed: Path, tmp_path: Path) -> None:
-    """Its first three commands have made and measured the folder; its row shares the example's seeds."""
+    """Its first three commands have made and measured the folder; its row takes seeds that nobody has seen."""
     shutil.copytree(copied.root / "results", tmp_path / "other/results")
     (copied.root / "data/insects").mkdir(parents=True)
     write_classes(copied.root / "data/insects")
@@ -96,6 +96,7 @@ def test_the_tutorial_is_followed_word_for_word(copied: Project, installed: Path
     assert said.keys() == {"train", "add-data", "add-row", "plan", "reproduce", "verify", "judge", "compare"}
     assert "recipe.optimizer.lr_peak" in said["train"], "a table of the swept values"
     assert "my_net-my_data-table2" in (copied.root / "results/table.csv").read_text()
+    assert "(rule changed)" not in said["reproduce"]
     assert "my_net-my_data: identical: 5 of 5 shared seeds have identical predictions" in said["compare"]
     assert said["judge"].strip() in TUTORIAL
     example = TUTORIAL.partition("In Python:\n\n```python\n")[2].partition("```")[0]

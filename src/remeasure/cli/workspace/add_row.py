@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=float, help="default: half a unit of the last digit + 1.96 sd / √runs, rounded up"
     )
     parser.add_argument("--looks", help="numbers of seeds at which it is judged (5,10,20)")
+    parser.add_argument("--first-seed", type=int, default=0, help="beyond all seeds that have been seen (0)")
     return parser
 
 
@@ -99,6 +100,8 @@ def _entry(given: argparse.Namespace) -> dict[str, Any]:
     looks = given.looks or ("1" if given.mode == "evaluate" else "")
     if looks:
         rule["looks"] = [int(look) if look.isdecimal() else look for look in looks.split(",")]
+    if given.first_seed:
+        rule["first_seed"] = given.first_seed
     return {
         **{key: getattr(given, key) for key in ("model", "data", "recipe", "mode")},
         **({} if metric == "accuracy_percent" else {"metric": metric}),
