@@ -231,7 +231,8 @@ def find_run(name: str | Path, *, runs: Path) -> Path:
         return path.parent
     if (path / journal.JOURNAL_FILE).is_file():
         return path
-    found = [each.parent for each in runs.rglob("record.json") if recorded_run_id(each.parent) == str(name)]
+    # The demo's are in a folder of their own, where MLflow's copies of records are, too: in folders of other names.
+    found = [each for each in directories(runs, of="**/*") if recorded_run_id(each) == str(name)]
     if not found:
         raise InputError(f"{name}: neither the folder of a run nor the MLflow run id of one under {runs}")
     return found[0]
