@@ -606,7 +606,8 @@ def test_a_row_is_updated_in_place(root: Path, tracker: Tracker) -> None:
 
 def test_the_views_are_of_the_rows_in_the_store_and_find_their_seeds(root: Path, tracker: Tracker) -> None:
     client, experiment_id = tracker.store.client, tracker.store.experiment_id
-    usual = views.experiment_tags([views.Measured(row="vit-imagenet", model="vit", published_percent=81.8)])
+    vit = views.Measured(row="vit-imagenet", model="vit", published_percent=81.8)
+    usual = views.experiment_tags([vit], experiment_id=experiment_id)
     for key, value in (usual | {"mlflow.sharedViewState.0f3a": '{"name": "a user\'s"}'}).items():
         client.set_experiment_tag(experiment_id, key, value)
     parent_id = project_row(tracker, REPRODUCED)
@@ -619,7 +620,12 @@ def test_the_views_are_of_the_rows_in_the_store_and_find_their_seeds(root: Path,
     outside.mkdir()
     append(outside, {**STARTED, "row": "", "run_id": "run-b"})
     tracker.project(outside)
-    found = client.search_runs([experiment_id], filter_string="tags.`model` = 'mlp2' AND params.row LIKE '%'")
+    replaced = make_run(root, finished(make_record()), name="run-a1")
+    (later := root / "run-a2").mkdir()
+    (later / "record.json").touch()
+    tracker.project(replaced)
+    seeds = "tags.`model` = 'mlp2' AND params.row LIKE '%' AND tags.outcome != 'replaced'"
+    found = client.search_runs([experiment_id], filter_string=seeds)
     assert [run.info.run_id for run in found] == [seed_id]
 
 

@@ -104,7 +104,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         from remeasure.tracking.replay import replay
 
         note = _note(rows, files=files)
-        replay(rows, results=files.results, runs=files.runs, project=files.store, table=note, say=_say)
+        where = {"results": files.results, "runs": files.runs, "project": files.store}
+        replay(rows, **where, table=note, say=_say, suite=options.suite)
     return status
 
 
@@ -163,6 +164,7 @@ def _measure(
             observers=observers,
             say=say,
             retable=files.retable,
+            suite=options.suite,
             **({"new_workers": lambda _: executor} if executor else {}),
         )
         prepared, refused = list[RowCampaign | NotHere](), dict[str, list[str]]()
@@ -188,12 +190,14 @@ def _measure(
             campaign.measure(campaigns)
         here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
-            _replay_committed(rows, here=here, observers=observers, files=files)
+            _replay_committed(rows, here=here, observers=observers, files=files, suite=options.suite)
     failed = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
     return EXIT_INPUT if refused else failed, dict.fromkeys(here, "measured here")
 
 
-def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers: "Observers", files: Files) -> None:
+def _replay_committed(
+    rows: Mapping[str, Row], *, here: Sequence[str], observers: "Observers", files: Files, suite: str
+) -> None:
     """Rows that were not measured here stand in MLflow by their committed records; its note has the table."""
     from remeasure.tracking.mlflow_observer import MlflowObserver
     from remeasure.tracking.replay import replay_row
@@ -204,7 +208,7 @@ def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers
         with held_folder(files.results):
             ensure_header(files.results, row=row.name)
         for at_once, tracker in trackers:
-            at_once(replay_row, row, tracker=tracker, results=files.results, runs=files.runs)
+            at_once(replay_row, row, tracker=tracker, results=files.results, runs=files.runs, suite=suite)
     for at_once, tracker in trackers:
         whole, _ = ledger.read_sound(files.ledger)
         at_once(tracker.describe, _note(whole, files=files))

@@ -178,6 +178,17 @@ def attempt(directory: Path) -> int:
     return int(directory.name.rpartition("-a")[2])
 
 
+def same_seed(directory: Path) -> list[Path]:
+    """The attempts at a run's seed by whatever code, oldest first, this one among them."""
+    return sorted(directories(directory.parent, of=directory.name.rpartition("-a")[0]), key=attempt)
+
+
+def replacement(directory: Path) -> Path | None:
+    """The newest finished attempt at the same seed, if it is later than this one."""
+    later = [path for path in same_seed(directory) if attempt(path) > attempt(directory)]
+    return next((path for path in reversed(later) if (path / "record.json").is_file()), None)
+
+
 def read_record(directory: Path) -> RunRecord:
     """The record of a finished run. InputError: it or a file beside it has changed since it was written."""
     if damaged := list(_damaged(directory)):
