@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -231,6 +232,13 @@ def test_an_unreachable_server_is_an_input_error_within_seconds(monkeypatch: pyt
     assert "http://***@127.0.0.1:9 " in caught.value.faults[0]
     assert "MLFLOW_TRACKING_URI" in caught.value.faults[1]
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_ui_is_not_started_at_a_port_in_use(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^port {port}: Address already in use; --port "):
+            mlflow_store.serve(root, port=port)
 
 
 @pytest.mark.parametrize(("name", "fault"), [("text", "file is not a database"), ("folder", "unable to open database")])
