@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from remeasure.campaign.row import NotHere
     from remeasure.tracking.observer import Observers
 
+MEASURE = ("reproduce", "measure", "plan")
 Compose = Callable[[Sequence[str]], Config]
 
 
@@ -65,9 +66,11 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         from remeasure.tracking import mlflow_store
 
         mlflow_store.serve(files.store, port=options.port)
+    if options.results and options.command not in MEASURE and not options.results.is_dir():
+        raise InputError(f"--results: {options.results} is no folder")
     text = read_bytes(files.ledger)
     rows, faults = ledger.read_sound(files.ledger)
-    measures = options.command in ("reproduce", "measure", "plan")
+    measures = options.command in MEASURE
     if not (measures and rows.keys() >= set(options.rows)):
         refuse(faults)
     chosen = ledger.select(rows, options.rows)
@@ -93,7 +96,11 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
                 write_atomic(options.json, table.to_json(lines))
             _print(terminal.shown(lines, rows=rows, origins=origins))
         if options.command in ("reproduce", "verify"):
-            status = max(status, _verify(files))
+            status = max(status, _verify(files, quiet=options.quiet))
+    if options.command == "reproduce" and not options.quiet:
+        suite = f" --{options.suite}" * bool(options.suite)
+        runs = f"`{paths.command('reproduce').removesuffix(' reproduce')} ui{suite}` opens its runs in MLflow"
+        print(f"{files.results / 'report.html'} has the evidence of each row; {runs}")
     if options.command in ("reproduce", "table") and options.suite == "controls":
         status = max(status, _controls(lines))
     if options.command == "export":
@@ -251,7 +258,7 @@ def _print(content: RenderableType) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(rendered(line, on=console(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def _missing_lines(not_here: "Sequence[NotHere]", *, in_full: bool) -> Iterator[str]:
@@ -289,9 +296,12 @@ def _split_if_sound(name: str) -> TestSplit | None:
         return None
 
 
-def _verify(files: Files) -> int:
+def _verify(files: Files, *, quiet: bool) -> int:
+    """The exit status. `quiet`: what is as it should be is not printed."""
     report = verify.verify(files.ledger, results=files.results, splits=_split, readme_path=files.readme)
-    print("\n".join(report.lines))
+    for line in report.lines:
+        if not (quiet and line.endswith(": ok")):
+            _print(line)
     for fault in report.faults:
         _say(fault)
     return 0 if report.ok else EXIT_FAILED
