@@ -111,6 +111,13 @@ def test_a_second_campaign_starts_no_worker_and_shows_the_same_table(demo: Demo,
     assert "started" not in stderr.read_text()
     assert stderr.read_text().count("nothing to train") == len(VERDICTS)
     assert stdout.read_text() == demo.stdout
+    assert demo.stdout.endswith(
+        "/runs/demo/results/report.html has the evidence of each row; "
+        "`python src/reproduce.py ui --demo` opens its runs in MLflow\n"
+    )
+    quiet = demo.project.run("reproduce.py", "--demo", "--quiet", cwd=tmp_path)
+    assert "nothing to train" not in quiet.stderr
+    assert quiet.stdout == demo.stdout.split("logreg-digits: 5 seeds")[0]
 
 
 def test_a_terminal_without_unicode_shows_stand_ins_and_files_stay_utf_8(demo: Demo, tmp_path: Path) -> None:

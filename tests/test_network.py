@@ -214,9 +214,10 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
             start_new_session=True,
         )
         try:
-            while not answers(port):
+            while " (Ctrl-C ends it)" not in (folder / "ui.log").read_text():
                 assert process.poll() is None, (folder / "ui.log").read_text()
                 time.sleep(0.2)
+            assert answers(port)  # the link is not printed before
             yield Ui(folder, watched, process.pid, port)
         finally:
             os.killpg(process.pid, signal.SIGKILL)

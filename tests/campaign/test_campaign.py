@@ -287,6 +287,7 @@ def test_the_cheapest_row_is_trained_first_and_what_does_not_fit_is_not_begun(
     _, done = measure(tmp_path, *rows, said=said, budget_seconds=60.0)
     verdict = done.verdict()
     assert sorted(workers.trained) == [("mlp2-digits-keras", 0), ("mlp2-digits-keras", 1)]
+    assert said.pop(2) == f"on {done.device}:"
     assert said.pop(2).startswith("2 seeds fit the budget of 60 s; 2 workers; ends about ")
     assert said.pop(3).startswith("mlp2-digits-keras  no seed is here           0         2     3 s     3 s  by about ")
     needs = (
@@ -347,7 +348,8 @@ def test_planning_times_each_spec_once_and_trains_nothing(tmp_path: Path, worker
     said: list[str] = []
     measure(tmp_path, row(), row("mlp2-digits-high", published=99.0), said=said, plan_only=True)
     assert (workers.timed, workers.trained) == (["article"], [])
-    assert [line.split()[0] for line in said] == ["mlp2-digits:", "2", "row", "mlp2-digits", "mlp2-digits-high", "a"]
+    first_words = ["mlp2-digits:", "on", "2", "row", "mlp2-digits", "mlp2-digits-high", "a"]
+    assert [line.split()[0] for line in said] == first_words
     assert re.search(r"timing a few steps, at load \d+\.\d on \d+ cores", said[0])
     assert said[-1] == "a seed's time is from a few steps timed here now: mlp2-digits, mlp2-digits-high"
     assert list(tmp_path.glob("results/runs/*")) == []
@@ -669,6 +671,35 @@ def test_a_row_ends_with_its_verdict_and_whether_its_seeds_are_the_committed_one
     said.clear()
     measure(tmp_path, row(), said=said)
     assert said == ["mlp2-digits: 2 seeds are here, reproduced, nothing to train"]
+    said.clear()
+    measure(tmp_path, row(), said=said, quiet=True)
+    assert said == []
+
+
+def test_the_plan_names_the_device_and_says_where_seeds_are_trained_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    (planned,) = measure(tmp_path, row(), said=said, plan_only=True)
+    assert f"on {planned.device}:" in said
+    assert any(re.search(r"mlp2-digits +no seed is here ", line) for line in said)
+    said.clear()
+    measure(tmp_path, row(), said=said, plan_only=True, fresh=True)
+    assert any(re.search(r"mlp2-digits +again, as --fresh says ", line) for line in said)
+    said.clear()
+    measure(tmp_path, row(), said=said, plan_only=True, quiet=True)
+    assert said == []
+
+
+def test_an_interruption_of_the_first_timing_is_said(
+    tmp_path: Path, workers: type[InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> float:
+        raise SystemExit(130)
+
+    monkeypatch.setattr(workers, "seconds_of_seed", stop)
+    said: list[str] = []
+    with pytest.raises(SystemExit):
+        measure(tmp_path, row(), said=said)
+    assert said[-1] == "mlp2-digits: interrupted while it was timed; no seed has begun"
 
 
 def test_a_committed_row_gives_way_only_to_a_campaign_that_has_ended(tmp_path: Path) -> None:
@@ -719,7 +750,7 @@ def test_costs_come_from_this_campaign_then_from_records_of_this_device_then_fro
     entry = RowCampaign(row=row(), spec=spec, committed=old, options=OPTIONS, device=here, timed_seconds=7.0)
     assert entry.seconds_per_seed() == 7.0, "another spec tells nothing"
     object.__setattr__(old, "records", tuple(same))
-    assert entry.cost() == (3.25, "the committed record of this device")
+    assert entry.cost() == (3.25, "the record of this device")
     assert dataclasses.replace(entry, device="Another CPU").cost() == (7.0, "a few steps timed here now")
     entry.done[0] = seed_results(dataclasses.replace(same[0], wall_seconds=4.0))
     assert entry.seconds_per_seed() == 4.0

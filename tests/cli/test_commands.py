@@ -422,6 +422,8 @@ def test_every_wrong_job_of_a_multirun_is_named(command: Command, scratch: Proje
         (["--seeds", "0"], ("--seeds", "from 1 up", "'0'")),
         (["--seeds", "some"], ("--seeds", "from 1 up", "'some'")),
         (["ui", "--port", "abc"], ("--port", "'abc'", "reproduce.py --help")),
+        (["ui", "--port", "99999"], ("--port", "from 1 to 65535", "'99999'")),
+        (["table", "--results", "nowhere"], ("--results", "nowhere is no folder")),
         (["remeasure"], ("command", "'remeasure'", "'reproduce'", "'verify'")),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from tests.support.measured import record
 from tests.support.trained import place, run, spec
 
-from remeasure.runs.folder import finished, open_directory, read_record, remove_leftovers, write_record
+from remeasure.runs.folder import find_run, finished, open_directory, read_record, remove_leftovers, write_record
 from remeasure.runs.journal import Journal
 from remeasure.spec.base import InputError, canonical_json
 from remeasure.spec.record import RunRecord
@@ -112,6 +112,15 @@ def test_a_copy_or_an_archive_beside_a_run_is_none(tmp_path: Path) -> None:
     assert outcome is not None
     assert outcome.directory == directory
     assert open_directory(a_spec, seed=3, place=here, fresh=True).name.endswith("-a2")
+
+
+def test_a_run_of_the_demo_is_found_by_its_mlflow_run_id_and_mlflows_copy_of_its_record_is_none(tmp_path: Path) -> None:
+    here = dataclasses.replace(place(tmp_path), runs=tmp_path / "runs/demo")
+    (copy := here.runs / "mlartifacts/1/0af3/artifacts").mkdir(parents=True)
+    directory = open_directory(spec(), seed=3, place=here, fresh=False)
+    write_record(directory, dataclasses.replace(recorded(3), mlflow_run_id="0af3"))
+    shutil.copy(directory / "record.json", copy)
+    assert find_run("0af3", runs=tmp_path / "runs") == directory
 
 
 def test_the_newest_finished_attempt_counts_while_a_newer_one_is_under_way(tmp_path: Path) -> None:

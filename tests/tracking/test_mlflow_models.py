@@ -50,9 +50,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
         yield observer, kept(folder, observer)
 
 
-def kept(folder: Path, observer: MlflowObserver, *, seed: int = 0, keeps: bool = True) -> Outcome:
+def kept(folder: Path, observer: MlflowObserver, *, seed: int = 0, keeps: bool = True, fresh: bool = False) -> Outcome:
     keeping = [seed] if keeps else []
-    outcome = trained.run(trained.spec(*SPEC), folder, seed=seed, row=ROW, keeps=keeping, sink=observer)
+    outcome = trained.run(trained.spec(*SPEC), folder, seed=seed, row=ROW, keeps=keeping, sink=observer, fresh=fresh)
     return observer.keep(outcome)
 
 
@@ -155,6 +155,13 @@ def test_a_seed_that_keeps_nothing_has_no_model_and_says_so(folder: Path, observ
     assert models(observer) == []
     tags = tracker(observer).store.client.get_run(outcome.record.mlflow_run_id).data.tags
     assert tags["trained_model"] == "none: keep said so"
+
+
+def test_a_seed_that_is_trained_again_takes_the_place_of_its_older_run(folder: Path, observer: MlflowObserver) -> None:
+    first, second = (kept(folder, observer, keeps=False, fresh=fresh).record.mlflow_run_id for fresh in (False, True))
+    tags = tracker(observer).store.client.get_run(first).data.tags
+    assert (tags["outcome"], tags["mlflow.parentRunId"]) == ("replaced", second)
+    assert tracker(observer).store.client.get_run(second).data.tags["outcome"] == "finished"
 
 
 def test_a_reproduced_row_has_its_first_network_under_the_alias_and_another_verdict_removes_it(

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -231,6 +232,13 @@ def test_an_unreachable_server_is_an_input_error_within_seconds(monkeypatch: pyt
     assert "http://***@127.0.0.1:9 " in caught.value.faults[0]
     assert "MLFLOW_TRACKING_URI" in caught.value.faults[1]
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_ui_is_not_started_at_a_port_in_use(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^port {port}: Address already in use; --port "):
+            mlflow_store.serve(root, port=port)
 
 
 @pytest.mark.parametrize(("name", "fault"), [("text", "file is not a database"), ("folder", "unable to open database")])
@@ -606,7 +614,8 @@ def test_a_row_is_updated_in_place(root: Path, tracker: Tracker) -> None:
 
 def test_the_views_are_of_the_rows_in_the_store_and_find_their_seeds(root: Path, tracker: Tracker) -> None:
     client, experiment_id = tracker.store.client, tracker.store.experiment_id
-    usual = views.experiment_tags([views.Measured(row="vit-imagenet", model="vit", published_percent=81.8)])
+    vit = views.Measured(row="vit-imagenet", model="vit", published_percent=81.8)
+    usual = views.experiment_tags([vit], experiment_id=experiment_id)
     for key, value in (usual | {"mlflow.sharedViewState.0f3a": '{"name": "a user\'s"}'}).items():
         client.set_experiment_tag(experiment_id, key, value)
     parent_id = project_row(tracker, REPRODUCED)
@@ -619,7 +628,12 @@ def test_the_views_are_of_the_rows_in_the_store_and_find_their_seeds(root: Path,
     outside.mkdir()
     append(outside, {**STARTED, "row": "", "run_id": "run-b"})
     tracker.project(outside)
-    found = client.search_runs([experiment_id], filter_string="tags.`model` = 'mlp2' AND params.row LIKE '%'")
+    replaced = make_run(root, finished(make_record()), name="run-a1")
+    (later := root / "run-a2").mkdir()
+    (later / "record.json").touch()
+    tracker.project(replaced)
+    seeds = "tags.`model` = 'mlp2' AND params.row LIKE '%' AND tags.outcome != 'replaced'"
+    found = client.search_runs([experiment_id], filter_string=seeds)
     assert [run.info.run_id for run in found] == [seed_id]
 
 

@@ -110,6 +110,33 @@ def test_a_run_is_below_the_row_of_its_own_spec_alone(store: Store, rows: dict[s
     assert (found["old"], found["own"]) == (None, row.info.run_id)
 
 
+@pytest.mark.parametrize("was_known", [False, True])
+def test_a_seed_that_was_trained_again_has_its_older_runs_below_it(
+    store: Store, rows: dict[str, Row], tmp_path: Path, was_known: bool
+) -> None:
+    """`was_known`: to a store that an older version filled, where the run is a seed like any other."""
+    about = {"row": measured.ROW, "seed": 7, "spec_sha256": measured.record(0).spec_sha256, "device_kind": "cpu"}
+    for number in (1, 2, 3):  # the third is not finished
+        directory = tmp_path / f"runs/tiny-cpu-s7-a{number}"
+        directory.mkdir(parents=True)
+        (directory / "config.yaml").touch()
+        Journal(directory).write("started", run_id=str(number), model="tiny", data="shapes", recipe="short", **about)
+        if number == 1 and was_known:
+            track(rows, tmp_path)
+    (tmp_path / "runs/tiny-cpu-s7-a2/record.json").touch()
+    for _ in range(2):
+        track(rows, tmp_path)
+    row, *seeds = runs(store)
+    assert len(seeds) == 5 + 3
+    found = {run.data.tags["remeasure.run_id"]: run for run in seeds if "remeasure.run_id" in run.data.tags}
+    assert {each: run.info.run_name for each, run in found.items()} == {
+        **{"1": "seed 007 attempt 1", "2": "seed 007", "3": "seed 007"}
+    }
+    parents = {each: run.data.tags["mlflow.parentRunId"] for each, run in found.items()}
+    assert parents == {"1": found["2"].info.run_id, "2": row.info.run_id, "3": row.info.run_id}
+    assert [found[each].data.tags["outcome"] == "replaced" for each in "123"] == [True, False, False]
+
+
 def test_a_run_that_is_being_trained_is_left_to_its_own_process(
     store: Store, rows: dict[str, Row], tmp_path: Path
 ) -> None:

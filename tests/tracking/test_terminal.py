@@ -233,6 +233,26 @@ def test_a_row_counts_no_time_for_what_a_resumed_seed_had_done_before(clock: Clo
     assert ", 39 min left" in line
 
 
+def test_a_row_tells_no_time_left_while_its_first_seeds_start(clock: Clock, terminal: Terminal) -> None:
+    progress = Progress(terminal, clock=clock)
+    progress.row(standing(0))
+    progress(FIRST, started(seed=0))
+    clock.seconds = 10
+    progress(FIRST, epoch(1))
+    (line,) = terminal.shown()
+    assert line.endswith(" 0/40 seeds")
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_lines_break_between_words(
+    is_live: bool, clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm" if is_live else "dumb")
+    progress = Progress(terminal, clock=clock)
+    progress.say(f"{'x' * 76} 91.867 % {'y' * 90}")
+    assert terminal.getvalue().splitlines() == ["x" * 76, "91.867 %", "y" * 90]
+
+
 def test_the_seeds_of_a_row_have_lines_of_their_own_only_on_request(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ class Campaign:
     """Rows measured side by side by the workers of `new_workers`.
 
     `say` prints for the user. `retable` brings the table up to date with results/ each time a row is published.
+    `suite`: as in Standing.
     """
 
     place: Place
@@ -51,6 +52,7 @@ class Campaign:
     observers: Observers
     say: Callable[[RenderableType], None]
     retable: Callable[[], None] = lambda: None
+    suite: str = ""
     new_workers: Callable[[Place], Executor] = Workers
     _trained: dict[Seed, Outcome] = field(default_factory=dict, init=False)  # in this campaign
     _present: dict[str, Presence] = field(default_factory=dict, init=False)  # by row
@@ -302,6 +304,7 @@ class Campaign:
                 state=state,
                 seeds=() if state == "running" else tuple(campaign.done.values()),
                 report=self.results / "report.html",
+                suite=self.suite,
             )
         )
 

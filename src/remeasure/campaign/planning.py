@@ -22,16 +22,18 @@ def plan(campaigns: Sequence[RowCampaign], *, options: Options, workers: Executo
         if campaign.wanted() and campaign.seconds_per_seed() is None:
             _time(campaign, sharing=campaigns, workers=workers, say=say)
     for campaign in campaigns:
-        if not campaign.wanted():
+        if not campaign.wanted() and not (options.quiet and not campaign.failures):
             nothing = f"{campaign.verdict().verdict}, nothing to train"
             why = campaign.failures[-1] if campaign.failures else nothing
             say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {why}")
     planned = wanted(campaigns, options=options, workers=workers)
     if planned and not options.quiet:
         now = datetime.now().astimezone()
+        by_name = {entry.row.name: entry for entry in campaigns}
+        devices = dict.fromkeys(by_name[entry.forecast.row].device for entry in planned)
+        say(f"on {' and '.join(devices)}:")
         say(schedule.shown(planned, num_cores=workers.num, budget_seconds=options.budget_seconds, now=now))
-        sources = {entry.row.name: entry.cost()[1] for entry in campaigns}
-        for line in schedule.sources({entry.forecast.row: sources[entry.forecast.row] for entry in planned}):
+        for line in schedule.sources({entry.forecast.row: by_name[entry.forecast.row].cost()[1] for entry in planned}):
             say(line)
 
 
@@ -69,9 +71,13 @@ def _time(campaign: RowCampaign, *, sharing: Sequence[RowCampaign], workers: Exe
     load, num = os.getloadavg()[0], num_cores()
     busy = ": too busy, so the times will be too long" if load >= num / 2 else ""
     line = f"{campaign.row.name}: no seed was timed here before, timing a few steps"
-    say(f"{line}, at load {load:.1f} on {num} cores{busy}")
+    if not campaign.options.quiet:
+        say(f"{line}, at load {load:.1f} on {num} cores{busy}")
     try:
         seconds = workers.seconds_of_seed(campaign.spec, num_seeds=len(campaign.wanted()))
+    except SystemExit:
+        say(f"{campaign.row.name}: interrupted while it was timed; no seed has begun")
+        raise
     except Exception as error:  # one row's fault; the others go on
         campaign.fail("timing it", error, say=say)
         return

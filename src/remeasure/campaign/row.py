@@ -140,6 +140,8 @@ class RowCampaign:
         """Why it is trained, in words."""
         if self.options.seeds:
             return f"{self.options.seeds} seeds were asked for"
+        if self.options.fresh and not self.done:
+            return "again, as --fresh says"
         if not self.done:
             return f"{len(self.shares_left)} seeds were interrupted" if self.shares_left else "no seed is here"
         return f"{self.verdict().verdict} after {len(self.done)}"
@@ -149,11 +151,11 @@ class RowCampaign:
         return self.cost()[0]
 
     def cost(self) -> tuple[float | None, str]:
-        """Seconds of a seed on the device, and their source: this campaign's seeds, else the committed
-        ones, else a few steps.
+        """Seconds of a seed on the device, and their source: this campaign's seeds, else those of the record, which is
+        committed or the demo's, else a few steps.
         """
         committed = self.committed.records if self.committed else ()
-        for records, source in ((self.records, "the seeds here"), (committed, "the committed record of this device")):
+        for records, source in ((self.records, "the seeds here"), (committed, "the record of this device")):
             seconds = [
                 record.wall_seconds
                 for record in records

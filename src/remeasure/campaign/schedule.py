@@ -12,7 +12,8 @@ from remeasure.tracking.terminal import duration
 
 Seed = tuple[str, int]  # spec_sha256 and number
 HEADING = ("row", "why", "seeds here", "to train", "a seed", "in all", "fits")
-LAYOUTS = (range(7), (0, 2, 3, 4, 5, 6), (0, 3, 5, 6))  # the columns of it for a wide, a usual and a narrow terminal
+# The columns of it from a wide to a narrow terminal: the first that fits is shown.
+LAYOUTS = (range(7), (0, 1, 3, 5, 6), (0, 2, 3, 4, 5, 6), (0, 3, 5, 6))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     keep_help = "which seeds keep their trained network: the first of a row (default), all, none"
     made.add_argument("--keep", default="first", choices=get_args(Keep), help=keep_help)
     made.add_argument("--observers", metavar="NAMES", help="further files of conf/observer, such as a,b")
-    made.add_argument("--port", type=int, default=5000, help="of the UI (default: 5000)")
+    made.add_argument("--port", type=_port, default=5000, help="of the UI (default: 5000)")
     told = made.add_mutually_exclusive_group()
     told.add_argument("--quiet", action="store_true", help="no plan and no progress: verdicts, faults and the table")
     told.add_argument("--verbose", action="store_true", help="a line for each seed, and all that is missing")
@@ -71,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of seeds from 1 up, got {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 65535, got {text!r}")
     return int(text)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from remeasure.campaign.row import NotHere
     from remeasure.tracking.observer import Observers
 
+MEASURE = ("reproduce", "measure", "plan")
 Compose = Callable[[Sequence[str]], Config]
 
 
@@ -67,9 +68,11 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         mlflow_store.serve(files.store, port=options.port)
     if not (options.suite or paths.in_project()):
         _say(f"no conf/{paths.LEDGER} here: remeasure's own ledger is used")
+    if options.results and options.command not in MEASURE and not options.results.is_dir():
+        raise InputError(f"--results: {options.results} is no folder")
     text = read_bytes(files.ledger)
     rows, faults = ledger.read_sound(files.ledger)
-    measures = options.command in ("reproduce", "measure", "plan")
+    measures = options.command in MEASURE
     if not (measures and rows.keys() >= set(options.rows)):
         refuse(faults)
     chosen = ledger.select(rows, options.rows)
@@ -97,7 +100,11 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
                 write_atomic(options.json, table.to_json(lines))
             _print(terminal.shown(lines, rows=rows, origins=origins))
         if options.command in ("reproduce", "verify"):
-            status = max(status, _verify(files))
+            status = max(status, _verify(files, quiet=options.quiet))
+    if options.command == "reproduce" and not options.quiet:
+        suite = f" --{options.suite}" * bool(options.suite)
+        runs = f"`{paths.command('reproduce').removesuffix(' reproduce')} ui{suite}` opens its runs in MLflow"
+        print(f"{files.results / 'report.html'} has the evidence of each row; {runs}")
     if options.command in ("reproduce", "table") and options.suite == "controls":
         status = max(status, _controls(lines))
     if options.command == "export":
@@ -108,7 +115,8 @@ def main(arguments: Sequence[str], *, compose: Compose) -> int:
         from remeasure.tracking.replay import replay
 
         note = _note(rows, files=files)
-        replay(rows, results=files.results, runs=files.runs, project=files.store, table=note, say=_say)
+        where = {"results": files.results, "runs": files.runs, "project": files.store}
+        replay(rows, **where, table=note, say=_say, suite=options.suite)
     return status
 
 
@@ -167,6 +175,7 @@ def _measure(
             observers=observers,
             say=say,
             retable=files.retable,
+            suite=options.suite,
             **({"new_workers": lambda _: executor} if executor else {}),
         )
         prepared, refused = list[RowCampaign | NotHere](), dict[str, list[str]]()
@@ -192,14 +201,16 @@ def _measure(
             campaign.measure(campaigns)
         here = [entry.row.name for entry in campaigns if entry.measured_here]
         if options.command != "plan":
-            _replay_committed(rows, here=here, observers=observers, files=files)
+            _replay_committed(rows, here=here, observers=observers, files=files, suite=options.suite)
     status = EXIT_FAILED if any(entry.failures for entry in campaigns) else 0
     if refused or any(entry.wrong_input for entry in campaigns):
         status = EXIT_INPUT
     return status, dict.fromkeys(here, "measured here")
 
 
-def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers: "Observers", files: Files) -> None:
+def _replay_committed(
+    rows: Mapping[str, Row], *, here: Sequence[str], observers: "Observers", files: Files, suite: str
+) -> None:
     """Rows that were not measured here stand in MLflow by their committed records; its note has the table."""
     from remeasure.tracking.mlflow_observer import MlflowObserver
     from remeasure.tracking.replay import replay_row
@@ -210,7 +221,7 @@ def _replay_committed(rows: Mapping[str, Row], *, here: Sequence[str], observers
         with held_folder(files.results):
             ensure_header(files.results, row=row.name)
         for at_once, tracker in trackers:
-            at_once(replay_row, row, tracker=tracker, results=files.results, runs=files.runs)
+            at_once(replay_row, row, tracker=tracker, results=files.results, runs=files.runs, suite=suite)
     for at_once, tracker in trackers:
         whole, _ = ledger.read_sound(files.ledger)
         at_once(tracker.describe, _note(whole, files=files))
@@ -253,7 +264,7 @@ def _print(content: RenderableType) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(rendered(line, on=console(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def _missing_lines(not_here: "Sequence[NotHere]", *, in_full: bool) -> Iterator[str]:
@@ -291,9 +302,12 @@ def _split_if_sound(name: str) -> TestSplit | None:
         return None
 
 
-def _verify(files: Files) -> int:
+def _verify(files: Files, *, quiet: bool) -> int:
+    """The exit status. `quiet`: what is as it should be is not printed."""
     report = verify.verify(files.ledger, results=files.results, splits=_split, readme_path=files.readme)
-    print("\n".join(report.lines))
+    for line in report.lines:
+        if not (quiet and line.endswith(": ok")):
+            _print(line)
     for fault in report.faults:
         _say(fault)
     return 0 if report.ok else EXIT_FAILED

@@ -178,6 +178,17 @@ def attempt(directory: Path) -> int:
     return int(directory.name.rpartition("-a")[2])
 
 
+def same_seed(directory: Path) -> list[Path]:
+    """The attempts at a run's seed by whatever code, oldest first, this one among them."""
+    return sorted(directories(directory.parent, of=directory.name.rpartition("-a")[0]), key=attempt)
+
+
+def replacement(directory: Path) -> Path | None:
+    """The newest finished attempt at the same seed, if it is later than this one."""
+    later = [path for path in same_seed(directory) if attempt(path) > attempt(directory)]
+    return next((path for path in reversed(later) if (path / "record.json").is_file()), None)
+
+
 def read_record(directory: Path) -> RunRecord:
     """The record of a finished run. InputError: it or a file beside it has changed since it was written."""
     if damaged := list(_damaged(directory)):
@@ -231,7 +242,8 @@ def find_run(name: str | Path, *, runs: Path) -> Path:
         return path.parent
     if (path / journal.JOURNAL_FILE).is_file():
         return path
-    found = [each.parent for each in runs.rglob("record.json") if recorded_run_id(each.parent) == str(name)]
+    # The demo's are in a folder of their own, where MLflow's copies of records are, too: in folders of other names.
+    found = [each for each in directories(runs, of="**/*") if recorded_run_id(each) == str(name)]
     if not found:
         raise InputError(f"{name}: neither the folder of a run nor the MLflow run id of one under {runs}")
     return found[0]

@@ -1,6 +1,7 @@
 """What a person reads on a terminal, through rich: the same words in a pipe, without colour and on a dumb terminal."""
 
 import os
+import textwrap
 from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -66,8 +67,18 @@ class Fitting:
         )
 
 
+def show(content: RenderableType, *, on: Console) -> None:
+    """Print it. The lines of a text break between words on a terminal, and nowhere in a pipe."""
+    if isinstance(content, str) and on.file.isatty():
+        lines = content.splitlines()
+        content = "\n".join(
+            textwrap.fill(line, on.width, break_long_words=False, break_on_hyphens=False) for line in lines
+        )
+    on.print(content, soft_wrap=isinstance(content, str))
+
+
 def rendered(content: RenderableType, *, on: Console) -> str:
     """What this console would print, without spaces at the ends of lines."""
     with on.capture() as capture:
-        on.print(content, soft_wrap=isinstance(content, str))
+        show(content, on=on)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -64,7 +64,8 @@ class Tracker:
     def project(self, run_directory: Path, *, parent_id: str = "") -> str:
         """Bring MLflow up to date with a run directory and return the MLflow run's id.
 
-        `parent_id`: what `project_row` returned for the run's campaign. "" if the journal has no `started` event.
+        `parent_id`: what `project_row` returned for the run's campaign, or as in run_content. "" if the journal has no
+        `started` event.
         """
         content = run_content(run_directory, parent_id=parent_id)
         return self._bring_up_to_date(content) if content else ""
@@ -86,7 +87,8 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         client, experiment_id = self.store.client, self.store.experiment_id
-        wanted, held = experiment_tags(self._measured(), table=table), client.get_experiment(experiment_id).tags
+        held = client.get_experiment(experiment_id).tags
+        wanted = experiment_tags(self._measured(), experiment_id=experiment_id, table=table)
         for key, value in wanted.items():
             if held.get(key) != value:
                 try_twice(client.set_experiment_tag, experiment_id, key, value)

@@ -7,11 +7,13 @@ import hashlib
 import logging
 import os
 import re
+import socket
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +24,7 @@ from remeasure.spec.base import InputError
 from remeasure.system import locks
 from remeasure.system.redaction import masked
 from remeasure.tracking.best_effort import first_line
-from remeasure.tracking.views import FIRST
+from remeasure.tracking.views import FIRST, link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -143,9 +145,9 @@ class Store:
 
 
 def serve(project_root: Path, *, port: int) -> NoReturn:
-    """Become MLflow's UI over the store, at 127.0.0.1, and print the link that opens its experiment.
+    """Become MLflow's UI over the store, at 127.0.0.1; once it answers, the link that opens its experiment is printed.
 
-    Raises InputError: no mlflow, a store that cannot be used, or one that a server shows already.
+    Raises InputError: no mlflow, a store that cannot be used, or one that a server shows already; a port in use.
     """
     if not available():
         raise InputError("mlflow is not installed here; `make setup` installs it")
@@ -156,12 +158,35 @@ def serve(project_root: Path, *, port: int) -> NoReturn:
     uri = store_uri(project_root)
     if uri.startswith(("http://", "https://")):
         raise InputError(f"MLFLOW_TRACKING_URI: {masked(uri)} is a server, which has a UI of its own: open it there")
+    _refuse_port_in_use(port)
     store = Store(uri, artifact_root=artifact_root(uri, project_root=project_root))
-    link = f"http://127.0.0.1:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={FIRST}"
-    print(f"{link}  (Ctrl-C ends it)", flush=True)
+    server = os.getpid()
+    if os.fork() == 0:
+        _tell(f"http://127.0.0.1:{port}{link(store.experiment_id, FIRST)}  (Ctrl-C ends it)", port=port, server=server)
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: it may hold a password
     options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")  # one person needs one
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)
+
+
+def _refuse_port_in_use(port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise InputError(
+            f"port {port}: {os.strerror(error.errno or 0)}; --port (PORT= of make) chooses another"
+        ) from None
+
+
+def _tell(line: str, *, port: int, server: int) -> NoReturn:
+    """Print the line when the port answers, and end this process; without a line if the server has ended."""
+    try:
+        while os.getppid() == server:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                print(line, flush=True)
+                break
+            time.sleep(0.2)
+    finally:
+        os._exit(0)
 
 
 def relocate(database: Path, *, artifact_root: Path) -> None:

@@ -36,6 +36,7 @@ class Standing:
     to become, at the present look.
     `agreement`: how the older record compares, in words. `at`: the time of the measurement, ISO 8601; None is now.
     `seeds`: the finished ones; () while the campaign goes on. `report`: the page of all rows, where there is one.
+    `suite`: the ledger that the row is of, such as demo; "": benchmark.yaml.
     """
 
     row: Row
@@ -50,6 +51,7 @@ class Standing:
     at: str | None = None
     seeds: tuple[SeedResults, ...] = ()
     report: Path | None = None
+    suite: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from remeasure.spec.record import Event
-from remeasure.system.console import console, is_live, rendered
+from remeasure.system.console import console, is_live, rendered, show
 from remeasure.tracking.observer import Observer, Standing
 
 PLAIN_LINE_SECONDS = 10.0  # without a terminal, a run prints at most this often, and at its end
+START_SECONDS = 30.0  # until then, a row without a seed of its own tells no time left
 DRAW_SECONDS = 0.1  # live lines are drawn at most this often
 Verbosity = Literal["quiet", "normal", "verbose"]
 
@@ -98,7 +99,7 @@ class Progress(Observer):
         """Print it above the live lines."""
         with self._watched():
             if self.is_live:
-                self.console.print(content, soft_wrap=isinstance(content, str))
+                show(content, on=self.console)
                 if self.live.is_started:
                     self.live.refresh()  # without the run that has ended
             else:
@@ -226,14 +227,16 @@ class _Row:
     """The displayed state of a row that is measured now."""
 
     def __init__(self, standing: Standing, *, now: float) -> None:
-        self.standing, self.begun = standing, now
+        self.standing, self.begun, self.num_before = standing, now, standing.num_seeds
         self.done_before = float(standing.num_seeds)
 
     def state(self, now: float, *, done: float) -> str:
         """Such as "12/40 seeds, 12 min left, 97.91 ± 0.16 %, undecided so far". `done`: seeds, with parts of them."""
         verdict, parts = self.standing.verdict, [f"{self.standing.num_seeds}/{self.standing.num_asked} seeds"]
-        if (trained := done - self.done_before) > 0:
-            left = (now - self.begun) / trained * max(self.standing.num_asked - done, 0.0)
+        trained, seconds = done - self.done_before, now - self.begun
+        # The first epochs of short runs wait for their workers to start.
+        if trained > 0 and (self.standing.num_seeds > self.num_before or seconds >= START_SECONDS):
+            left = seconds / trained * max(self.standing.num_asked - done, 0.0)
             parts.append(f"{duration(left)} left")
         if verdict.mean_percent is not None:
             spread = "" if verdict.sd_percent is None else f" ± {verdict.sd_percent:.2f}"

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from remeasure.judging.metrics import unit
-from remeasure.judging.table import COMMAND
 from remeasure.spec.claim import Row, Verdict
+from remeasure.system import paths
 
 FIRST = "verdicts"  # the view that the link opens
 CAMPAIGN_TAG = "remeasure.campaign"  # of a row's run
 NOTE_TAG = "mlflow.note.content"
+REPLACED = "replaced"  # the outcome, as its tag, of a run whose seed was trained again (FRESH=1, or other code)
 _VIEW_TAG = "mlflow.sharedViewState."
 _ROWS = ("row/published_percent", "row/mean_percent", "row/sd_percent", "row/gap_pp", "row/num_seeds")
 _MADE_AT = 1767225600000  # 2026-01-01: the same at every start, so that a tag does not change; and no user's own
+_BY_ROW = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "row"}]}
 # Rows of two models that the article compares, and their pattern in SQL, where _ is any one character.
 _COMPARED = {"curves mlp2 and mlp4": (("mlp2-mnist", "mlp4-mnist"), "mlp_-mnist")}
 
@@ -36,9 +38,19 @@ class Measured:
     published_percent: float
 
 
-def experiment_tags(rows: Sequence[Measured] = (), *, table: str = "") -> dict[str, str]:
-    """The views, among them one of each model's curves, and the experiment's note with this Markdown table, if there is
-    one.
+def link(experiment_id: str, view: str) -> str:
+    """What follows the server's address in the link that opens a view; one of curves opens its charts."""
+    where = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={_key(view)}"
+    return f"{where}&compareRunsMode=CHART" if view.startswith("curves") else where
+
+
+def _key(view: str) -> str:
+    return view.replace(" ", "-")
+
+
+def experiment_tags(rows: Sequence[Measured] = (), *, experiment_id: str, table: str = "") -> dict[str, str]:
+    """The views, among them one of each model's curves, and the experiment's note with links to them and this Markdown
+    table, if there is one.
     """
     states = {
         FIRST: _state(f"tags.`{CAMPAIGN_TAG}` LIKE '%'", tags=("verdict", "measured", "data"), metrics=_ROWS),
@@ -47,12 +59,15 @@ def experiment_tags(rows: Sequence[Measured] = (), *, table: str = "") -> dict[s
     for name, (compared, pattern) in _COMPARED.items():
         own = [each for each in rows if each.row in compared]
         if len({each.row for each in own}) == len(compared):
-            states[name] = _curves(f"params.row LIKE '{pattern}'", rows=own)
+            # The rows' own runs, which have the mean curves of all seeds: the page would load 100 seeds of them.
+            states[name] = _curves(f"tags.`{CAMPAIGN_TAG}` LIKE '%' AND tags.`row` LIKE '{pattern}'", rows=own)
     for model in sorted({each.model for each in rows}):
-        seeds = f"tags.`model` = '{model}' AND params.row LIKE '%'"
-        states[f"curves {model}"] = _curves(seeds, rows=[each for each in rows if each.model == model])
-    tags = {f"{_VIEW_TAG}{name.replace(' ', '-')}": _packed(name, state=state) for name, state in states.items()}
-    return tags | ({NOTE_TAG: f"{_HOW_TO}\n\n{table}"} if table else {})
+        seeds = f"tags.`model` = '{model}' AND params.row LIKE '%' AND tags.outcome != '{REPLACED}'"
+        own = [each for each in rows if each.model == model]
+        states[f"curves {model}"] = _curves(seeds, rows=own, groupBy=_BY_ROW)
+    tags = {f"{_VIEW_TAG}{_key(name)}": _packed(name, state=state) for name, state in states.items()}
+    links = ", ".join(f"[{name}]({link(experiment_id, name).removeprefix('/')})" for name in states)
+    return tags | ({NOTE_TAG: f"Open {links}.\n\n{_HOW_TO}\n\n{table}"} if table else {})
 
 
 def former_views(held: Mapping[str, str], *, wanted: Mapping[str, str]) -> list[str]:
@@ -61,14 +76,16 @@ def former_views(held: Mapping[str, str], *, wanted: Mapping[str, str]) -> list[
     return [key for key, value in held.items() if key.startswith(_VIEW_TAG) and mine in value and key not in wanted]
 
 
-_HOW_TO = f"""Published accuracies, measured again. A parent run is a row of the ledger, its children are the seeds. The
-views **{FIRST}**, **running** and **curves …** are in the menu at the top right of the runs page."""
+_HOW_TO = """Published accuracies, measured again. A parent run is a row of the ledger, its children are the seeds; the
+older runs of a seed that was trained again are below its newest. These views are also in the menu at the top right of
+the page. A model's curves are those of its first 100 seeds, which is what MLflow's page loads; a row's own run has the
+mean curves of all its seeds, and their standard deviation."""
 
 
-def row_note(row: Row, *, verdict: Verdict, percents: Sequence[float]) -> str:
+def row_note(row: Row, *, verdict: Verdict, percents: Sequence[float], suite: str = "") -> str:
     """The note of a row's parent run: its claim, sources, verdict, reason and the command that measures it.
 
-    `percents`: of the seeds, of the row's metric; () where they are not all there yet.
+    `percents`: of the seeds, of the row's metric; () where they are not all there yet. `suite`: as in Standing.
     """
     published = row.published
     percent = f"{published.percent:.{published.num_digits}f} %{unit(row)}"
@@ -81,9 +98,16 @@ def row_note(row: Row, *, verdict: Verdict, percents: Sequence[float]) -> str:
             f"Published: {percent}, margin {row.rule.margin_pp:g} points",
             *sources,
             "",
-            f"`{COMMAND} ROWS={row.name}` measures it.",
+            f"`{_command(row, suite=suite)}` measures it.",
         )
     )
+
+
+def _command(row: Row, *, suite: str) -> str:
+    """What measures the row: in a checkout by its Makefile."""
+    if (command := paths.command("reproduce")).startswith("remeasure"):
+        return f"{command} {row.name}{f' --{suite}' * bool(suite)}"
+    return f"make {suite}" if suite else f"make reproduce ROWS={row.name}"
 
 
 def _spread(percents: Sequence[float]) -> str:
@@ -100,11 +124,12 @@ def _state(search: str, *, tags: Sequence[str] = (), metrics: Sequence[str] = ()
     return {"searchFilter": search, "selectedColumns": columns, "columnOrder": columns, **more}
 
 
-def _curves(seeds: str, *, rows: Sequence[Measured]) -> dict[str, Any]:
-    """A line a row with its band over seeds: loss of the training on a logarithmic scale, and both accuracies.
+def _curves(runs: str, *, rows: Sequence[Measured], **more: Any) -> dict[str, Any]:
+    """A line a row: loss of the training on a logarithmic scale, and both accuracies.
 
-    `seeds`: the search that finds them. MLflow's own axis of accuracies starts at 0, where the curves of good rows are
-    one line; this one starts at about four times the largest published error.
+    `runs`: the search that finds the rows' own runs; or their seeds, which have a band where `more` groups them by row.
+    MLflow's own axis of accuracies starts at 0, where the curves of good rows are one line; this one starts at about
+    four times the largest published error.
     """
     lowest = max(0, 10 * math.floor(10 - 0.4 * (100 - min(each.published_percent for each in rows))))
     axis = {"yMin": lowest, "yMax": 100}
@@ -113,12 +138,10 @@ def _curves(seeds: str, *, rows: Sequence[Measured]) -> dict[str, Any]:
         _line("train/accuracy_percent", scale="linear", range=axis),
         _line("test/accuracy_percent", scale="linear", range=axis),
     ]
-    by_row = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "row"}]}
     section = {"uuid": "curves", "name": "curves", "display": True, "isReordered": False}
     return _state(
-        seeds,
+        runs,
         metrics=("test/accuracy_percent",),
-        groupBy=by_row,
         # Ordered by time, the page adds the rows' own runs, as one more group. It loads 100 runs: in the order of seeds
         # there are some of each row among them.
         orderByKey="tags.`mlflow.runName`",
@@ -126,6 +149,7 @@ def _curves(seeds: str, *, rows: Sequence[Measured]) -> dict[str, Any]:
         compareRunCharts=charts,
         compareRunSections=[section],
         runsCountToCompare=100,
+        **more,
     )
 
 

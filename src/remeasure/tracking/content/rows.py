@@ -45,7 +45,7 @@ def row_content(standing: Standing) -> Content:
             **{key: cut(value) for key, value in tags.items()},
             **({TABLES_TAG: json.dumps([{"path": SEEDS_FILE, "type": "table"}])} if seeds else {}),
             **({"mlflow.source.git.commit": first.record.commit} if first else {}),
-            **{NOTE_TAG: row_note(row, verdict=verdict, percents=percents), **SOURCE},
+            **{NOTE_TAG: row_note(row, verdict=verdict, percents=percents, suite=standing.suite), **SOURCE},
         },
         points={**_row_points(standing), **_curves(seeds)},
         files=(standing.report,) if seeds and standing.report and standing.report.is_file() else (),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remeasure.judging.records import SeedResults
-from remeasure.runs import journal
+from remeasure.runs import folder, journal
 from remeasure.spec.base import InputError
 from remeasure.spec.record import Event
 from remeasure.system.atomic import read_bytes
@@ -26,6 +26,7 @@ from remeasure.tracking.content.base import (
 )
 from remeasure.tracking.content.datasets import inputs
 from remeasure.tracking.observer import Measured
+from remeasure.tracking.views import REPLACED
 
 RECORD_TAG = "remeasure.record"
 _FILES_AT_START = ("config.yaml", "environment.json", "diff.patch")
@@ -35,7 +36,10 @@ _MORE_TAGS = ("code_sha256", "data_sha256", "data_official", "dirty", "precision
 
 
 def run_content(directory: Path, *, parent_id: str) -> Content | None:
-    """The content for a run directory; None if its journal holds no `started` event (a crash tore it)."""
+    """The content for a run directory; None if its journal holds no `started` event (a crash tore it).
+
+    `parent_id`: the MLflow run of its row's campaign; of a run that was replaced, the one of its replacement.
+    """
     events = journal.read(directory)
     started = next((event for event in events if event["event"] == "started"), None)
     if started is None:
@@ -50,17 +54,18 @@ def run_content(directory: Path, *, parent_id: str) -> Content | None:
     with suppress(InputError):  # it is damaged; the journal has the rest
         config = decode_yaml(read_bytes(path), name=str(path))
     info = {**_names(config), **started, **record}
+    is_replaced = folder.replacement(directory) is not None
     names = _FILES_AT_START if status == "RUNNING" else (*_FILES_AT_START, *_FILES_AT_END)
     return Content(
         identity=("remeasure.run_id", str(started.get("run_id", directory.name))),
-        **_run_names(info, parent_id=parent_id),
+        **_run_names(info, parent_id=parent_id, attempt=folder.attempt(directory) if is_replaced else None),
         status=status,
         started_ms=milliseconds(started["time"]),
         ended_ms=end_ms,
         tags={
             **_tags(info, measured="measured here", parent_id=parent_id),
             **_findings({event["name"]: event["evidence"] for event in events if event["event"] == "finding"}),
-            "outcome": _outcome(state),
+            "outcome": REPLACED if is_replaced else _outcome(state),
             **({"trained_model": _kept(directory)} if status == "FINISHED" else {}),
         },
         points={**_final_points(record, config=config, time_ms=end_ms), **_curve_points(journal.curve(events))},
@@ -102,12 +107,18 @@ def _names(config: Mapping[str, Any]) -> dict[str, Any]:
     return names | {key: config[key] for key in ("precision", "engine", "data_sha256") if key in config}
 
 
-def _run_names(info: Mapping[str, Any], *, parent_id: str) -> dict[str, Any]:
-    """Such as "seed 003" below its row's run, in this order by name up to 1000 seeds; else with the row before it."""
+def _run_names(info: Mapping[str, Any], *, parent_id: str, attempt: int | None = None) -> dict[str, Any]:
+    """Such as "seed 003" below its row's run, in this order by name up to 1000 seeds; else with the row before it.
+
+    `attempt`: of a run that was replaced, which hangs below the one that replaced it: "seed 003 attempt 1".
+    """
     seed, row = f"seed {info['seed']:03d}", info.get("row") or f"{info['model']}-{info['data']}"
     if not parent_id:
         return {"name": f"{row} {seed}"}
-    return {"name": seed, "former_names": (f"{row} {seed}", f"{row} seed {info['seed']}")}
+    former = (f"{row} {seed}", f"{row} seed {info['seed']}")
+    if attempt is not None:
+        return {"name": f"{seed} attempt {attempt}", "former_names": (seed, *former)}
+    return {"name": seed, "former_names": former}
 
 
 def _tags(info: Mapping[str, Any], *, measured: Measured, parent_id: str) -> dict[str, str]:
