@@ -322,7 +322,7 @@ def test_single_seeds_that_fit_are_trained_although_their_look_does_not(
     said: list[str] = []
     (done,) = measure(tmp_path, row(), said=said, budget_seconds=60.0)
     assert workers.trained == [("mlp2-digits", 0)]
-    assert said[3].endswith("1 of 2 seeds fit; BUDGET=80s would do")
+    assert said[4].endswith("1 of 2 seeds fit; BUDGET=80s would do")
     assert said[-1] == "mlp2-digits: 1 more seeds do not fit the budget; the same command goes on"
     assert done.verdict().verdict == "undecided"
     assert seeds(tmp_path) == [0], "published although its look is not complete"

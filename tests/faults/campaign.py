@@ -225,6 +225,8 @@ def _kept_runs(campaign: Campaign) -> Iterator[tuple[str, object]]:
             events = journal.read(path.parent)
             points = [{**point, "time": "", "seconds": ""} for point in journal.curve(events)]
             yield name, (points, events[-1]["event"])
+        elif path.parent.name == "rules" and path.name == "since":  # times
+            continue
         elif path.parent.name == "rules":
             for seed, rule in json.loads(path.read_bytes() or "{}").items():
                 yield f"{name} seed {seed}", rule

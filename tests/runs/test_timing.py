@@ -92,13 +92,13 @@ def test_the_table_names_the_budget_that_would_do() -> None:
     ]
 
 
-def test_on_a_narrow_terminal_the_plan_leaves_out_why() -> None:
+def test_on_a_narrow_terminal_the_plan_leaves_out_columns() -> None:
     planned = plan([forecast("resnet18-cifar10", 60.0)], num_cores=1, budget_seconds=3600.0)
     content = shown(planned, num_cores=1, budget_seconds=3600.0, now=datetime(2026, 1, 31, 23, 59, 30))
-    wide, narrow = (rendered(content, on=console(StringIO(), columns=columns)) for columns in (90, 60))
+    wide, narrow = (rendered(content, on=console(StringIO(), columns=columns)) for columns in (84, 60))
     assert wide.splitlines()[1:] == [
-        "row               seeds here  to train  a seed  in all  fits",
-        "resnet18-cifar10           0         1    60 s    60 s  by about 2026-02-01 00:00",
+        "row               why              to train  in all  fits",
+        "resnet18-cifar10  no seed is here         1    60 s  by about 2026-02-01 00:00",
     ]
     assert narrow.splitlines()[-3:] == [  # below a first line that is folded
         "row               to train  in all  fits",

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from remeasure.runs.folder import Outcome, replacement, same_seed, write_record
+from remeasure.runs.folder import Outcome, recorded_run_id, replacement, same_seed, write_record
 from remeasure.spec.record import Event
 from remeasure.system import locks
 from remeasure.tracking import mlflow_models, mlflow_runs, mlflow_store
@@ -56,7 +56,7 @@ class MlflowObserver(Observer):
                 self._project(directory, row=row)
                 self.for_models.at_once(mlflow_models.log_model, self.tracker.store, directory, run_id=mlflow_run_id)
                 for each in same_seed(directory):
-                    if replacement(each) == directory:
+                    if replacement(each) == directory and recorded_run_id(each) not in ("", "?"):
                         self.best_effort.at_once(self.tracker.project, each, parent_id=mlflow_run_id)
         return replace(outcome, record=record)
 
