@@ -11,7 +11,7 @@ import yaml
 
 from remeasure.data import catalog
 from remeasure.models import registry, saved
-from remeasure.runs import code, provenance, timing
+from remeasure.runs import code, provenance
 from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, Sink, curve, last, now, read
 from remeasure.spec.base import DivergenceError, InputError
@@ -93,7 +93,7 @@ class Attempt:
             self.row = started["row"] or self.row  # a resumed run keeps the row that started it
         self._facts = self._known(num_params=num_params, data_official=data_official)
         sizes = isinstance(self.spec.recipe, Recipe) and self.spec.recipe.resolution
-        work: dict[str, Any] = {"work_by_epoch": timing.work_by_epoch(self.spec)} if sizes else {}  # else all alike
+        work: dict[str, Any] = {"work_by_epoch": self.spec.work_by_epoch} if sizes else {}  # else all alike
         if started:
             # The same code and libraries trained it (runs/folder.py): it keeps commit, diff and versions of its start.
             self._facts |= {key: started[key] for key in ("commit", "dirty")}

@@ -154,12 +154,4 @@ def share_left(spec: RunSpec, *, seed: int, place: Place) -> float:
     if not attempts or not (attempts[-1] / "checkpoint.ckpt").is_file() or not engine_of(spec).trains:
         return 1.0
     epochs = [event["epoch"] for event in journal.read(attempts[-1]) if event["event"] == "epoch"]
-    work = work_by_epoch(spec)
-    return sum(work[max(epochs, default=0) :]) / sum(work)
-
-
-def work_by_epoch(spec: RunSpec) -> list[float]:
-    """The area of each epoch's training images, relative to their own."""
-    assert isinstance(spec.recipe, Recipe)
-    own = spec.data.image_shape[1]
-    return [((_pixels_at(spec.recipe, epoch) or own) / own) ** 2 for epoch in range(spec.recipe.epochs_total)]
+    return sum(spec.work_by_epoch[max(epochs, default=0) :]) / sum(spec.work_by_epoch)

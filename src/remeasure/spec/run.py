@@ -119,6 +119,14 @@ class RunSpec(Strict):
         return self.recipe.transform
 
     @property
+    def work_by_epoch(self) -> list[float]:
+        """The area of the images of each epoch of a training, relative to those of the data set."""
+        recipe, own = self.recipe, self.data.image_shape[1]
+        assert isinstance(recipe, Recipe)
+        sizes = (recipe.resolution and recipe.resolution.pixels_at(epoch) for epoch in range(recipe.epochs_total))
+        return [((pixels or own) / own) ** 2 for pixels in sizes]
+
+    @property
     def mode(self) -> Mode:
         return "train" if isinstance(self.recipe, Recipe) else "evaluate"
 
