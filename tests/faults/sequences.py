@@ -31,13 +31,13 @@ from remeasure.config.compose import compose
 from remeasure.data import catalog
 from remeasure.judging.reader import read_runs
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, write_record
-from remeasure.runs.journal import Journal, Sink, now
+from remeasure.runs.journal import Journal, Sink
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.system.digests import environment_sha256, predicted_sha256
-from remeasure.system.formats import encode_npz
+from remeasure.system.formats import encode_npz, now
 from remeasure.tracking import mlflow_store
 
 ROW = """\

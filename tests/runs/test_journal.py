@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remeasure.runs.journal import JOURNAL_FILE, Journal, curve, encode, last, now, read
+from remeasure.runs.journal import JOURNAL_FILE, Journal, curve, encode, last, read
+from remeasure.system.formats import now
 
 
 def epoch(number: int, split: str, **values: object) -> dict[str, object]:

@@ -22,11 +22,10 @@ from remeasure.config import errors
 from remeasure.config.compose import compose
 from remeasure.runs import provenance
 from remeasure.runs.folder import Place
-from remeasure.runs.journal import now
 from remeasure.spec.base import DataMissingError, refuse
 from remeasure.system import paths, startup
 from remeasure.system.atomic import write_atomic
-from remeasure.system.formats import decode_json, encode_json
+from remeasure.system.formats import decode_json, encode_json, now
 from remeasure.system.locks import held_folder
 
 KEYS = {

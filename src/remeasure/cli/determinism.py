@@ -27,12 +27,13 @@ from remeasure.config.resolve import identified
 from remeasure.runs import provenance
 from remeasure.runs.execute import execute, execute_together
 from remeasure.runs.folder import Outcome, Place
-from remeasure.runs.journal import now, unwatched
+from remeasure.runs.journal import unwatched
 from remeasure.spec.base import DataMissingError
 from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths, startup
 from remeasure.system.atomic import read_bytes, write_atomic
+from remeasure.system.formats import now
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import can_be_batched
 

@@ -15,7 +15,6 @@ from remeasure.models.saved import Classifier
 from remeasure.runs import code
 from remeasure.runs.folder import Place, ended_record, find_run
 from remeasure.runs.hardware import processor
-from remeasure.runs.journal import now
 from remeasure.runs.recorder import spec_of
 from remeasure.runs.splits import Splits
 from remeasure.spec.base import DeviceKind, InputError, gathered, refuse
@@ -24,7 +23,7 @@ from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
-from remeasure.system.formats import encode_csv
+from remeasure.system.formats import encode_csv, now
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of
 from remeasure.training.inference import Forward, Predictions, predict

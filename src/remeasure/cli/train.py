@@ -99,7 +99,8 @@ def _prepared(config: Config) -> tuple[Place, RunSpec]:
 
 
 def _row_of(config: Config, *, spec: RunSpec, place: Place) -> tuple[Row | None, list[str]]:
-    """The ledger's row of these configs, and where this run departs from what the row would train or evaluate.
+    """The ledger's row of these configs, which `rules` notes, and where this run departs from what the row would train
+    or evaluate.
 
     A file of weights that is named departs from it: nobody can tell here that it is the published one.
     """

@@ -40,10 +40,13 @@ class Split:
     verified: bool
 
 
-def num_shared(trained: np.ndarray, scored: np.ndarray) -> int:
-    """How many of the scored images (M, C, H, W) uint8 are among the trained (N, C, H, W), byte for byte."""
-    known = {image.tobytes() for image in trained}
-    return sum(image.tobytes() in known for image in scored)
+def shared_images(trained: np.ndarray, scored: np.ndarray) -> dict[int, int]:
+    """The scored images (M, C, H, W) uint8 that are among the trained (N, C, H, W), byte for byte, each with its number
+    there: a net that has learned one by heart scores it, whatever it has understood.
+    """
+    known = {image.tobytes(): index for index, image in enumerate(trained)}
+    found = ((index, known.get(image.tobytes())) for index, image in enumerate(scored))
+    return {index: trained for index, trained in found if trained is not None}
 
 
 def leak(shared: int, *, num_scored: int, split: str, name: str) -> str:

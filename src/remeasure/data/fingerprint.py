@@ -9,7 +9,7 @@ import numpy as np
 
 from remeasure.data import catalog, listing
 from remeasure.data.catalog import SPLITS, streamed
-from remeasure.data.files import SplitName, leak, num_shared
+from remeasure.data.files import SplitName, leak, shared_images
 from remeasure.spec.base import InputError
 from remeasure.spec.run import DataSpec
 
@@ -43,7 +43,7 @@ def fingerprint(spec: DataSpec, *, root: Path, trains: bool = False) -> Source:
         add_split(digest, images=split.images, labels=split.labels)
     if ":" in spec.source and len(splits) == len(SPLITS):
         train, test = (split.images for split in splits)
-        if fault := leak(num_shared(train, test), num_scored=len(test), split="test", name=spec.name):
+        if fault := leak(len(shared_images(train, test)), num_scored=len(test), split="test", name=spec.name):
             raise InputError(fault)
     return official(spec, digest.hexdigest(), verified=all(split.verified for split in splits))
 

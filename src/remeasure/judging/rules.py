@@ -5,25 +5,24 @@ runs/rules/since has the time at which a command first saw each row in the ledge
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
 from remeasure.system import locks
 from remeasure.system.atomic import read_bytes, write_atomic
+from remeasure.system.formats import now
 
 NO_CLAIM = "no such claim"  # the ledger had none when a seed's number was first seen
 
 
 def note(runs: Path, *, rows: Iterable[str]) -> None:
     """Keep since when the ledger has these rows, by name. Call it before any of their seeds is trained."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     folder = runs / "rules"
     folder.mkdir(parents=True, exist_ok=True)
     with locks.held(folder):
         known = _since(folder)
-        if new := {row: now for row in rows if row not in known}:
+        if new := {row: now() for row in rows if row not in known}:
             write_atomic(folder / "since", json.dumps(known | new, indent=1).encode())
 
 

@@ -34,10 +34,10 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from remeasure.spec.record import Event
+from remeasure.system.formats import now
 from remeasure.system.paths import naming, read_file
 
 JOURNAL_FILE = "journal.jsonl"
@@ -78,11 +78,6 @@ def encode(entry: Event) -> str:
     """The line of an event."""
     text = json.dumps(entry, allow_nan=True)
     return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
-
-
-def now() -> str:
-    """The current time in UTC, to the second, such as 2026-11-22T14:05:09Z."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def read(directory: Path) -> list[Event]:

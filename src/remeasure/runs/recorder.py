@@ -13,7 +13,7 @@ from remeasure.data import catalog
 from remeasure.models import registry, saved
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Place, read_record, write_record
-from remeasure.runs.journal import Journal, Sink, curve, last, now, read
+from remeasure.runs.journal import Journal, Sink, curve, last, read
 from remeasure.spec.base import DivergenceError, InputError
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Evaluation, Recipe
@@ -21,7 +21,7 @@ from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
-from remeasure.system.formats import decode_yaml, encode_npz
+from remeasure.system.formats import decode_yaml, encode_npz, now
 from remeasure.system.redaction import masked
 from remeasure.system.validation import convert
 from remeasure.training import augment, losses, optimizers  # noqa: F401 - the recipe's choices

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from remeasure.runs import provenance
-from remeasure.runs.journal import now
 from remeasure.spec.base import DeviceKind
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
+from remeasure.system.formats import now
 
 Figures = list[dict[str, Any]]
 

@@ -12,7 +12,7 @@ import yaml
 from remeasure.cli.options import Parser
 from remeasure.data import fingerprint
 from remeasure.data.catalog import SPLITS
-from remeasure.data.files import MOST_SHARED, Split
+from remeasure.data.files import MOST_SHARED, Split, shared_images
 from remeasure.data.folder import layouts
 from remeasure.spec.base import CONFIG_NAME, ROW_NAME, InputError
 from remeasure.spec.run import DataSpec
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         got = f"{train.images.shape} and {test.images.shape}"
         raise InputError(f"{place}: expected training and test images (N, C, H, W) of one size, got {got}")
     num_classes = _num_classes(train, test=test, where=place)
-    shared = _shared_images(train, test=test)
+    shared = shared_images(train.images, test.images)
     if shared and not given.accept_duplicates:
         first, trained = next(iter(shared.items()))
         raise InputError(
@@ -125,15 +125,6 @@ def _num_classes(train: Split, *, test: Split, where: Path) -> int:
     if unknown := sorted(set(test.labels.tolist()) - present):
         raise InputError(f"{where}: test labels without training images: {', '.join(map(str, unknown))}")
     return num
-
-
-def _shared_images(train: Split, *, test: Split) -> dict[int, int]:
-    """The test images that are among the training images, each with its number there: a net that has learned one by
-    heart scores it, whatever it has understood.
-    """
-    known = {image.tobytes(): index for index, image in enumerate(train.images)}
-    found = ((index, known.get(image.tobytes())) for index, image in enumerate(test.images))
-    return {index: trained for index, trained in found if trained is not None}
 
 
 def _fingerprint(train: Split, test: Split) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from remeasure.judging.metrics import percent
 from remeasure.judging.records import SeedResults
-from remeasure.runs import journal
+from remeasure.system.formats import now
 from remeasure.tracking.content.base import SOURCE, STATUS, Content, Points, cut, milliseconds, params, points
 from remeasure.tracking.content.datasets import inputs
 from remeasure.tracking.content.figures import confusion
@@ -24,7 +24,7 @@ def row_content(standing: Standing) -> Content:
     """The content of a row's parent run, which groups the runs of its seeds."""
     row, verdict = standing.row, standing.verdict
     spec_sha256, device_kind = standing.spec_sha256, standing.device_kind
-    time_ms = milliseconds(standing.at or journal.now())
+    time_ms = milliseconds(standing.at or now())
     seeds = sorted(standing.seeds, key=lambda part: part.record.seed)
     table, first = _table(seeds), seeds[0] if seeds else None
     percents = [value for part in seeds if (value := percent(part.record, metric=row.metric)) is not None]

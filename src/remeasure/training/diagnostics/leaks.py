@@ -23,7 +23,7 @@ def refuse_shared_images(trained: Tensor, scored: Tensor, *, spec: RunSpec) -> N
     """
     key = (spec.data_sha256, len(trained), len(scored))
     if key not in _SHARED:
-        _SHARED[key] = files.num_shared(trained.cpu().numpy(), scored.cpu().numpy())
+        _SHARED[key] = len(files.shared_images(trained.cpu().numpy(), scored.cpu().numpy()))
     if fault := files.leak(_SHARED[key], num_scored=len(scored), split=spec.data.split, name=spec.data.name):
         raise LeakError(fault)
 
