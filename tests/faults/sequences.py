@@ -36,8 +36,9 @@ from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
+from remeasure.system.clock import now
 from remeasure.system.digests import environment_sha256, predicted_sha256
-from remeasure.system.formats import encode_npz, now
+from remeasure.system.formats import encode_npz
 from remeasure.tracking import mlflow_store
 
 ROW = """\

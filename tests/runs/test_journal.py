@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remeasure.runs.journal import JOURNAL_FILE, Journal, curve, encode, last, read
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 
 
 def epoch(number: int, split: str, **values: object) -> dict[str, object]:

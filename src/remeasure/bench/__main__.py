@@ -24,7 +24,7 @@ from remeasure.bench.series import Measure, Setting
 from remeasure.config import errors
 from remeasure.spec.base import InputError, refuse
 from remeasure.system import paths, startup
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 from remeasure.system.locks import held_folder
 from remeasure.system.validation import did_you_mean
 

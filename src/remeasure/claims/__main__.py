@@ -25,7 +25,8 @@ from remeasure.runs.folder import Place
 from remeasure.spec.base import DataMissingError, refuse
 from remeasure.system import paths, startup
 from remeasure.system.atomic import write_atomic
-from remeasure.system.formats import decode_json, encode_json, now
+from remeasure.system.clock import now
+from remeasure.system.formats import decode_json, encode_json
 from remeasure.system.locks import held_folder
 
 KEYS = {

@@ -33,7 +33,7 @@ from remeasure.spec.record import Event
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths, startup
 from remeasure.system.atomic import read_bytes, write_atomic
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import can_be_batched
 

@@ -23,7 +23,8 @@ from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
-from remeasure.system.formats import encode_csv, now
+from remeasure.system.clock import now
+from remeasure.system.formats import encode_csv
 from remeasure.training.device import resolve_device
 from remeasure.training.engines.base import engine_of
 from remeasure.training.inference import Forward, Predictions, predict

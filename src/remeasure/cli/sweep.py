@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 
 if TYPE_CHECKING:
     from remeasure.spec.config import Config

@@ -11,7 +11,7 @@ from remeasure.spec.base import InputError
 from remeasure.spec.claim import Row
 from remeasure.system import locks
 from remeasure.system.atomic import read_bytes, write_atomic
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 
 NO_CLAIM = "no such claim"  # the ledger had none when a seed's number was first seen
 

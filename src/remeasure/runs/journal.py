@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from remeasure.spec.record import Event
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 from remeasure.system.paths import naming, read_file
 
 JOURNAL_FILE = "journal.jsonl"

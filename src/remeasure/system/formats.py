@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, fields
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -24,11 +23,6 @@ from remeasure.spec.base import LARGEST, InputError, refuse
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
-
-
-def now() -> str:
-    """The current time in UTC, to the second, such as 2026-11-22T14:05:09Z."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def mismatch(what: str, *, expected: object, found: object) -> str:

@@ -11,7 +11,7 @@ from remeasure.runs import provenance
 from remeasure.spec.base import DeviceKind
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 
 Figures = list[dict[str, Any]]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from remeasure.judging.metrics import percent
 from remeasure.judging.records import SeedResults
-from remeasure.system.formats import now
+from remeasure.system.clock import now
 from remeasure.tracking.content.base import SOURCE, STATUS, Content, Points, cut, milliseconds, params, points
 from remeasure.tracking.content.datasets import inputs
 from remeasure.tracking.content.figures import confusion
