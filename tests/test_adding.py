@@ -77,9 +77,9 @@ ADDED = {
         ),
     },
     "a data set": {
-        "src/remeasure/data/rows.py": DATA,
+        "rows.py": DATA,
         "conf/data/rows.yaml": (
-            "name: rows\nsource: remeasure.data.rows:read\ntitle: bright rows\nnum_classes: 4\n"
+            "name: rows\nsource: rows:read\ntitle: bright rows\nnum_classes: 4\n"
             "image_shape: [1, 8, 8]\nnum_train: 200\nnum_test: 50\npixel_mean: [0.2]\npixel_std: [0.3]\n"
             "num_validation: 0\nsplit: test\nfiles_md5: {}\nofficial_sha256: null\nknown_copies: {}\n"
         ),
@@ -119,7 +119,7 @@ def test_a_model_and_a_data_set_are_a_module_and_a_yaml_and_the_parts_of_a_recip
 
 
 def test_what_cannot_be_imported_is_refused_by_name(project: Project) -> None:
-    wrong = {"model.builder": "remeasure.models.wide:narrow", "data.source": "remeasure.data.rows:write"}
+    wrong = {"model.builder": "remeasure.models.wide:narrow", "data.source": "rows:write"}
     overrides = [f"{key}={name}" for key, name in wrong.items()]
     done = project.run("train.py", *CHOSEN, *overrides, cwd=project.root)
     assert (done.returncode, done.stdout) == (2, "")

@@ -95,6 +95,7 @@ def train_main() -> int:
     Returns the exit status.
     """
     signals.handle()  # imports take a while
+    paths.make_importable()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors reach `guarded`
     register_resolvers()
     import hydra
@@ -131,6 +132,7 @@ def train_main() -> int:
 def reproduce_main(arguments: Sequence[str]) -> int:
     """`python src/reproduce.py`; returns the exit status."""
     signals.handle()  # imports take a while
+    paths.make_importable()
     from remeasure.cli import reproduce
 
     return guarded(lambda: reproduce.main(arguments, compose=compose))
