@@ -32,12 +32,13 @@ from remeasure.data import catalog
 from remeasure.judging.reader import read_runs
 from remeasure.runs.folder import Outcome, Place, finished, open_directory, write_record
 from remeasure.runs.journal import Journal, Sink
+from remeasure.spec.base import canonical_sha256
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.system.clock import now
-from remeasure.system.digests import environment_sha256, predicted_sha256
+from remeasure.system.digests import predicted_sha256
 from remeasure.system.formats import encode_npz
 from remeasure.tracking import mlflow_store
 
@@ -117,7 +118,7 @@ def train(task: Task, *, place: Place, machine: int) -> Outcome:
         data_official="unknown",
         commit="c0ffee",
         dirty=False,
-        versions_sha256=environment_sha256(ENVIRONMENT),
+        versions_sha256=canonical_sha256(ENVIRONMENT),
         predicted_sha256=predicted_sha256(predicted),
         mlflow_run_id="",
         finished_at=now(),

@@ -9,8 +9,7 @@ from tests.support.measured import ENVIRONMENT, ROW, diverged, otherwise_wrong, 
 from remeasure.judging.comparison import Compared, compare, compare_folders
 from remeasure.judging.publish import publish
 from remeasure.judging.records import RowResults, put_together
-from remeasure.spec.base import InputError
-from remeasure.system.digests import environment_sha256
+from remeasure.spec.base import InputError, canonical_sha256
 
 LATER = "2030-01-01T00:00:00Z"
 
@@ -72,7 +71,7 @@ def compared(tmp_path: Path, old: RowResults, new: RowResults) -> Compared:
 
 def test_folders_with_the_same_predictions_are_identical_whatever_differs_around(tmp_path: Path) -> None:
     other = {**ENVIRONMENT, "torch": "2.16.0"}
-    versions = environment_sha256(other)
+    versions = canonical_sha256(other)
     before = seeds(*range(5))
     records = tuple(dataclasses.replace(each, versions_sha256=versions, commit="decaf") for each in before.records)
     new = dataclasses.replace(before, records=records, environments={versions: other})

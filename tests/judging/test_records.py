@@ -18,11 +18,11 @@ from tests.support.measured import ENVIRONMENT, LABELS, ROW, SPEC, VERSIONS, cur
 from remeasure.judging.publish import ensure_header, publish, recover
 from remeasure.judging.reader import read_findings, read_row, read_runs
 from remeasure.judging.records import RowResults
-from remeasure.spec.base import InputError
+from remeasure.spec.base import InputError, canonical_sha256
 from remeasure.spec.record import FoundPoint, RunRecord
 from remeasure.spec.run import spec_sha256
 from remeasure.system.atomic import write_atomic
-from remeasure.system.digests import environment_sha256, predicted_sha256
+from remeasure.system.digests import predicted_sha256
 from remeasure.system.formats import decode_npz, encode_csv, encode_npz
 
 RUNS_HEADER = (  # as the design document prints it
@@ -144,9 +144,9 @@ def test_predicted_sha256_refuses_a_negative_class() -> None:
         predicted_sha256(np.array([0, -1]))
 
 
-def test_environment_sha256_is_over_sorted_compact_json() -> None:
+def test_versions_sha256_is_over_sorted_compact_json() -> None:
     expected = hashlib.sha256(b'{"a":1,"b":"x"}').hexdigest()
-    assert environment_sha256({"b": "x", "a": 1}) == expected
+    assert canonical_sha256({"b": "x", "a": 1}) == expected
 
 
 # ---------------------------------------------------------------- reading back
@@ -396,7 +396,7 @@ def test_a_loss_that_is_not_finite_is_never_written() -> None:
 def newer() -> RowResults:
     """Another measurement of the same row, in another environment: every file but the spec differs."""
     environment = {**ENVIRONMENT, "torch": "2.16.0"}
-    versions = environment_sha256(environment)
+    versions = canonical_sha256(environment)
     return group(
         records=tuple(record(seed, versions_sha256=versions, wall_seconds=9.0) for seed in range(5)),
         environments={versions: environment},

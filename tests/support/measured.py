@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from remeasure.judging.records import RowResults, SeedResults, from_results, put_together
+from remeasure.spec.base import canonical_sha256
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.spec.run import TRAINING_VERSION, spec_sha256
-from remeasure.system.digests import environment_sha256, predicted_sha256
+from remeasure.system.digests import predicted_sha256
 
 ROW = "tiny-shapes"
 LABELS = np.arange(40) % 4
 NUM_WRONG = (2, 3, 2, 3, 2)
 ENVIRONMENT = {"python": "3.11.9", "torch": "2.15.0", "device": "two cores"}
-VERSIONS = environment_sha256(ENVIRONMENT)
+VERSIONS = canonical_sha256(ENVIRONMENT)
 SPEC = {
     "model": {"name": "tiny", "builder": "mlp", "options": {"widths": [4], "dropout": 0.25}},
     "data": {"name": "shapes", "num_classes": 4, "num_validation": 0, "split": "test", "pixel_mean": (0.5,)},

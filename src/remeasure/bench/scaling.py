@@ -1,4 +1,5 @@
-"""`python -m remeasure.bench.scaling`: how long a large table would take on many workers, simulated.
+"""`python -m remeasure.bench.scaling`: what a seed of each row costs, and how long a large table would take on many
+workers, simulated.
 
 The order is that of the campaign's own scheduler (campaign/schedule.py), the costs of the seeds are those of the
 committed records. Nothing is trained. docs/scaling.md has what it prints.
@@ -33,11 +34,11 @@ class Simulated:
     num_vanished: int
 
 
-def costs() -> list[float]:
-    """Mean seconds of a seed of each row with committed records."""
+def costs() -> dict[str, list[float]]:
+    """Row with committed records to the seconds of each of its seeds."""
     rows, _ = ledger.read_sound(paths.conf_dir() / paths.LEDGER)
-    records = [read_runs(paths.project_root() / "results", row=name) for name in rows]
-    return [statistics.fmean(record.wall_seconds for record in found) for found in records if found]
+    records = {name: read_runs(paths.project_root() / "results", row=name) for name in rows}
+    return {name: [record.wall_seconds for record in found] for name, found in records.items() if found}
 
 
 def table(seconds: Sequence[float], *, draws: random.Random) -> list[Forecast]:
@@ -82,8 +83,15 @@ def simulate(order: Sequence[float], *, lifetime_seconds: float, draws: random.R
 
 def report() -> Iterator[str]:
     """Lines of Markdown."""
+    measured = costs()
+    yield "| row | seeds | a seed: median | fastest | slowest |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row, seconds in sorted(measured.items(), key=lambda item: statistics.median(item[1])):
+        cells = (duration(value) for value in (statistics.median(seconds), min(seconds), max(seconds)))
+        yield f"| {row} | {len(seconds)} | {' | '.join(cells)} |"
+    yield ""
     draws = random.Random(0)
-    forecasts = table(costs(), draws=draws)
+    forecasts = table([statistics.median(seconds) for seconds in measured.values()], draws=draws)
     began = time.process_time()
     planned = plan(forecasts, num_cores=NUM_WORKERS, budget_seconds=math.inf)
     seconds_of_plan = time.process_time() - began

@@ -29,7 +29,6 @@ from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.formats import encode_json
 
 PROGRAM_FILE = "model.pt2"
-_PACKAGE = Path(__file__).parents[1]
 _CARD = Path(__file__).parent / "card.md.j2"
 
 
@@ -45,7 +44,7 @@ def export(row: Row, *, runs: Path, results: Path, into: Path) -> Path:
     measured = group.records if group else ()
     directory = _directory(row, runs=runs, measured=measured)
     record, spec = read_record(directory), spec_of(directory)
-    if differs := _other_code(directory, spec=spec):
+    if differs := code.network_changed(directory, spec=spec):
         raise InputError(
             f"{row.name}: {directory} was trained by other code ({differs}), so that its accuracy may not be this "
             f"network's; undo the change, or `make reproduce ROWS={row.name} FRESH=1` trains it again"
@@ -72,18 +71,6 @@ def export(row: Row, *, runs: Path, results: Path, into: Path) -> Path:
     card = _card(row, record=record, spec=spec, verdict=verdict, classifier=classifier)
     write_atomic(folder / "README.md", card.encode())
     return _in_place(folder, of=into / row.name)
-
-
-def _other_code(directory: Path, *, spec: RunSpec) -> str:
-    """The files that build networks and are not as they were when this run began; "" if there is none.
-
-    These are the user's own, and this package's models that were there at the time; one that came later builds others.
-    """
-    before, now = read_json(directory / code.CODE_FILE).get("files"), code.files(spec)
-    if before is None:
-        return code.changed(directory, spec=spec)
-    builds = (name for name in now if name.startswith("models/") or not (_PACKAGE / name).is_file())
-    return ", ".join(name for name in builds if before.get(name, now[name]) != now[name])
 
 
 def _in_place(folder: Path, *, of: Path) -> Path:

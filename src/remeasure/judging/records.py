@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from remeasure.spec.base import refuse
+from remeasure.spec.base import canonical_sha256, refuse
 from remeasure.spec.findings import Finding, finding
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.spec.run import spec_sha256
-from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
+from remeasure.system.digests import predicted_sha256, smallest_unsigned
 from remeasure.system.formats import Array, encode_csv, encode_json, encode_npz, encode_yaml, mismatch
 
 FOLDERS = ("runs", "predictions", "curves", "filters", "findings", "specs", "environments", "sums")
@@ -248,7 +248,7 @@ def _environment_faults(group: RowResults) -> Iterator[str]:
         yield mismatch(f"environments of {group.row}", expected=wanted, found=sorted(group.environments))
     for version, content in group.environments.items():
         try:
-            found = environment_sha256(content)
+            found = canonical_sha256(content)
         except (ValueError, RecursionError) as error:  # NaN, a lone surrogate
             found = str(error)
         if found != version:

@@ -94,6 +94,20 @@ def changed(directory: Path, *, spec: RunSpec) -> str:
     return _differ(sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)))
 
 
+def network_changed(directory: Path, *, spec: RunSpec) -> str:
+    """As `changed`, for the files that build networks: the user's own, and this package's models; "" if none differs.
+
+    A file that came after the run began builds other networks.
+    """
+    before, now = read_json(directory / CODE_FILE).get("files"), files(spec)
+    if not isinstance(before, dict):
+        return changed(directory, spec=spec)
+    package = Path(__file__).parents[1]
+    builds = (name for name in now if name.startswith("models/") or not (package / name).is_file())
+    differing = [name for name in builds if before.get(name, now[name]) != now[name]]
+    return _differ(differing) if differing else ""
+
+
 def changed_since(commit: str, *, project: Path) -> str:
     """As `changed`, for this package's files in a checkout and those of one of its commits; "" if none is known to."""
     package = "src/remeasure"

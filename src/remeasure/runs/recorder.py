@@ -14,14 +14,14 @@ from remeasure.models import registry, saved
 from remeasure.runs import code, provenance
 from remeasure.runs.folder import Place, read_record, write_record
 from remeasure.runs.journal import Journal, Sink, curve, last, read
-from remeasure.spec.base import DivergenceError, InputError
+from remeasure.spec.base import DivergenceError, InputError, canonical_sha256
 from remeasure.spec.findings import Finding
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.clock import now
-from remeasure.system.digests import environment_sha256, predicted_sha256, smallest_unsigned
+from remeasure.system.digests import predicted_sha256, smallest_unsigned
 from remeasure.system.formats import decode_yaml, encode_npz
 from remeasure.system.redaction import masked
 from remeasure.system.validation import convert
@@ -99,7 +99,7 @@ class Attempt:
             # The same code and libraries trained it (runs/folder.py): it keeps commit, diff and versions of its start.
             self._facts |= {key: started[key] for key in ("commit", "dirty")}
             if environment := read_json(self.directory / "environment.json"):
-                self._facts["versions_sha256"] = environment_sha256(environment)
+                self._facts["versions_sha256"] = canonical_sha256(environment)
             names = {key: started[key] for key in ("row", "seed", "model", "data", "epochs_total")}
             self.report("resumed", **names, **work, checkpoint=checkpoint)
             return
@@ -179,7 +179,7 @@ class Attempt:
             "data_official": data_official,
             "commit": revision.commit,
             "dirty": revision.dirty,
-            "versions_sha256": environment_sha256(provenance.environment(device)),
+            "versions_sha256": canonical_sha256(provenance.environment(device)),
             "mlflow_run_id": "",
             "own_code_sha256": code.own_code_sha256(spec),
         }

@@ -1,12 +1,9 @@
-"""SHA-256 of predictions and of environments, as records hold them."""
+"""SHA-256 of predictions, as records hold them."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from remeasure.spec.base import canonical_sha256
 from remeasure.system.formats import Array
 
 
@@ -16,11 +13,6 @@ def predicted_sha256(predicted: Array) -> str:
     Little-endian; the same whatever integer type the array comes in. ValueError: a class below 0.
     """
     return hashlib.sha256(smallest_unsigned(predicted).tobytes()).hexdigest()
-
-
-def environment_sha256(environment: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical JSON of an environment, used as `versions_sha256` and as its file's name."""
-    return canonical_sha256(environment)
 
 
 def smallest_unsigned(values: Array) -> Array:
