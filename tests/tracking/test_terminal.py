@@ -221,6 +221,22 @@ def test_a_row_is_one_line_with_its_seeds_mean_and_time_left(clock: Clock, termi
     assert re.fullmatch(r"mlp2-mnist [━╸╺]+ 2/40 seeds, 6 min left, 97.91 ± 0.16 %, undecided so far", line)
 
 
+def test_a_row_counts_no_time_in_which_other_rows_had_the_workers(clock: Clock, terminal: Terminal) -> None:
+    """A seed in 60 s, then an hour in which none of its seeds is trained, then half a seed in 30 s: 38.5 to go."""
+    progress = Progress(terminal, clock=clock)
+    progress.row(standing(0))
+    progress(FIRST, started(seed=0))
+    clock.seconds = 60
+    progress(FIRST, finished())
+    progress.row(standing(1))
+    clock.seconds += 3600
+    progress(SECOND, started(seed=1))
+    clock.seconds += 30
+    progress(SECOND, epoch(5))
+    (line,) = terminal.shown()
+    assert ", 38 min left" in line
+
+
 def test_a_row_counts_no_time_for_what_a_resumed_seed_had_done_before(clock: Clock, terminal: Terminal) -> None:
     """Half a seed in 30 s, and 39 seeds to go; a rate of a whole seed in 30 s would give 20 minutes."""
     progress = Progress(terminal, clock=clock)

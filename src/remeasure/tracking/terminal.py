@@ -57,6 +57,8 @@ class Progress(Observer):
 
     def started(self, run: Path, event: Event) -> None:
         shown = self.runs[run] = _Run(event, now=self.clock())
+        if shown.row in self.rows:
+            self.rows[shown.row].trains(1, now=self.clock())
         if not self.is_live or self.is_verbose:
             epochs = f", {shown.total} epoch{'s' * (shown.total > 1)}" if shown.total else ""
             self._tell(f"{shown.title}: {event['event']}{epochs}")
@@ -89,7 +91,10 @@ class Progress(Observer):
     def row(self, standing: Standing) -> None:
         name = standing.row.name
         if standing.state == "running":
-            self.rows.setdefault(name, _Row(standing, now=self.clock())).standing = standing
+            if name not in self.rows:
+                under_way = sum(run.row == name for run in self.runs.values())
+                self.rows[name] = _Row(standing, now=self.clock(), num_trained=under_way)
+            self.rows[name].standing = standing
             self._draw()
         elif self.rows.pop(name, None) and standing.state == "interrupted" and self.is_live:
             done = f"{standing.num_seeds} of {standing.num_asked} seeds"
@@ -121,6 +126,8 @@ class Progress(Observer):
 
     def _end(self, run: "_Run", *, event: Event) -> None:
         """A run's last line; on a terminal, its row's live line tells of it instead, unless something went wrong."""
+        if run.row in self.rows:
+            self.rows[run.row].trains(-1, now=self.clock())
         went_wrong = event["event"] == "failed" or (event["event"] == "finished" and event.get("reason"))
         if went_wrong or self.is_verbose or not self.is_live or run.row not in self.rows:
             self._tell(f"{run.title}: {_ending(event, epochs_total=run.epochs_total)}")
@@ -226,14 +233,24 @@ class _Run:
 class _Row:
     """The displayed state of a row that is measured now."""
 
-    def __init__(self, standing: Standing, *, now: float) -> None:
-        self.standing, self.begun, self.num_before = standing, now, standing.num_seeds
+    def __init__(self, standing: Standing, *, now: float, num_trained: int) -> None:
+        self.standing, self.num_before = standing, standing.num_seeds
         self.done_before = float(standing.num_seeds)
+        self.num_trained, self.seconds, self.since = num_trained, 0.0, now
+
+    def trains(self, more: int, *, now: float) -> None:
+        """One seed more, or one less, is trained from now on. While none is, the time left does not grow."""
+        self.seconds, self.since = self._seconds(now), now
+        self.num_trained += more
+
+    def _seconds(self, now: float) -> float:
+        """How long at least one of its seeds was trained."""
+        return self.seconds + (now - self.since if self.num_trained else 0.0)
 
     def state(self, now: float, *, done: float) -> str:
         """Such as "12/40 seeds, 12 min left, 97.91 ± 0.16 %, undecided so far". `done`: seeds, with parts of them."""
         verdict, parts = self.standing.verdict, [f"{self.standing.num_seeds}/{self.standing.num_asked} seeds"]
-        trained, seconds = done - self.done_before, now - self.begun
+        trained, seconds = done - self.done_before, self._seconds(now)
         # The first epochs of short runs wait for their workers to start.
         if trained > 0 and (self.standing.num_seeds > self.num_before or seconds >= START_SECONDS):
             left = seconds / trained * max(self.standing.num_asked - done, 0.0)
