@@ -1,7 +1,7 @@
 """`python3 src/set_up.py run|dev`: make .venv with the versions of the lock file. `make` calls it before each command.
 
 `run` is what measuring needs, `dev` adds DVC, the tests' and the linters' packages. uv installs them, or pip where uv
-does not work: the same versions, checked by the same hashes. This file needs the standard library alone, and Python 3.8
+does not work: the same versions, checked by the same hashes. This file needs the standard library alone, and Python 3.6
 reads it, so that an old Python can say what is missing.
 """
 
@@ -94,8 +94,10 @@ def install(layer: str) -> bool:
 def installers() -> "Iterator[list[str]]":
     """uv's command, which is the machine's or the one that the lock file names, then pip's, for where uv fails."""
     pip = [str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    if uv := shutil.which("uv") or fetched_uv(pip):
-        if index := pips_index():  # uv does not read pip's settings
+    uv = shutil.which("uv") or fetched_uv(pip)
+    if uv:
+        index = pips_index()  # uv does not read pip's settings
+        if index:
             os.environ.setdefault("UV_DEFAULT_INDEX", index)
         yield [uv, "pip", "install", "--quiet", "--python", str(PYTHON)]
         say("uv could not install it; pip tries")
@@ -105,7 +107,8 @@ def installers() -> "Iterator[list[str]]":
 def fetched_uv(pip: "list[str]") -> str:
     """The path of the uv that pip has put into .venv; "" if that did not work."""
     uv = VENV / "bin" / "uv"
-    if not uv.exists() and (entry := re.search(r"^uv==.*?(?=^\S|\Z)", (ROOT / LOCKS["run"]).read_text(), re.M | re.S)):
+    entry = re.search(r"^uv==.*?(?=^\S|\Z)", (ROOT / LOCKS["run"]).read_text(), re.M | re.S)
+    if entry and not uv.exists():
         (VENV / "uv.lock").write_text(entry.group())
         succeeds([*pip, "--require-hashes", "-r", str(VENV / "uv.lock")])
     return str(uv) if uv.exists() else ""

@@ -165,6 +165,8 @@ def test_metrics_params_and_plots_show_the_table_and_the_curves(team: Team, tmp_
     changed = re.sub(r"(?m)^epochs_total: \d+", "epochs_total: 7", recipe.read_text())
     assert changed != recipe.read_text()
     recipe.write_text(changed)
+    ledger = project.root / "conf/benchmark.yaml"
+    ledger.write_text(re.sub(r"margin_pp: [\d.]+", "margin_pp: 7.5", ledger.read_text(), count=1))
     table[ROW]["mean_percent"] = mean - 1
     (project.root / "results/table.json").write_text(json.dumps(table))
     said = dvc(project, "metrics show", "metrics diff", "params diff", "plots show", "exp show --no-pager --md")
@@ -172,6 +174,7 @@ def test_metrics_params_and_plots_show_the_table_and_the_curves(team: Team, tmp_
     assert f"{ROW}.verdict" in lines[0]
     assert [line.split()[-1] for line in lines if f"{ROW}.mean_percent" in line and "table.json" in line] == ["-1.0"]
     assert [line.split()[-1] for line in lines if line.startswith("conf/recipe/lbfgs.yaml")] == ["7"]
+    assert [line.split()[-2:] for line in lines if line.startswith("conf/benchmark.yaml")] == [["2.0", "7.5"]]
     assert any("epochs_total" in line and f"{ROW}.mean_percent" in line for line in lines)
     page = (project.root / "dvc_plots/index.html").read_text()
     assert '"split"' in page

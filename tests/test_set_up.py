@@ -1,5 +1,6 @@
 """src/set_up.py: .venv gets what a command needs, once, by uv or pip; who cannot have it is told so at once."""
 
+import ast
 import json
 import re
 import subprocess
@@ -197,6 +198,11 @@ def test_with_what_is_there_every_python_is_right(folder: Folder) -> None:
     """`make reproduce PYTHON=python3.12` once; then `make reproduce`, where python3 is an old one."""
     folder.set_up("run")
     assert folder.set_up("run", before="sys.version_info = (3, 8, 0)").returncode == 0
+
+
+def test_an_old_python_can_read_what_says_that_it_is_too_old() -> None:
+    """3.6 is RHEL 8's python3."""
+    ast.parse((CHECKOUT / "src/set_up.py").read_text(), feature_version=(3, 6))
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])

@@ -1,6 +1,7 @@
 """Tasks elsewhere: submitit's local scheduler, a real Slurm of one node, and Ray."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.support import remote_jobs, trained
 from tests.support.project import Project, copy_project
@@ -164,6 +166,42 @@ def test_the_next_process_attaches_to_a_job_that_waits_or_runs(
     assert [len(starts(place, seed)) for seed in (0, 1)] == [1, 1]
 
 
+def test_fresh_takes_no_result_of_an_earlier_command(place: Place) -> None:
+    with abandoned(place, SETTINGS, execute=remote_jobs.report) as pool, pool.together():
+        pool.submit(task(0))
+    wait_until(lambda: list((place.runs / JOBS).glob("*/*_result.pkl")))
+    with Slurm(place, SETTINGS, execute=remote_jobs.report) as second:
+        assert not second.is_alive(place.runs / f"mlp2-digits-{trained.spec().spec_sha256[:12]}-cpu-s0-a1")
+        assert results(second, task(0, fresh=True)) == {0: [0, "1"]}
+    assert [line.split()[1] for line in starts(place, 0)] == ["False", "True"]
+
+
+def test_a_job_of_this_machine_outlives_ctrl_c_in_the_terminal(place: Place) -> None:
+    with abandoned(place, SETTINGS, execute=remote_jobs.wait_for_leave) as pool, pool.together():
+        pool.submit(task(0))
+    wait_until(lambda: starts(place, 0))
+    pid = int(starts(place, 0)[0].split()[0])
+    for process in (pid, psutil.Process(pid).ppid()):
+        os.kill(process, signal.SIGINT)
+        os.kill(process, signal.SIGHUP)
+    (place.project / "leave").touch()
+    with Slurm(place, SETTINGS, execute=remote_jobs.report) as second:
+        assert results(second, task(0)) == {0: [0]}
+    assert len(starts(place, 0)) == 1
+
+
+def test_another_process_that_has_an_old_job_s_number_is_not_waited_for(place: Place) -> None:
+    with abandoned(place, SETTINGS, execute=remote_jobs.wait_for_leave) as pool, pool.together():
+        pool.submit(task(0))
+    (note,) = (place.runs / JOBS).glob("*.json")
+    with Slurm(place, SETTINGS, execute=remote_jobs.report) as second:
+        assert second.attaches(trained.spec(), seed=0)
+    note.write_text(json.dumps({**json.loads(note.read_text()), "job": str(os.getpid())}))
+    with Slurm(place, SETTINGS, execute=remote_jobs.report) as third:
+        assert not third.attaches(trained.spec(), seed=0)
+    (place.project / "leave").touch()
+
+
 def test_a_job_that_slurm_requeues_goes_on(place: Place, settings: Settings) -> None:
     if settings.scheduler != "slurm":
         pytest.skip("submitit's local scheduler has no queue")
@@ -268,7 +306,12 @@ def test_a_campaign_whose_coordinator_is_killed_attaches_and_equals_one_of_the_p
     [
         ("", "expected one of local, ray, slurm"),
         ("executor: kubernetes", "executor: expected 'slurm' or 'ray'"),
-        ("executor: ray\nadress: auto", "mine.yaml.address: missing"),
+        ("executor: ray\nadress: auto", "adress: no such key"),
+        ("executor: ray\naddress: nonsense", "address: expected auto, host:port or ray://host:port, got 'nonsense'"),
+        ("executor: ray\naddress: 127.0.0.1:1", "address: 127.0.0.1:1 cannot be reached"),
+        ("executor: slurm\nat_once: 2\nminutes: 5\npartiton: x", "partiton: no such key"),
+        ("executor: slurm\nat_once: 0\nminutes: 5", "at_once: expected 1 or more, got 0"),
+        ('executor: slurm\nat_once: 2\nminutes: 5\ncontainer: "run \'x"', "No closing quotation"),
     ],
 )
 def test_a_wrong_cluster_is_named(tmp_path: Path, place: Place, content: str, said: str) -> None:

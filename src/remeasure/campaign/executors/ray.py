@@ -1,12 +1,13 @@
 """Seeds as Ray tasks: on this machine's cores, or on a cluster that runs already."""
 
 import logging
+import socket
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray
 
@@ -14,12 +15,14 @@ from remeasure.campaign.executors.base import Task
 from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs.folder import Outcome, Place, finished
 from remeasure.runs.merge import merge
-from remeasure.spec.base import InputError
+from remeasure.spec.base import Count, InputError, NotNegative, Strict, Within
 from remeasure.spec.run import RunSpec
+
+CONNECT_SECONDS = 10.0  # how long a cluster's address may take to answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Strict):
     """conf/cluster/ray.yaml.
 
     `address`: of a cluster that runs; None: one on this machine for this command. `at_once`: the most tasks at a time;
@@ -28,11 +31,11 @@ class Settings:
     in a folder of its machine and sent back when it is finished, and one whose worker dies begins anew.
     """
 
-    address: str | None
-    at_once: int | None
-    gpus_per_run: float
-    retries: int
-    shared_disk: bool
+    address: str | None = None
+    at_once: Count | None = None
+    gpus_per_run: NotNegative = 0.0
+    retries: Annotated[int, Within("0 or more", lambda value: value >= 0)] = 5
+    shared_disk: bool = True
 
 
 class Ray(Remote):
@@ -42,6 +45,8 @@ class Ray(Remote):
 
     def __init__(self, place: Place, settings: Settings, *, execute: Execute | None = None) -> None:
         self.settings = settings
+        if settings.address not in (None, "auto", "local"):
+            _reach(str(settings.address))
         try:
             ray.init(
                 address=settings.address,
@@ -105,6 +110,17 @@ class Ray(Remote):
                     raise merged
         outcomes = [finished(task.spec, seed=seed, place=self.place) for seed in task.spec.together(task.seed)]
         return [replace(outcome, reused=False) for outcome in outcomes if outcome]
+
+
+def _reach(address: str) -> None:
+    """Raise InputError if nothing listens there: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        raise InputError(f"ray: address: expected auto, host:port or ray://host:port, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(f"ray: address: {address} cannot be reached ({error.strerror or error})") from None
 
 
 def apart(execute: Execute, task: Task, place: Place) -> dict[str, dict[str, bytes]] | Exception:

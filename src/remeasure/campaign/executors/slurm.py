@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 import submitit
@@ -28,7 +28,7 @@ from remeasure.campaign.executors.base import POLL_SECONDS, Task
 from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs import code
 from remeasure.runs.folder import Outcome, Place, run_key
-from remeasure.spec.base import InputError
+from remeasure.spec.base import Count, InputError, Positive, Strict, Within
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_json, write_atomic
 
@@ -38,7 +38,7 @@ LOOKS_WITHOUT = 3  # a job that the queue lacks so often, and that left no resul
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Strict):
     """conf/cluster/slurm.yaml; what is None is left to Slurm.
 
     `at_once`: the most jobs that wait or run. `minutes`: the limit of a job; it is requeued at its end, at most
@@ -47,19 +47,19 @@ class Settings:
     `extra`: further options of sbatch. `scheduler`: slurm, or local, which runs the jobs as processes of this machine.
     """
 
-    at_once: int
-    minutes: int
-    requeues: int
-    attempts: int
-    partition: str | None
-    account: str | None
-    memory_gb: float | None
-    cpus_per_run: int | None
-    gpus_per_run: int | None
-    container: str | None
-    setup: tuple[str, ...]
-    extra: Mapping[str, str | int | bool]
-    scheduler: Literal["slurm", "local"]
+    at_once: Count
+    minutes: Count
+    requeues: Annotated[int, Within("0 or more", lambda value: value >= 0)] = 20
+    attempts: Count = 3
+    partition: str | None = None
+    account: str | None = None
+    memory_gb: Positive | None = None
+    cpus_per_run: Count | None = None
+    gpus_per_run: Annotated[int | None, Within("0 or more", lambda value: value >= 0)] = None
+    container: str | None = None
+    setup: tuple[str, ...] = ()
+    extra: Mapping[str, str | int | bool] = field(default_factory=dict)
+    scheduler: Literal["slurm", "local"] = "slurm"
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Slurm(Remote):
             "cpus_per_task": settings.cpus_per_run,
             "gpus_per_node": settings.gpus_per_run,
         }
-        python = " ".join([*shlex.split(settings.container or ""), shlex.quote(sys.executable)])
         try:
+            python = " ".join([*shlex.split(settings.container or ""), shlex.quote(sys.executable)])
             self._scheduler = submitit.AutoExecutor(
                 self.folder / "%j",
                 cluster=settings.scheduler,
@@ -118,11 +118,13 @@ class Slurm(Remote):
                 local_max_num_timeout=settings.requeues,
             )
             setup = [*(f"export {name}={shlex.quote(value)}" for name, value in environment().items()), *settings.setup]
+            # A terminal sends its Ctrl-C and its end to each process that was started in it.
+            outlives = "trap '' INT HUP"
             self._scheduler.update_parameters(
                 name="remeasure",
                 timeout_min=settings.minutes,
                 slurm_setup=setup,
-                local_setup=setup,
+                local_setup=[outlives, *setup],
                 slurm_additional_parameters={"requeue": True, **settings.extra},
                 **{name: value for name, value in resources.items() if value is not None},
             )
@@ -136,8 +138,9 @@ class Slurm(Remote):
     def __exit__(self, *_: object) -> None:
         left = [entry.job.job_id for entry in self._jobs.values()]
         if left:
-            how = f"`scancel {' '.join(left)}` ends them" if self.settings.scheduler == "slurm" else f"{left}"
-            print(f"{len(left)} jobs go on; the same command attaches to them; {how}", file=sys.stderr)
+            command = "scancel" if self.settings.scheduler == "slurm" else "kill"
+            how = f"the same command attaches to them; `{command} {' '.join(left)}` ends them"
+            print(f"{len(left)} jobs go on; {how}", file=sys.stderr)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -159,7 +162,7 @@ class Slurm(Remote):
     def start(self, task: Task) -> Future[list[Outcome]]:
         future: Future[list[Outcome]] = Future()
         call, note = Training(self.execute, task, self.place), self._note(task.spec, seed=task.seed)
-        job = self._attached(note)
+        job = self._attached(note, fresh=task.fresh)
         self.follow(task, attached=bool(job))
         if job:
             self._jobs[future] = _Job(call=call, job=job, note=note)
@@ -173,7 +176,8 @@ class Slurm(Remote):
     def is_alive(self, directory: Path) -> bool:
         """Whether a job that waits or runs trains in this run's folder, as far as the scheduler says."""
         run = directory.name.rpartition("-a")[0]
-        return any(run.endswith(key) for note in self._notes() for key in note["runs"] if self._job(note))
+        alive = (note for note in self._notes() if (job := self._job(note)) and not job.paths.result_pickle.exists())
+        return any(run.endswith(key) for note in alive for key in note["runs"])
 
     def seconds_of_seed(self, spec: RunSpec, *, num_seeds: int) -> float:  # noqa: ARG002
         """Of one seed, as runs do not share their cores."""
@@ -226,15 +230,22 @@ class Slurm(Remote):
     def _write_note(self, entry: _Job) -> None:
         spec = entry.call.task.spec
         runs = [self._key(spec, seed=seed) for seed in spec.together(entry.call.task.seed)]
-        write_atomic(entry.note, json.dumps({"job": entry.job.job_id, "runs": runs}).encode())
+        note = {"job": entry.job.job_id, "runs": runs, "fresh": entry.call.task.fresh}
+        write_atomic(entry.note, json.dumps(note).encode())
 
     def _notes(self) -> Iterator[dict[str, Any]]:
         yield from filter(None, map(read_json, sorted(self.folder.glob("*.json"))))
 
-    def _attached(self, note: Path) -> Any:
-        """The job of a note, if it is there and alive."""
+    def _attached(self, note: Path, *, fresh: bool = False) -> Any:
+        """The job of a note, if it is there and alive, or has a result.
+
+        `fresh`: a result may be of an earlier command, and a job that goes on with an earlier run trains nothing anew.
+        """
         found = read_json(note)
-        return self._job(found) if found else None
+        job = self._job(found) if found else None
+        if job and fresh and (job.paths.result_pickle.exists() or not found.get("fresh")):
+            return None
+        return job
 
     def _job(self, note: Mapping[str, Any]) -> Any:
         """The job that a note names, or None if it has ended without a result that could be taken."""
@@ -270,6 +281,8 @@ def _queue() -> frozenset[str] | None:
 
 
 def _processes() -> frozenset[str]:
-    """Those of this machine, which are the jobs of submitit's local scheduler."""
-    alive = (process for process in psutil.process_iter(["status"]) if process.info["status"] != psutil.STATUS_ZOMBIE)
-    return frozenset(str(process.pid) for process in alive)
+    """Those that submitit's local scheduler started on this machine; another process may have an old job's number."""
+    found = psutil.process_iter(["cmdline", "status"])
+    alive = (process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE)
+    jobs = (process for process in alive if "submitit.local._local" in " ".join(process.info["cmdline"] or ()))
+    return frozenset(str(process.pid) for process in jobs)
