@@ -138,8 +138,9 @@ class Slurm(Remote):
     def __exit__(self, *_: object) -> None:
         left = [entry.job.job_id for entry in self._jobs.values()]
         if left:
-            command = "scancel" if self.settings.scheduler == "slurm" else "kill"
-            how = f"the same command attaches to them; `{command} {' '.join(left)}` ends them"
+            is_slurm = self.settings.scheduler == "slurm"  # else each is the child of a shell
+            command = f"scancel {' '.join(left)}" if is_slurm else f"pkill -P {','.join(left)}"
+            how = f"the same command attaches to them; `{command}` ends them"
             print(f"{len(left)} jobs go on; {how}", file=sys.stderr)
 
     @contextmanager
