@@ -25,6 +25,7 @@ from remeasure.data import fingerprint
 from remeasure.judging.publish import offer, publish, recover
 from remeasure.judging.reader import read_row, read_runs
 from remeasure.judging.records import RowResults, SeedResults, put_together
+from remeasure.judging.table import verdict_of
 from remeasure.models import pretrained as published_weights
 from remeasure.runs import code, timing
 from remeasure.runs.code import CODE_FILE
@@ -385,6 +386,23 @@ def test_rows_of_one_spec_share_their_seeds(tmp_path: Path, workers: type[InProc
     measure(tmp_path, row(), row("mlp2-digits-high", published=99.0, margin=0.5, looks=(3, 4)))
     assert sorted(seed for _, seed in workers.trained) == [0, 1, 2]
     assert (seeds(tmp_path), seeds(tmp_path, "mlp2-digits-high")) == ([0, 1], [0, 1, 2])
+
+
+def test_a_recipe_that_was_renamed_counts_what_was_trained_under_its_old_name(
+    tmp_path: Path, workers: type[InProcess]
+) -> None:
+    def composed(overrides: Sequence[str]) -> Config:
+        return compose(
+            [each.replace("recipe=renamed", "recipe=article") for each in overrides] + ["recipe.name=renamed"]
+        )
+
+    measure(tmp_path, row())
+    renamed = row("mlp2-digits-renamed", recipe="renamed")
+    measure(tmp_path, renamed, composed_by=composed)
+    assert len(workers.trained) == 2
+    found = read_row(tmp_path / "results", row=renamed.name)
+    assert found is not None
+    assert verdict_of(renamed, records=found.records, spec=found.spec).verdict == "reproduced"
 
 
 def test_a_seed_that_crashes_is_not_replaced_and_other_rows_go_on(tmp_path: Path, workers: type[InProcess]) -> None:

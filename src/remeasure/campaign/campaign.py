@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -267,7 +267,11 @@ class Campaign:
         self._track(campaign, state=campaign.state())
 
     def _part(self, campaign: RowCampaign, outcome: Outcome) -> SeedResults:
-        return from_run(outcome, row=campaign.row.name, metric=campaign.row.metric)
+        """The seed's results; its configs have the names that the ledger has, by which no run differs from another."""
+        row = campaign.row
+        part = from_run(outcome, row=row.name, metric=row.metric)
+        named = {key: {**part.spec[key], "name": getattr(row, key)} for key in ("model", "data", "recipe")}
+        return replace(part, spec={**part.spec, **named})
 
     def _publish(self, campaign: RowCampaign) -> None:
         """Offer the seeds to results/, once for each number of them, and compare them with the record before."""
