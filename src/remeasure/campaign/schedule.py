@@ -83,7 +83,8 @@ def shown(planned: Sequence[Planned], *, num_cores: int, budget_seconds: float, 
     num_seeds = len(frozenset[Seed]().union(*(entry.fit for entry in planned)))
     last = max(entry.seconds_to_fit for entry in planned)
     workers = f"{num_cores} worker{'s' * (num_cores > 1)}"
-    line = f"{num_seeds} seeds fit the budget of {duration(budget_seconds)}; {workers}"
+    fit = "seed fits" if num_seeds == 1 else "seeds fit"
+    line = f"{num_seeds} {fit} the budget of {duration(budget_seconds)}; {workers}"
     if last:
         line += f"; ends about {_clock(last, now=now)}"
     tables = [grid(*(HEADING[number] for number in layout)) for layout in LAYOUTS]

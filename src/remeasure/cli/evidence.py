@@ -92,10 +92,10 @@ def merge(arguments: Sequence[str]) -> int:
                     found.append(each)
                 else:
                     faults += each.faults
-    seeds: dict[str, list[int]] = {}
+    seeds: dict[str, set[int]] = {}
     for each in found:
         name = each.record.row or each.source.name.rpartition("-s")[0]
-        seeds.setdefault(f"{name}: {each.taken}: seed", []).append(each.record.seed)
+        seeds.setdefault(f"{name}: {each.taken}: seed", set()).add(each.record.seed)
     for line, numbers in seeds.items():
         print(f"{line}{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}")
     if any(each.taken == "merged" for each in found):
