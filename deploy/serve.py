@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import boto3
+import psycopg
 
 NEEDED = (
     *("PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     *("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
 )
+SHORTEST = 12  # characters that MLflow demands of the administrator's password
 SETTINGS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -25,6 +27,12 @@ SETTINGS = {
 def main(*options: str) -> None:
     if missing := [name for name in NEEDED if not os.environ.get(name)]:
         sys.exit(f"set {', '.join(missing)} in the environment: docs/team.md")
+    if len(os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]) < SHORTEST:
+        sys.exit(f"MLFLOW_AUTH_ADMIN_PASSWORD: expected at least {SHORTEST} characters")
+    try:
+        psycopg.connect(connect_timeout=10).close()  # MLflow would try for minutes
+    except psycopg.OperationalError as error:
+        sys.exit(f"PostgreSQL, by PGHOST, PGUSER, PGDATABASE and PGPASSWORD: {error}")
     bucket = os.environ.get("BUCKET", "remeasure")
     store = boto3.client("s3")
     if bucket not in {each["Name"] for each in store.list_buckets()["Buckets"]}:

@@ -187,6 +187,22 @@ def test_a_server_without_a_password_does_not_start(services: dict[str, Any]) ->
     assert {*needed, "PGPASSWORD"} <= services["mlflow"]["environment"].keys()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"MLFLOW_AUTH_ADMIN_PASSWORD": "short"}, "MLFLOW_AUTH_ADMIN_PASSWORD: expected at least 12 characters"),
+        ({"PGHOST": "127.0.0.1", "PGPORT": "1"}, "PostgreSQL, by PGHOST, PGUSER, PGDATABASE and PGPASSWORD: "),
+    ],
+)
+def test_what_the_server_cannot_start_with_is_said_at_once(changes: dict[str, str], said: str) -> None:
+    given = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+    environment = {**dict.fromkeys(given, "x"), "MLFLOW_AUTH_ADMIN_PASSWORD": "of 12 letters", **changes}
+    command = [sys.executable, str(DEPLOY / "serve.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(said)
+
+
 def test_the_image_has_what_it_starts_and_the_versions_of_the_lock_file(services: dict[str, Any]) -> None:
     text = (CHECKOUT / services["mlflow"]["build"]["dockerfile"].replace("..", "")).read_text()
     copied = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()]
