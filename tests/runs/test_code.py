@@ -14,9 +14,8 @@ from remeasure.models import registry
 from remeasure.runs import code, journal
 from remeasure.runs.folder import attempts, finished, other_code
 from remeasure.runs.timing import seconds_of_seed
-from remeasure.spec.base import InputError
+from remeasure.spec.base import InputError, canonical_sha256
 from remeasure.spec.run import ModelSpec, RunSpec
-from remeasure.system.digests import environment_sha256
 
 NETS = '''\
 """Nets."""
@@ -99,7 +98,7 @@ def test_a_resumed_run_keeps_the_versions_of_its_start(tmp_path: Path) -> None:
     path.write_text(json.dumps(environment))
     again = run(spec("recipe.epochs_total=1"), tmp_path)
     assert again.directory == first.directory
-    assert again.record.versions_sha256 == environment_sha256(environment) != first.record.versions_sha256
+    assert again.record.versions_sha256 == canonical_sha256(environment) != first.record.versions_sha256
 
 
 def test_a_run_of_a_version_that_kept_no_hashes_is_other_code(tmp_path: Path) -> None:
