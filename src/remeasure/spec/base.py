@@ -58,6 +58,7 @@ class Within:
 
 
 Count = Annotated[int, Within("1 or more", lambda value: value >= 1)]
+CountOrZero = Annotated[int, Within("0 or more", lambda value: value >= 0)]
 Positive = Annotated[float, Within("a number above 0", lambda value: value > 0)]
 NotNegative = Annotated[float, Within("0 or more", lambda value: value >= 0)]
 

@@ -4,7 +4,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal, get_args
 
-from remeasure.spec.base import CONFIG_NAME, FIRST_TUNING_SEED, Control, Count, DeviceKind, Engine, Keep, Strict, Within
+from remeasure.spec.base import (
+    CONFIG_NAME,
+    FIRST_TUNING_SEED,
+    Control,
+    Count,
+    CountOrZero,
+    DeviceKind,
+    Engine,
+    Keep,
+    Strict,
+    Within,
+)
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.recipe import Evaluation, Recipe
 from remeasure.spec.run import TRAINING_VERSION, DataSpec, ModelSpec, RunSpec, input_shape
@@ -33,7 +44,7 @@ class Config(Strict):
     model: ModelSpec
     data: DataSpec
     recipe: Recipe | Evaluation
-    seed: Annotated[int, Within("0 or more", lambda seed: seed >= 0)]
+    seed: CountOrZero
     precision: Literal["auto", "float32", "bfloat16"]
     engine: Engine
     engine_width: Annotated[Count, Within("at most 1000", lambda width: width <= 1000)]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from remeasure.spec.base import Control, Count, Engine, Mode, Precision, Strict, Within, canonical_sha256
+from remeasure.spec.base import Control, Count, CountOrZero, Engine, Mode, Precision, Strict, Within, canonical_sha256
 from remeasure.spec.photographs import Transform
 from remeasure.spec.plugin import Plugin
 from remeasure.spec.recipe import Evaluation, Recipe
@@ -48,7 +48,7 @@ class DataSpec(Strict):
     image_shape: Annotated[
         tuple[int, int, int], Within("channels, height and width from 1 up", lambda shape: min(shape) >= 1)
     ]
-    num_train: Annotated[int, Within("0 or more", lambda num: num >= 0)]
+    num_train: CountOrZero
     num_test: Count
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]

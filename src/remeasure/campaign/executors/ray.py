@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import ray
 
@@ -15,7 +15,7 @@ from remeasure.campaign.executors.base import Task
 from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs.folder import Outcome, Place, finished
 from remeasure.runs.merge import merge
-from remeasure.spec.base import Count, InputError, NotNegative, Strict, Within
+from remeasure.spec.base import Count, CountOrZero, InputError, NotNegative, Strict
 from remeasure.spec.run import RunSpec
 
 CONNECT_SECONDS = 10.0  # how long a cluster's address may take to answer
@@ -34,7 +34,7 @@ class Settings(Strict):
     address: str | None = None
     at_once: Count | None = None
     gpus_per_run: NotNegative = 0.0
-    retries: Annotated[int, Within("0 or more", lambda value: value >= 0)] = 5
+    retries: CountOrZero = 5
     shared_disk: bool = True
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import psutil
 import submitit
@@ -28,7 +28,7 @@ from remeasure.campaign.executors.base import POLL_SECONDS, Task
 from remeasure.campaign.executors.remote import Execute, Remote, environment, returned, time_seed
 from remeasure.runs import code
 from remeasure.runs.folder import Outcome, Place, run_key
-from remeasure.spec.base import Count, InputError, Positive, Strict, Within
+from remeasure.spec.base import Count, CountOrZero, InputError, Positive, Strict
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_json, write_atomic
 
@@ -49,13 +49,13 @@ class Settings(Strict):
 
     at_once: Count
     minutes: Count
-    requeues: Annotated[int, Within("0 or more", lambda value: value >= 0)] = 20
+    requeues: CountOrZero = 20
     attempts: Count = 3
     partition: str | None = None
     account: str | None = None
     memory_gb: Positive | None = None
     cpus_per_run: Count | None = None
-    gpus_per_run: Annotated[int | None, Within("0 or more", lambda value: value >= 0)] = None
+    gpus_per_run: CountOrZero | None = None
     container: str | None = None
     setup: tuple[str, ...] = ()
     extra: Mapping[str, str | int | bool] = field(default_factory=dict)
