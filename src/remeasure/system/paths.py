@@ -32,14 +32,17 @@ def enter(folder: Path | None = None) -> None:
     conf = next((choice.resolve() for choice in choices if (choice / LEDGER).is_file()), None)
     if conf:
         os.environ[_OWN_CONF] = str(conf)
-        make_importable()
     elif named is not None:
         raise InputError(f"{named}: holds no {LEDGER}; `remeasure new FOLDER` makes a project that has one")
+    make_importable()
 
 
 def make_importable() -> None:
-    """Let the modules beside the project's conf/ be imported: builders, readers, parts of recipes, observers."""
-    if (root := str(project_root())) not in sys.path:
+    """Let the modules beside the project's conf/ be imported: builders, readers, parts of recipes, observers.
+
+    Where there is no project, nothing of the working directory can be.
+    """
+    if in_project() and (root := str(project_root())) not in sys.path:
         sys.path.insert(0, root)
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from remeasure.spec.base import NotNegative, Within
+from remeasure.spec.base import CountOrZero, NotNegative, Within
 from remeasure.spec.recipe import Augmentation, Normalisation
 from remeasure.training import seeding
 
 Fraction = Annotated[float, Within("a fraction in [0, 1]", lambda value: 0 <= value <= 1)]
-Pixels = Annotated[int, Within("0 or more", lambda value: value >= 0)]
+Pixels = CountOrZero
 IN_MEMORY = ("serial", "batched", "numpy")  # the engines that get a batch as `augment` makes it
 
 
