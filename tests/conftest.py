@@ -13,12 +13,12 @@ from typing import NoReturn
 import pytest
 from tests.support.forking import client as forking
 from tests.support.project import Command, Ended, Project, copy_project
+from tests.support.project import empty_store as store_content
 
 from remeasure.cli import commands
 from remeasure.runs import code
 from remeasure.spec.base import Choice
 from remeasure.system import paths
-from remeasure.tracking import mlflow_store
 
 # Tests run side by side, one a core, and the threads of a step would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -93,9 +93,9 @@ def sample() -> Path:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database without the experiment; MLflow takes seconds to make one."""
+    """The file of a migrated database without the experiment."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow_store._client(f"sqlite:///{path}")
+    path.write_bytes(store_content())
     return path
 
 

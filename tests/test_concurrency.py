@@ -41,7 +41,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Project:
-    return small_suite(tmp_path / "project", epochs=60)
+    return small_suite(tmp_path / "project", epochs=60, store="")
 
 
 def start(project: Project, script: str, *arguments: str, core: int = 0, store: str = "") -> "subprocess.Popen[bytes]":

@@ -59,13 +59,12 @@ def git(project: Project, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two seeds of a row and its table, made by DVC as it comes, in a folder that is no git checkout."""
     project = small_suite(tmp_path_factory.mktemp("measured") / "project", rows=[ROW])
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots/curves.json"):
         (project.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, project.root / name)
-    shutil.copy(empty_store, project.root)
     (project.root / ".venv").symlink_to(sys.prefix)
     done = project.run("reproduce.py", "measure", ROW, "--seeds", "2", cwd=project.root)
     assert done.returncode == 0, done.stderr

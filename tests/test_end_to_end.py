@@ -36,7 +36,7 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """A scratch project after `reproduce.py --demo --fresh`."""
-    project = copy_project(tmp_path_factory.mktemp("demo"))
+    project = copy_project(tmp_path_factory.mktemp("demo"), store="")
     before = contents(project)
     done = project.run("reproduce.py", "--demo", "--fresh", cwd=tmp_path_factory.mktemp("elsewhere"))
     assert done.returncode == 0, done.stderr

@@ -176,10 +176,8 @@ def assert_complete(uri: str) -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, empty_store: Path) -> Project:
-    project = small_suite(tmp_path / "project", rows=[ROW])
-    shutil.copy(empty_store, project.root)
-    return project
+def project(tmp_path: Path) -> Project:
+    return small_suite(tmp_path / "project", rows=[ROW])
 
 
 @pytest.mark.usefixtures("impatient")
@@ -323,7 +321,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Project]:
     folder = tmp_path_factory.mktemp("cut")
 
     def cut(number: int) -> Project:
-        project = small_suite(folder / signal.Signals(number).name, rows=[ROW], epochs=400)
+        project = small_suite(folder / signal.Signals(number).name, rows=[ROW], epochs=200)
         process = project.start(*CAMPAIGN, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         wait_until(lambda: (project.root / f"results/sums/{ROW}.sha256").exists() and trains(project))
         process.send_signal(number)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import urllib.request
@@ -41,10 +40,9 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 @pytest.fixture(scope="module")
-def measured_offline(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
+def measured_offline(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose campaign, two seeds of one row, was tracked in its own SQLite database."""
     project = small_suite(tmp_path_factory.mktemp("offline") / "project", rows=[ROW])
-    shutil.copy(empty_store, project.root)
     done = project.run("reproduce.py", "reproduce", ROW, "--seeds", str(len(SEEDS)), cwd=project.root)
     assert done.returncode == 0, done.stderr
     return project

@@ -243,7 +243,7 @@ def test_resnet18_brings_bfloat16_and_channels_last_and_what_is_named_beside_it_
 def test_an_experiment_is_a_file_and_the_command_line_wins_over_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scratch = copy_project(tmp_path)
+    scratch = copy_project(tmp_path, store="")
     monkeypatch.setattr(paths, "_CHECKOUT", scratch.root)
     (scratch.root / "conf/experiment").mkdir(exist_ok=True)
     (scratch.root / "conf/experiment/brief.yaml").write_text(
@@ -262,7 +262,7 @@ def test_an_experiment_is_a_file_and_the_command_line_wins_over_it(
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project of this file's own, in which nothing is ever trained."""
-    return copy_project(tmp_path_factory.mktemp("refusing"))
+    return copy_project(tmp_path_factory.mktemp("refusing"), store="")
 
 
 @pytest.fixture
@@ -514,7 +514,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     folder: str, script: str, arguments: list[str], here: Command, tmp_path: Path
 ) -> None:
     """Root may write anywhere, so a file stands in the folder's place."""
-    scratch = copy_project(tmp_path)
+    scratch = copy_project(tmp_path, store="")
     (scratch.root / folder).write_text("in the way")
     naming = (str(scratch.root / folder), "cannot be written", "writable")
     assert_refused(here(scratch, script, *arguments), naming=naming, project=scratch)

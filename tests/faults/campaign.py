@@ -151,7 +151,7 @@ class Campaign:
 
 def template(root: Path) -> Project:
     """A scratch project with these configs and this ledger, which nothing was run in."""
-    project = copy_project(root)
+    project = copy_project(root, store="")
     for name, text in CONFIGS.items():
         (root / "conf" / name).write_text(text)
     (root / "conf/benchmark.yaml").write_text("rows:\n" + "".join(ROW.format(**row) for row in ROWS))

@@ -192,6 +192,7 @@ def test_each_image_size_is_timed_and_weighed_by_its_epochs(tmp_path: Path, monk
         seen.append((pixels, place.device_kind, limit_seconds))
         return 21.0 * (pixels or 0)
 
+    monkeypatch.setattr(timing, "TIMED_SECONDS", 3.0)
     monkeypatch.setattr(timing, "_seconds_per_epoch", seconds_per_epoch)
     assert timing.seconds_of_seed(spec, place=trained.place(tmp_path)) == 1218.0
     assert seen == [(4, "cpu", 1.0), (6, "cpu", 1.0), (8, "cpu", 1.0)], "together at most 3 s"

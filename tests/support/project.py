@@ -4,12 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.forking import client as forking
+
+from remeasure.tracking import mlflow_store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 600.0  # a slow machine takes minutes for the demo
@@ -93,8 +97,20 @@ class Project:
         return {str(path.parent.relative_to(self.runs)): path.read_bytes() for path in found}
 
 
-def copy_project(root: Path) -> Project:
-    """Copy what a checkout holds, without git, environment, runs, results and data."""
+@cache
+def empty_store() -> bytes:
+    """The database of a migrated MLflow store without the experiment; MLflow takes two seconds to make one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mlflow.db"
+        mlflow_store._client(f"sqlite:///{path}")
+        return path.read_bytes()
+
+
+def copy_project(root: Path, *, store: str = "mlflow.db") -> Project:
+    """Copy what a checkout holds, without git, environment, runs, results and data.
+
+    `store`: where the copy has an empty MLflow store; "": it has none.
+    """
     root.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         source = CHECKOUT / part
@@ -102,4 +118,7 @@ def copy_project(root: Path) -> Project:
             shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, root / part)
+    if store and mlflow_store.available():
+        (root / store).parent.mkdir(parents=True, exist_ok=True)
+        (root / store).write_bytes(empty_store())
     return Project(root=root)

@@ -44,7 +44,12 @@ class TrackingServer:
 
     def start(self) -> None:
         options = ("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
-        environment = forking.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", **self._environment)
+        environment = forking.environment(
+            MLFLOW_DISABLE_TELEMETRY="true",
+            DO_NOT_TRACK="true",
+            MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # background jobs of language models: eight processes more
+            **self._environment,
+        )
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self.folder / "server.log").open("ab") as log:
             self._process = forking.popen(

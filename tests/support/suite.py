@@ -17,9 +17,12 @@ SEEDS = range(5)
 SHORT = "defaults: [article, _self_]\nname: short\nepochs_total: {epochs}\n"
 
 
-def small_suite(root: Path, *, rows: Sequence[str] = ROWS, epochs: int = 40) -> Project:
-    """A scratch project whose ledger is these rows of the demo's, five seeds each; mlp2 trains for so many epochs."""
-    project = copy_project(root)
+def small_suite(root: Path, *, rows: Sequence[str] = ROWS, epochs: int = 40, store: str = "mlflow.db") -> Project:
+    """A scratch project whose ledger is these rows of the demo's, five seeds each; mlp2 trains for so many epochs.
+
+    `store`: as for `copy_project`.
+    """
+    project = copy_project(root, store=store)
     conf = project.root / "conf"
     entries = yaml.safe_load((conf / "demo.yaml").read_text())["rows"]
     entries["mlp2-digits"]["recipe"] = "short"

@@ -239,7 +239,7 @@ def test_what_is_said_reaches_stderr_although_no_observer_shows_it(capsys: pytes
 
 def test_an_observer_is_one_class_and_one_yaml(tmp_path: Path) -> None:
     """A scratch copy of the project with one file more in each of the two places."""
-    project = copy_project(tmp_path)
+    project = copy_project(tmp_path, store="")
     (project.root / "src/counts.py").write_text(
         "from remeasure.tracking.observer import Observer\n"
         "class Counts(Observer):\n"

@@ -14,7 +14,7 @@ from remeasure.spec.recipe import Evaluation, Recipe, Resolution
 from remeasure.spec.run import RunSpec
 from remeasure.training.engines.base import engine_of
 
-TIMED_SECONDS = 3.0  # time for timing a row: at least two steps of each image size, or one slow step
+TIMED_SECONDS = 1.0  # time for timing a row: at least two steps of each image size, or one slow step
 TIMED_SECONDS_CUDA = 0.5
 SLOW_STEP_SECONDS = 10.0  # warm-up adds less than a second to the first step, unless it compiles
 WARM_STEPS_CUDA = 8  # libraries choose their kernels, and a CUDA graph is captured

@@ -163,7 +163,11 @@ def serve(project_root: Path, *, port: int) -> NoReturn:
     server = os.getpid()
     if os.fork() == 0:
         _tell(f"http://127.0.0.1:{port}{link(store.experiment_id, FIRST)}  (Ctrl-C ends it)", port=port, server=server)
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: it may hold a password
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs of language models: eight processes more
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # no argument: it may hold a password
+    }
     options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")  # one person needs one
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)
 

@@ -323,7 +323,7 @@ def in_mlflow(folder: Path) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A project whose demo has a row that is quickly decided, and one whose runs never end."""
-    project = copy_project(tmp_path_factory.mktemp("campaign"))
+    project = copy_project(tmp_path_factory.mktemp("campaign"), store="runs/demo/mlflow.db")
     path = project.root / "conf/demo.yaml"
     rows = yaml.safe_load(path.read_text())["rows"]
     rows = {name: rows[name] for name in ("logreg-digits", "mlp2-digits")}

@@ -244,6 +244,7 @@ def test_tasks_of_ray_come_back_and_a_worker_that_dies_is_replaced(place: Place)
 # ---------------------------------------------------------------- campaigns
 
 
+STORE = "runs/demo/mlflow.db"
 LEDGER = ("mlp2-digits", "--demo", "--seeds", "2")
 CLUSTERS = {
     "here": "{executor: slurm, at_once: 2, minutes: 10, requeues: 3, attempts: 2, partition: null, account: null, "
@@ -255,7 +256,7 @@ CLUSTERS = {
 @pytest.fixture(scope="module")
 def pooled(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A campaign on this machine's own processes."""
-    return measured(copy_project(tmp_path_factory.mktemp("pooled")))
+    return measured(copy_project(tmp_path_factory.mktemp("pooled"), store=STORE))
 
 
 def measured(project: Project, *options: str, **environment: str) -> Project:
@@ -279,17 +280,17 @@ def with_cluster(project: Project, name: str, *, scheduler: str = "local") -> Pr
 def test_runs_of_ray_on_other_disks_are_brought_back_and_equal_those_of_the_pool(
     tmp_path: Path, pooled: Project
 ) -> None:
-    project = measured(with_cluster(copy_project(tmp_path), "apart"), "--on", "apart")
+    project = measured(with_cluster(copy_project(tmp_path, store=STORE), "apart"), "--on", "apart")
     assert records(project) == records(pooled)
 
 
 def test_a_campaign_whose_coordinator_is_killed_attaches_and_equals_one_of_the_pool(
     tmp_path: Path, pooled: Project, request: pytest.FixtureRequest
 ) -> None:
-    """On a real Slurm where it is installed; one of its jobs is pre-empted as well."""
+    """On a real Slurm where it is installed."""
     scheduler = "local" if why_not() else "slurm"
     environment = {} if scheduler == "local" else {"SLURM_CONF": str(request.getfixturevalue("slurm_conf"))}
-    project = with_cluster(copy_project(tmp_path), "here", scheduler=scheduler)
+    project = with_cluster(copy_project(tmp_path, store=STORE), "here", scheduler=scheduler)
     first = project.start("reproduce.py", "measure", *LEDGER, "--on", "here", env=project.environment(**environment))
     notes = project.runs / "demo" / JOBS
     wait_until(lambda: list(notes.glob("*.json")))

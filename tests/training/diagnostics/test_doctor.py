@@ -266,11 +266,11 @@ def test_a_healthy_lenet_is_silent(
 
 
 def test_a_healthy_resnet_is_silent(cifar10_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """24 steps, most of them on images of 8 pixels; the rate is scaled with the batch. Muon takes a second a step."""
+    """16 steps, most of them on images of 8 pixels; the rate is scaled with the batch. Muon takes a second a step."""
     overrides = ["model=resnet18", "recipe.epochs_total=4", "recipe.batch_size=4", "recipe.optimizer.lr_peak=0.003125"]
     overrides += ["recipe.resolution={pixels: [8], until_epoch: [3]}", "recipe.schedule.epochs_warmup=0.8"]
     overrides += ["cpu_threads=1"]  # two wait for each other on a busy machine
-    assert real(overrides, root=cifar10_root, folder=tmp_path, num=24, monkeypatch=monkeypatch) == []
+    assert real(overrides, root=cifar10_root, folder=tmp_path, num=16, monkeypatch=monkeypatch) == []
 
 
 def test_who_asks_for_no_doctor_gets_none(tmp_path: Path) -> None:

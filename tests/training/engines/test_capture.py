@@ -35,7 +35,7 @@ from remeasure.training.seeding import derive
 DROPS = ("model=mlp4", "recipe=article", "recipe.epochs_total=2")  # its masks are drawn in each step
 SGD = ("recipe.optimizer={name: sgd, lr_peak: 0.02, momentum: 0.9, nesterov: true}", "recipe.schedule.name=linear")
 MUON = (
-    *("model=mlp4", "recipe=article", "recipe.epochs_total=2"),
+    *("model=mlp4", "model.options.hidden_sizes=[64,64]", "recipe=article", "recipe.epochs_total=2"),
     "recipe.optimizer={name: muon, lr_peak: 0.1, momentum: 0.6, sgd_lr_peak: 0.02, betas: null, eps: null}",
 )
 CROPPED = ("recipe.augmentation={name: crop, pad_pixels: 1, flip_probability: 0.5, cutout_pixels: 2}",)
