@@ -26,14 +26,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("REMEASURE_CHECKPOINT_SECONDS", "1e9")
 SPAWN = multiprocessing.util.spawnv_passfds
 MNIST_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-LONG = ("faults", "test_concurrency.py", "test_outages.py", "campaign", "cli", "bench", "test_network.py")
+LONG = ("faults", "test_concurrency.py", "test_outages.py", "campaign", "cli", "bench", "test_network.py", "training")
+SHORT = ("config", "models", "spec")
 CIFAR10_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take minutes begin first, so that no process of pytest ends long before the others."""
+    """Files that take minutes begin first and quick ones last, so that all processes of pytest end at the same time."""
     root = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(root).parts[0] not in LONG)
+
+    def turn(item: pytest.Item) -> int:
+        first = item.path.relative_to(root).parts[0]
+        return 0 if first in LONG else 2 if first in SHORT else 1
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(autouse=True, scope="session")
