@@ -1,5 +1,6 @@
 """What a run costs beside its training: the right things are timed and weighed, and nothing is left behind."""
 
+import json
 import os
 import sqlite3
 import sys
@@ -210,13 +211,17 @@ def test_a_run_of_another_process_is_weighed_stage_by_stage(setting: Setting) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_peak_is_seen_although_it_has_passed_and_is_forgotten_when_told() -> None:
+def test_a_peak_is_seen_although_it_has_passed_and_is_forgotten_when_told(setting: Setting) -> None:
     """100 MiB come and go: seen in the peak by at least 90, and gone from a peak that begins anew."""
-    memory._forget_peak()
-    before = memory._peak()
-    bytearray(100 * 2**20)
-    high = memory._peak()
-    memory._forget_peak()
-    after = memory._peak()
+    code = """
+import json
+from remeasure.bench import memory
+before = memory._peak()
+bytearray(100 * 2**20)
+high = memory._peak()
+memory._forget_peak()
+print(json.dumps([before, high, memory._peak()]))
+"""
+    before, high, after = json.loads(overheads.python(["-c", code], cwd=setting.scratch, setting=setting))
     assert high - before > 90
     assert high - after > 90
