@@ -241,6 +241,15 @@ def test_the_ui_is_not_started_at_a_port_in_use(root: Path) -> None:
             mlflow_store.serve(root, port=port)
 
 
+def test_the_first_page_has_all_runs_until_a_row_is_measured(tracker: Tracker) -> None:
+    """A single run is none of the rows' view, which would be empty."""
+    store = tracker.store
+    store.client.create_run(store.experiment_id, tags={"model": "mlp2"})
+    assert mlflow_store.first_link(store) == f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    store.client.create_run(store.experiment_id, tags={views.CAMPAIGN_TAG: "reproduce"})
+    assert mlflow_store.first_link(store).endswith("&viewStateShareKey=verdicts")
+
+
 @pytest.mark.parametrize(("name", "fault"), [("text", "file is not a database"), ("folder", "unable to open database")])
 def test_what_is_no_database_is_an_input_error_within_seconds(tmp_path: Path, name: str, fault: str) -> None:
     (tmp_path / "text").write_text("not a database, but long enough to be read as the header of one\n" * 50)

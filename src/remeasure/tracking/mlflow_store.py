@@ -24,7 +24,7 @@ from remeasure.spec.base import InputError
 from remeasure.system import locks
 from remeasure.system.redaction import masked
 from remeasure.tracking.best_effort import first_line
-from remeasure.tracking.views import FIRST, link
+from remeasure.tracking.views import CAMPAIGN_TAG, FIRST, link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -145,7 +145,8 @@ class Store:
 
 
 def serve(project_root: Path, *, port: int) -> NoReturn:
-    """Become MLflow's UI over the store, at 127.0.0.1; once it answers, the link that opens its experiment is printed.
+    """Become MLflow's UI over the store, at 127.0.0.1; once it answers, the link is printed that opens its rows with
+    their verdicts, or all runs where no row was measured yet.
 
     Raises InputError: no mlflow, a store that cannot be used, or one that a server shows already; a port in use.
     """
@@ -160,9 +161,10 @@ def serve(project_root: Path, *, port: int) -> NoReturn:
         raise InputError(f"MLFLOW_TRACKING_URI: {masked(uri)} is a server, which has a UI of its own: open it there")
     _refuse_port_in_use(port)
     store = Store(uri, artifact_root=artifact_root(uri, project_root=project_root))
+    address = f"http://127.0.0.1:{port}{first_link(store)}"
     server = os.getpid()
     if os.fork() == 0:
-        _tell(f"http://127.0.0.1:{port}{link(store.experiment_id, FIRST)}  (Ctrl-C ends it)", port=port, server=server)
+        _tell(f"{address}  (Ctrl-C ends it)", port=port, server=server)
     environment = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs of language models: eight processes more
         **os.environ,
@@ -170,6 +172,12 @@ def serve(project_root: Path, *, port: int) -> NoReturn:
     }
     options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")  # one person needs one
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)
+
+
+def first_link(store: Store) -> str:
+    """What follows the server's address: the view of rows, which filters all other runs out, if the store has a row."""
+    rows = store.client.search_runs([store.experiment_id], f"tags.`{CAMPAIGN_TAG}` LIKE '%'", max_results=1)
+    return link(store.experiment_id, FIRST if rows else "")
 
 
 def _refuse_port_in_use(port: int) -> None:

@@ -17,7 +17,7 @@ from remeasure.judging.metrics import unit
 from remeasure.spec.claim import Row, Verdict
 from remeasure.system import paths
 
-FIRST = "verdicts"  # the view that the link opens
+FIRST = "verdicts"  # the view that the link opens where a row is in the store
 CAMPAIGN_TAG = "remeasure.campaign"  # of a row's run
 NOTE_TAG = "mlflow.note.content"
 REPLACED = "replaced"  # the outcome, as its tag, of a run whose seed was trained again (FRESH=1, or other code)
@@ -38,9 +38,10 @@ class Measured:
     published_percent: float
 
 
-def link(experiment_id: str, view: str) -> str:
-    """What follows the server's address in the link that opens a view; one of curves opens its charts."""
-    where = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={_key(view)}"
+def link(experiment_id: str, view: str = "") -> str:
+    """What follows the server's address in the link to a view ("": to all runs); one of curves opens its charts."""
+    where = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    where += f"&viewStateShareKey={_key(view)}" if view else ""
     return f"{where}&compareRunsMode=CHART" if view.startswith("curves") else where
 
 
