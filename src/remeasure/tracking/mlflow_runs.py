@@ -23,7 +23,7 @@ from remeasure.tracking.content.runs import RECORD_TAG, record_content, run_cont
 from remeasure.tracking.content.sweeps import sweep_content
 from remeasure.tracking.mlflow_store import Store, artifact_root, store_uri, try_twice
 from remeasure.tracking.observer import Standing, Sweep
-from remeasure.tracking.views import CAMPAIGN_TAG, Measured, experiment_tags, former_views
+from remeasure.tracking.views import CAMPAIGN_TAG, IS_ROW, Measured, experiment_tags, former_views
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -201,7 +201,7 @@ class Tracker:
         """The rows that have a parent run in the store, whoever sent it."""
         found = self.store.client.search_runs(
             [self.store.experiment_id],
-            filter_string=f"tags.`{CAMPAIGN_TAG}` LIKE '%' AND tags.`model` LIKE '%'",
+            filter_string=f"{IS_ROW} AND tags.`model` LIKE '%'",
             max_results=MOST_RUNS,
         )
         return [

@@ -24,7 +24,7 @@ from remeasure.spec.base import InputError
 from remeasure.system import locks
 from remeasure.system.redaction import masked
 from remeasure.tracking.best_effort import first_line
-from remeasure.tracking.views import CAMPAIGN_TAG, FIRST, link
+from remeasure.tracking.views import FIRST, IS_ROW, link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -176,7 +176,7 @@ def serve(project_root: Path, *, port: int) -> NoReturn:
 
 def first_link(store: Store) -> str:
     """What follows the server's address: the view of rows, which filters all other runs out, if the store has a row."""
-    rows = store.client.search_runs([store.experiment_id], f"tags.`{CAMPAIGN_TAG}` LIKE '%'", max_results=1)
+    rows = store.client.search_runs([store.experiment_id], IS_ROW, max_results=1)
     return link(store.experiment_id, FIRST if rows else "")
 
 

@@ -19,6 +19,7 @@ from remeasure.system import paths
 
 FIRST = "verdicts"  # the view that the link opens where a row is in the store
 CAMPAIGN_TAG = "remeasure.campaign"  # of a row's run
+IS_ROW = f"tags.`{CAMPAIGN_TAG}` LIKE '%'"  # MLflow's filter
 NOTE_TAG = "mlflow.note.content"
 REPLACED = "replaced"  # the outcome, as its tag, of a run whose seed was trained again (FRESH=1, or other code)
 _VIEW_TAG = "mlflow.sharedViewState."
@@ -54,14 +55,14 @@ def experiment_tags(rows: Sequence[Measured] = (), *, experiment_id: str, table:
     table, if there is one.
     """
     states = {
-        FIRST: _state(f"tags.`{CAMPAIGN_TAG}` LIKE '%'", tags=("verdict", "measured", "data"), metrics=_ROWS),
+        FIRST: _state(IS_ROW, tags=("verdict", "measured", "data"), metrics=_ROWS),
         "running": _state("attributes.status = 'RUNNING'", tags=("row", "seed"), metrics=("train/accuracy_percent",)),
     }
     for name, (compared, pattern) in _COMPARED.items():
         own = [each for each in rows if each.row in compared]
         if len({each.row for each in own}) == len(compared):
             # The rows' own runs, which have the mean curves of all seeds: the page would load 100 seeds of them.
-            states[name] = _curves(f"tags.`{CAMPAIGN_TAG}` LIKE '%' AND tags.`row` LIKE '{pattern}'", rows=own)
+            states[name] = _curves(f"{IS_ROW} AND tags.`row` LIKE '{pattern}'", rows=own)
     for model in sorted({each.model for each in rows}):
         seeds = f"tags.`model` = '{model}' AND params.row LIKE '%' AND tags.outcome != '{REPLACED}'"
         own = [each for each in rows if each.model == model]
