@@ -12,8 +12,7 @@ from typing import NoReturn
 
 import pytest
 from tests.support.forking import client as forking
-from tests.support.project import Command, Ended, Project, copy_project
-from tests.support.project import empty_store as store_content
+from tests.support.project import Command, Ended, Project, add_store, copy_project
 
 from remeasure.cli import commands
 from remeasure.runs import code
@@ -100,9 +99,7 @@ def sample() -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a migrated database without the experiment."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    path.write_bytes(store_content())
-    return path
+    return add_store(tmp_path_factory.mktemp("store") / "mlflow.db")
 
 
 def _do_without(reason: str) -> NoReturn:

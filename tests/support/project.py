@@ -98,12 +98,19 @@ class Project:
 
 
 @cache
-def empty_store() -> bytes:
+def _empty_store() -> bytes:
     """The database of a migrated MLflow store without the experiment; MLflow takes two seconds to make one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mlflow.db"
         mlflow_store._client(f"sqlite:///{path}")
         return path.read_bytes()
+
+
+def add_store(path: Path) -> Path:
+    """Write the database of an empty store there; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_empty_store())
+    return path
 
 
 def copy_project(root: Path, *, store: str = "mlflow.db") -> Project:
@@ -119,6 +126,5 @@ def copy_project(root: Path, *, store: str = "mlflow.db") -> Project:
         else:
             shutil.copy(source, root / part)
     if store and mlflow_store.available():
-        (root / store).parent.mkdir(parents=True, exist_ok=True)
-        (root / store).write_bytes(empty_store())
+        add_store(root / store)
     return Project(root=root)

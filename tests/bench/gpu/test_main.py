@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.support.project import Project, empty_store
+from tests.support.project import Project, add_store
 
 from remeasure.bench.gpu import __main__ as gpu
 from remeasure.bench.gpu import graphs, rows, speeds, timing
@@ -62,8 +62,7 @@ def sample_root(data_root: Path) -> Path:
 def out(sample_root: Path, tmp_path_factory: pytest.TempPathFactory, project: Project) -> Path:
     """What the rehearsal leaves behind."""
     folder = tmp_path_factory.mktemp("out")
-    (project.runs / "demo").mkdir(parents=True, exist_ok=True)
-    (project.runs / "demo/mlflow.db").write_bytes(empty_store())
+    add_store(project.runs / "demo/mlflow.db")
     # MLflow's own tables raise SQLAlchemy's deprecation warnings when they are first used in a process.
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         patch.setattr(paths, "_CHECKOUT", project.root)
