@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
+
+from remeasure.spec import __version__ as __version__
 
 if TYPE_CHECKING:
     from remeasure.judging.table import TableRow
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from remeasure.spec.claim import Metric, Verdict
     from remeasure.spec.config import Config
 
-__version__ = version("remeasure")
 _ONE_RUN = Lock()
 
 if sys.argv[0] == "-m":  # `python -m` imports the package first: a module that is no command would do nothing, exit 0

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import remeasure
 from remeasure.cli import options, sweep
 from remeasure.cli.sweep import Job, Sweeping
 from remeasure.config.compose import checked, compose, register_resolvers
 from remeasure.config.errors import EXIT_FAILED, guarded
+from remeasure.spec import __version__
 from remeasure.spec.base import InputError
 from remeasure.system import paths, signals, startup
 from remeasure.system.validation import did_you_mean
@@ -74,7 +74,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         print(HELP.format(commands="\n".join(f"  {each:<10} {text}" for each, text in COMMANDS.items())))
         return 0
     if name == "--version":
-        print(f"remeasure {remeasure.__version__}")
+        print(f"remeasure {__version__}")
         return 0
     if name not in COMMANDS:
         raise InputError(f"no command {name!r}{did_you_mean(name, COMMANDS)}; valid: {', '.join(COMMANDS)}")

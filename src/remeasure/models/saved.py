@@ -8,7 +8,6 @@ published weights, which are not copied, there is only model.json, which names t
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from remeasure.models import pretrained, registry
+from remeasure.spec import __version__
 from remeasure.spec.base import InputError, Precision, Strict
 from remeasure.spec.recipe import Normalisation
 from remeasure.spec.run import ModelSpec, RunSpec
@@ -118,7 +118,7 @@ def write(
         weights_sha256=weights_sha256,
         spec_sha256=spec.spec_sha256,
         seed=seed,
-        remeasure=metadata.version("remeasure"),
+        remeasure=__version__,
     )
     write_atomic(directory / MODEL_FILE, (json.dumps(asdict(saved), indent=1, ensure_ascii=False) + "\n").encode())
 

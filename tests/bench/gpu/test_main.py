@@ -3,8 +3,8 @@
 import json
 import os
 import signal
+import subprocess
 import tarfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.support.project import Project, add_store
+from tests.support import borrowed
+from tests.support.project import Project
 
 from remeasure.bench.gpu import __main__ as gpu
 from remeasure.bench.gpu import graphs, rows, speeds, timing
@@ -24,7 +25,6 @@ from remeasure.bench.gpu.timing import Apart, modes
 from remeasure.cli import reproduce
 from remeasure.judging.reader import read_row, read_runs
 from remeasure.spec.config import Config
-from remeasure.system import paths
 
 STEPS = [
     "matrix products",
@@ -59,16 +59,26 @@ def sample_root(data_root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def out(sample_root: Path, tmp_path_factory: pytest.TempPathFactory, project: Project) -> Path:
+def rehearse(
+    sample_root: Path, tmp_path_factory: pytest.TempPathFactory, project: Project
+) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    """`rehearse(out)`: the rehearsal as on a borrowed machine, without git and without other packages than it needs."""
+    python = borrowed.make_environment(tmp_path_factory.mktemp("environment"))
+    environment = project.environment(PATH=str(python.parent), REMEASURE_DATA=str(sample_root))
+
+    def call(out: Path) -> subprocess.CompletedProcess[str]:
+        command = [python, "-m", "remeasure.bench.gpu", "--tiny", "--out", out]
+        return subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, check=False)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def out(rehearse: Callable[[Path], subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the rehearsal leaves behind."""
     folder = tmp_path_factory.mktemp("out")
-    add_store(project.runs / "demo/mlflow.db")
-    # MLflow's own tables raise SQLAlchemy's deprecation warnings when they are first used in a process.
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        patch.setattr(paths, "_CHECKOUT", project.root)
-        patch.setenv("REMEASURE_DATA", str(sample_root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert gpu.main(["--tiny", "--out", str(folder)]) == 0
+    done = rehearse(folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -177,13 +187,13 @@ def test_a_step_that_cannot_be_captured_is_told_and_nothing_is_captured_after_it
 
 
 def test_the_same_command_measures_nothing_twice(
-    out: Path, monkeypatch: pytest.MonkeyPatch, project: Project, capfd: pytest.CaptureFixture[str]
+    out: Path, rehearse: Callable[[Path], subprocess.CompletedProcess[str]]
 ) -> None:
-    monkeypatch.setattr(paths, "_CHECKOUT", project.root)
     before = (out / "gpu.json").read_bytes()
-    assert gpu.main(["--tiny", "--out", str(out)]) == 0
+    done = rehearse(out)
+    assert done.returncode == 0, done.stderr
     assert (out / "gpu.json").read_bytes() == before
-    assert capfd.readouterr().err.count("done before") == len(STEPS)
+    assert done.stderr.count("done before") == len(STEPS)
 
 
 def test_a_step_that_fails_leaves_the_others_and_is_told(
