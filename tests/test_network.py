@@ -279,7 +279,7 @@ def test_the_password_of_a_server_is_written_nowhere(ui: Ui, tmp_path: Path) -> 
     done = project.run("train.py", *RUN, cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 0, done.stderr
     replayed = project.run("reproduce.py", "track", cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
-    assert f"MLflow at http://***@127.0.0.1:{ui.port} holds 1 runs" in replayed.stderr
+    assert f"MLflow at http://***@127.0.0.1:{ui.port} holds 1 run of this checkout" in replayed.stderr
     assert re.search(r"mlflow_run_id=[0-9a-f]{32}", done.stdout)
     assert "hunter2" not in done.stdout + done.stderr + replayed.stdout + replayed.stderr
     assert leaks(tmp_path) + leaks(ui.folder) == []

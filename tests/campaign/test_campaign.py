@@ -688,7 +688,7 @@ def test_a_row_ends_with_its_verdict_and_whether_its_seeds_are_the_committed_one
     assert said[-1] == ended
     said.clear()
     measure(tmp_path, row(), said=said)
-    assert said == ["mlp2-digits: 2 seeds are here, reproduced, nothing to train"]
+    assert said == ["mlp2-digits: 2 seeds here, reproduced, nothing to train"]
     said.clear()
     measure(tmp_path, row(), said=said, quiet=True)
     assert said == []

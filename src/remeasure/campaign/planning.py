@@ -11,6 +11,7 @@ from remeasure.campaign.executors.base import Executor
 from remeasure.campaign.row import Options, RowCampaign
 from remeasure.campaign.schedule import Forecast, Planned
 from remeasure.system.startup import num_cores
+from remeasure.system.validation import counted
 from remeasure.tracking.terminal import duration
 
 Say = Callable[[RenderableType], None]
@@ -25,7 +26,7 @@ def plan(campaigns: Sequence[RowCampaign], *, options: Options, workers: Executo
         if not campaign.wanted() and not (options.quiet and not campaign.failures):
             nothing = f"{campaign.verdict().verdict}, nothing to train"
             why = campaign.failures[-1] if campaign.failures else nothing
-            say(f"{campaign.row.name}: {len(campaign.done)} seeds are here, {why}")
+            say(f"{campaign.row.name}: {counted(len(campaign.done), 'seed')} here, {why}")
     planned = wanted(campaigns, options=options, workers=workers)
     if planned and not options.quiet:
         now = datetime.now().astimezone()

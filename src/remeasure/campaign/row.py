@@ -13,6 +13,7 @@ from remeasure.spec.claim import Row, Verdict
 from remeasure.spec.config import Config
 from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
+from remeasure.system.validation import counted
 from remeasure.tracking.observer import State
 from remeasure.training.engines.base import can_be_batched
 
@@ -139,11 +140,11 @@ class RowCampaign:
     def why(self) -> str:
         """Why it is trained, in words."""
         if self.options.seeds:
-            return f"{self.options.seeds} seeds were asked for"
+            return f"{counted(self.options.seeds, 'seed')} asked for"
         if self.options.fresh and not self.done:
             return "again, as --fresh says"
         if not self.done:
-            return f"{len(self.shares_left)} seeds were interrupted" if self.shares_left else "no seed is here"
+            return f"{counted(len(self.shares_left), 'seed')} interrupted" if self.shares_left else "no seed is here"
         return f"{self.verdict().verdict} after {len(self.done)}"
 
     def seconds_per_seed(self) -> float | None:
@@ -197,10 +198,10 @@ class RowCampaign:
         """The verdict on the seeds that are here, how they compare, and what results/ holds if not these."""
         verdict, num = self.verdict(), len(self.done)
         mean = "" if verdict.mean_percent is None else f", {verdict.mean_percent:.3f} %"
-        parts = [f"{verdict.verdict}{mean} ({num} seed{'s' * (num > 1)} here)", self.comparison]
+        parts = [f"{verdict.verdict}{mean} ({counted(num, 'seed')} here)", self.comparison]
         if not self.published and self.committed:
             there = verdict_of(self.row, records=self.committed.records, spec=self.committed.spec).verdict
-            parts.append(f"the committed record ({len(self.committed.records)} seeds, {there}) stays")
+            parts.append(f"the committed record ({counted(len(self.committed.records), 'seed')}, {there}) stays")
         return f"{self.row.name}: {'; '.join(filter(None, parts))}"
 
 

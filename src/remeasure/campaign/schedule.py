@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from rich.console import Group, RenderableType
 
 from remeasure.system.console import Fitting, grid
+from remeasure.system.validation import counted
 from remeasure.tracking.terminal import duration
 
 Seed = tuple[str, int]  # spec_sha256 and number
@@ -82,9 +83,8 @@ def shown(planned: Sequence[Planned], *, num_cores: int, budget_seconds: float, 
     """The plan for a terminal: one line in all, and one for each row, in the order in which they are trained."""
     num_seeds = len(frozenset[Seed]().union(*(entry.fit for entry in planned)))
     last = max(entry.seconds_to_fit for entry in planned)
-    workers = f"{num_cores} worker{'s' * (num_cores > 1)}"
-    fit = "seed fits" if num_seeds == 1 else "seeds fit"
-    line = f"{num_seeds} {fit} the budget of {duration(budget_seconds)}; {workers}"
+    fit = f"{counted(num_seeds, 'seed')} {'fits' if num_seeds == 1 else 'fit'}"
+    line = f"{fit} the budget of {duration(budget_seconds)}; {counted(num_cores, 'worker')}"
     if last:
         line += f"; ends about {_clock(last, now=now)}"
     tables = [grid(*(HEADING[number] for number in layout)) for layout in LAYOUTS]

@@ -12,6 +12,7 @@ from remeasure.judging.report.analysis import TestSplit, calibration, fits
 from remeasure.spec.claim import Evidence, Metric, Row
 from remeasure.spec.record import RunRecord
 from remeasure.system.formats import Array
+from remeasure.system.validation import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def told(row: Row, *, group: RowResults | None, split: TestSplit | None) -> Iter
     elif split is None or not fits(group, split.labels):
         yield f"{row.name}: the test labels of {row.data} are not here, or do not give the recorded accuracies"
     else:
-        yield f"{row.name}, {len(group.seeds)} seeds:"
+        yield f"{row.name}, {counted(len(group.seeds), 'seed')}:"
         yield from (f"  {line}" for line in _told(group, labels=split.labels, classes=split.classes))
 
 

@@ -19,6 +19,7 @@ from remeasure.spec.base import InputError, gathered
 from remeasure.spec.claim import Row
 from remeasure.system.atomic import read_bytes
 from remeasure.system.formats import Array, mismatch
+from remeasure.system.validation import counted
 
 _REBUILDS = "`remeasure table` (in a checkout `make report`) rebuilds it"
 
@@ -73,8 +74,7 @@ def _check_row(
     """The line of the report, and the faults."""
     if group is None:
         return f"{row.name}: no record yet", ()
-    num = len(group.records)
-    seeds = f"{row.name}: {num} seed{'s' * (num > 1)}, {group.predicted.size:,} predictions"
+    seeds = f"{row.name}: {counted(len(group.records), 'seed')}, {group.predicted.size:,} predictions"
     if why := metrics.missing(row, records=group.records):
         return f"{seeds}: FAULTY", (f"{results}/runs/{row.name}.csv: {row.metric}: {why}",)
     if (split := splits(row.data)) is None:

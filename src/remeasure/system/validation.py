@@ -193,3 +193,8 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     words = list(valid)
     near = difflib.get_close_matches(word, words, n=1) or [each for each in words if each.startswith(word)]
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def counted(num: int, noun: str) -> str:
+    """Such as "1 seed" and "2 seeds"."""
+    return f"{num} {noun}{'s' * (num != 1)}"

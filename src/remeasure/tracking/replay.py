@@ -13,6 +13,7 @@ from remeasure.spec.claim import Row
 from remeasure.system import locks
 from remeasure.system.locks import held_folder
 from remeasure.system.redaction import masked
+from remeasure.system.validation import counted
 from remeasure.tracking import mlflow_models, mlflow_runs, mlflow_store
 from remeasure.tracking.content.rows import campaign_name
 from remeasure.tracking.mlflow_former import forget_former
@@ -56,8 +57,8 @@ def replay(
             tracker.project(directory, parent_id=run_ids.get(replacement(directory)) or parents.get(campaign, ""))
         forget_former(tracker.store)
         tracker.describe(table)
-    uri, num_rows = masked(tracker.store.uri), sum(map(bool, parents.values()))
-    say(f"MLflow at {uri} holds {len(campaigns)} runs of this checkout and the records of {num_rows} rows")
+    num_runs, num_rows = counted(len(campaigns), "run"), counted(sum(map(bool, parents.values())), "row")
+    say(f"MLflow at {masked(tracker.store.uri)} holds {num_runs} of this checkout and the records of {num_rows}")
 
 
 def replay_row(row: Row, *, tracker: "mlflow_runs.Tracker", results: Path, runs: Path, suite: str = "") -> str:

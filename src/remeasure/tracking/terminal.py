@@ -16,6 +16,7 @@ from rich.table import Table
 
 from remeasure.spec.record import Event
 from remeasure.system.console import console, is_live, rendered, show
+from remeasure.system.validation import counted
 from remeasure.tracking.observer import Observer, Standing
 
 PLAIN_LINE_SECONDS = 10.0  # without a terminal, a run prints at most this often, and at its end
@@ -60,7 +61,7 @@ class Progress(Observer):
         if shown.row in self.rows:
             self.rows[shown.row].trains(1, now=self.clock())
         if not self.is_live or self.is_verbose:
-            epochs = f", {shown.total} epoch{'s' * (shown.total > 1)}" if shown.total else ""
+            epochs = f", {counted(shown.total, 'epoch')}" if shown.total else ""
             self._tell(f"{shown.title}: {event['event']}{epochs}")
 
     def images(self, run: Path, event: Event) -> None:
