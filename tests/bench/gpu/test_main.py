@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from tests.support import borrowed
-from tests.support.project import Project
+from tests.support.project import Project, write_all
 
 from remeasure.bench.gpu import __main__ as gpu
 from remeasure.bench.gpu import graphs, rows, speeds, timing
@@ -24,6 +24,7 @@ from remeasure.bench.gpu.sizes import FULL, TINY
 from remeasure.bench.gpu.timing import Apart, modes
 from remeasure.cli import reproduce
 from remeasure.judging.reader import read_row, read_runs
+from remeasure.spec.base import InputError
 from remeasure.spec.config import Config
 
 STEPS = [
@@ -213,8 +214,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, *, records: dict[str, int], end: C
 
     def main(arguments: list[str], **_: object) -> int:
         folder = Path(arguments[arguments.index("--results") + 1])
-        (folder / "runs").mkdir(parents=True)
-        (folder / "runs/some.csv").write_text("published\n")
+        contents = {f"runs/{row}.csv": "published\n" if num else "header\n" for row, num in records.items()}
+        write_all(folder, contents | {f"sums/{row}.sha256": "sealed\n" for row, num in records.items() if num})
         return end()
 
     def read(_: Path, *, row: str) -> list[Any]:
@@ -226,7 +227,18 @@ def measured(monkeypatch: pytest.MonkeyPatch, *, records: dict[str, int], end: C
 
 def packed(archive: Path) -> list[str]:
     with tarfile.open(archive) as opened:
-        return [name for name in opened.getnames() if name.endswith(".csv")]
+        return sorted(name for name in opened.getnames() if name.endswith(".csv"))
+
+
+def test_without_a_seed_there_is_no_archive_that_could_replace_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "rows-none.tar.gz"
+    step = partial(rows.measure_rows, ("none", "--seeds", "2"), archive=archive, deadline=0.0)
+    monkeypatch.setattr(gpu, "steps", lambda *_, **__: [("rows none", step)])
+    measured(monkeypatch, records={"none": 0}, end=lambda: 0)
+    assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 1
+    assert not archive.exists()
 
 
 def test_a_row_without_data_or_time_is_not_done_and_what_is_there_is_kept(
@@ -237,13 +249,13 @@ def test_a_row_without_data_or_time_is_not_done_and_what_is_there_is_kept(
     archive = tmp_path / "rows-whole.tar.gz"
     step = partial(rows.measure_rows, arguments, archive=archive, deadline=0.0)
     monkeypatch.setattr(gpu, "steps", lambda *_, **__: [("rows", step)])
-    measured(monkeypatch, records={"whole": 2, "short": 1}, end=lambda: 0)
+    measured(monkeypatch, records={"whole": 2, "short": 1, "none": 0}, end=lambda: 0)
     assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 1
     entry = figures(tmp_path)["rows"]
     assert entry["lacks"] == "short has 1 of 2 seeds; none has 0 of 2 seeds"
     assert [line["row"] for line in entry["lines"]] == ["all of them, from shell to shell", "whole", "short"]
     assert "Not complete: short has 1 of 2 seeds" in (tmp_path / "gpu.md").read_text()
-    assert packed(archive) == ["results/runs/some.csv"]
+    assert packed(archive) == ["results/runs/short.csv", "results/runs/whole.csv"]
     measured(monkeypatch, records={"whole": 2, "short": 2, "none": 2}, end=lambda: 0)
     assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 0
     assert "lacks" not in figures(tmp_path)["rows"]
@@ -262,13 +274,77 @@ def test_an_interrupted_step_leaves_its_archive_and_the_tables_of_the_others(
     archive = tmp_path / "rows-some.tar.gz"
     step = partial(rows.measure_rows, ("some", "--seeds", "2"), archive=archive, deadline=0.0)
     monkeypatch.setattr(gpu, "steps", lambda *_, **__: [("good", lambda: [{"speed": 2.0}]), ("rows", step)])
-    measured(monkeypatch, records={}, end=interrupted)
+    measured(monkeypatch, records={"some": 1}, end=interrupted)
     with pytest.raises(SystemExit) as ended:
         gpu.main(["--tiny", "--out", str(tmp_path)])
     assert ended.value.code == 128 + signal.SIGTERM
     assert packed(archive) == ["results/runs/some.csv"]
     assert "## good\n" in (tmp_path / "gpu.md").read_text()
     assert list(figures(tmp_path)) == ["good"]
+
+
+def named_steps(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """Have these steps; returns the names of those that are measured."""
+    taken: list[str] = []
+
+    def take(name: str) -> list[dict[str, Any]]:
+        taken.append(name)
+        return [{"captured": True, "identical": False}]
+
+    monkeypatch.setattr(gpu, "steps", lambda *_, **__: [(name, partial(take, name)) for name in names])
+    return taken
+
+
+def test_steps_are_chosen_by_their_beginnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = named_steps(monkeypatch, "graph check", "rows resnet18 --seeds 5", "rows mlp2", "ViT from files", "MLP")
+    assert gpu.main(["--tiny", "--out", str(tmp_path), "--only", "ViT", "resnet18"]) == 0
+    assert taken == ["rows resnet18 --seeds 5", "ViT from files"]
+    with pytest.raises(InputError) as refused:
+        gpu.main(["--tiny", "--out", str(tmp_path), "--only", "MLP", "vit"])
+    names = "graph check, rows resnet18 --seeds 5, rows mlp2, ViT from files, MLP"
+    assert refused.value.faults == (f"--only: no step begins with 'vit'; valid: {names}",)
+    assert len(taken) == 2
+
+
+def test_a_check_that_failed_in_an_earlier_call_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the parts of docs/gpu.md are copied and measured one after the other."""
+    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
+    taken = named_steps(monkeypatch, "graph check", "rows mlp2")
+    assert gpu.main(["--tiny", "--out", str(tmp_path / "never"), "--only", "rows"]) == 0
+    assert os.environ["REMEASURE_CAPTURE"] == "1"
+    assert gpu.main(["--tiny", "--out", str(tmp_path), "--only", "graph check"]) == 0
+    monkeypatch.setenv("REMEASURE_CAPTURE", "1")
+    assert gpu.main(["--tiny", "--out", str(tmp_path), "--only", "rows"]) == 0
+    assert os.environ["REMEASURE_CAPTURE"] == "0"
+    assert taken == ["rows mlp2", "graph check", "rows mlp2"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"head": {}, "figures"'])
+def test_a_damaged_file_is_named_before_anything_is_measured(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gpu.json").write_text(content)
+    taken = named_steps(monkeypatch, "ViT")
+    with pytest.raises(InputError, match=r"gpu\.json: damaged; remove it, or give another --out"):
+        gpu.main(["--tiny", "--out", str(tmp_path)])
+    assert taken == []
+
+
+def test_figures_of_a_rehearsal_do_not_stand_for_measured_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = named_steps(monkeypatch, "ViT")
+    assert gpu.main(["--tiny", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "gpu.md").read_text().startswith("# A rehearsal on ")
+    with pytest.raises(InputError, match=r"or a rehearsal \(rehearsal\); give another --out"):
+        gpu.main(["--out", str(tmp_path)])
+    assert taken == ["ViT"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = named_steps(monkeypatch, "ViT")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file: cannot be written \(File exists\)"):
+        gpu.main(["--tiny", "--out", str(tmp_path / "file")])
+    assert taken == []
 
 
 @pytest.mark.parametrize(
@@ -366,7 +442,7 @@ def test_figures_of_another_machine_are_never_mixed(out: Path, tmp_path: Path) -
     content = json.loads((out / "gpu.json").read_text())
     content["head"]["environment"]["device"] = "another"
     (tmp_path / "gpu.json").write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match="another machine"):
+    with pytest.raises(InputError, match="is of another machine"):
         gpu.main(["--tiny", "--out", str(tmp_path)])
 
 

@@ -5,14 +5,14 @@
 DIR/gpu.json has the machine and one entry for each step that is done; a step that is there already is not done again,
 so that the same command goes on after an interruption. DIR/gpu.md shows it as tables. DIR/rows-*.tar.gz have the
 rows' files as results/ holds them: unpacked over the project, they are committed like any others.
-`--tiny` is the rehearsal: the same steps on the CPU, with sizes that end in two minutes and the demo's rows.
+`--tiny` is the rehearsal: the same steps on the CPU, with sizes that end in a few minutes and the demo's rows.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,36 +21,62 @@ import torch
 from remeasure.bench.gpu import graphs, photographs, rows, speeds
 from remeasure.bench.gpu.report import Figures, Report
 from remeasure.bench.gpu.sizes import FULL, TINY, Sizes
+from remeasure.config import errors
 from remeasure.runs import provenance
 from remeasure.runs.hardware import settle
-from remeasure.spec.base import DeviceKind
+from remeasure.spec.base import DeviceKind, refuse
 from remeasure.system import paths, signals, startup
+from remeasure.system.locks import held_folder
 from remeasure.training.device import resolve_device
 
 Step = Callable[[], Figures]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure the steps that are not in DIR yet. Exit status: 1 if a step failed; the others are still measured."""
+    """Measure the steps that are not in DIR yet. Exit status: 1 if a step failed; the others are still measured.
+
+    Raises InputError: an unknown step, a folder that cannot be written, or figures in it that are damaged or of others.
+    """
     signals.handle()
     options = _parser().parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     sizes, kind = (TINY, resolve_device("cpu")) if options.tiny else (FULL, resolve_device("auto"))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts; Lightning sets it in each run
     settle()
     provenance.warn_of_unknown(paths.project_root())
     deadline = time.monotonic() + 60 * options.minutes
-    report = Report(options.out, kind=kind)
-    for name, step in steps(sizes, kind=kind, out=options.out, deadline=deadline):
-        if options.only and name.split()[0] not in options.only and name not in options.only:
-            continue
-        if report.done(name):
+    found = dict(steps(sizes, kind=kind, out=options.out, deadline=deadline))
+    chosen = _chosen(options.only or [""], valid=list(found))
+    with held_folder(paths.writable(options.out)):
+        report = Report(options.out, kind=kind, tiny=options.tiny)
+        return _measure(found, chosen=chosen, report=report, deadline=deadline)
+
+
+def _chosen(beginnings: Sequence[str], *, valid: Sequence[str]) -> set[str]:
+    """The steps with these beginnings, with or without "rows ". Raises InputError that lists the valid names."""
+    chosen = {
+        beginning: {name for name in valid if name.startswith(beginning) or name.startswith(f"rows {beginning}")}
+        for beginning in beginnings
+    }
+    refuse(
+        f"--only: no step begins with {beginning!r}; valid: {', '.join(valid)}"
+        for beginning, names in chosen.items()
+        if not names
+    )
+    return set().union(*chosen.values())
+
+
+def _measure(found: Mapping[str, Step], *, chosen: Container[str], report: Report, deadline: float) -> int:
+    for name, step in found.items():
+        if name not in chosen:
+            pass
+        elif report.done(name):
             print(f"{name}: done before", file=sys.stderr)
         elif time.monotonic() > deadline:
             print(f"{name}: no time left; the same command goes on", file=sys.stderr)
         else:
             report.take(name, step)
-        if name == "graph check" and not graphs.holds(report.lines(name)):
+        is_known = name in chosen or report.done(name)  # the check may come from an earlier call
+        if name == "graph check" and is_known and not graphs.holds(report.lines(name)):
             print("captured steps are not as others, or cannot be made: none from here on", file=sys.stderr)
             os.environ["REMEASURE_CAPTURE"] = "0"
     return int(bool(report.failures))
@@ -62,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json, gpu.md and rows-*.tar.gz")
     parser.add_argument("--minutes", type=float, default=9.0, help="no step is begun after so many minutes")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, by their names or first words")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, by the beginnings of their names")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal, on the CPU")
     return parser
 
@@ -88,4 +114,4 @@ def steps(sizes: Sizes, *, kind: DeviceKind, out: Path, deadline: float) -> Iter
 
 
 if __name__ == "__main__":
-    startup.run(lambda: main(sys.argv[1:]))
+    startup.run(lambda: errors.guarded(lambda: main(sys.argv[1:])))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remeasure.runs import provenance
-from remeasure.spec.base import DeviceKind
+from remeasure.spec.base import DeviceKind, InputError
 from remeasure.system import paths
 from remeasure.system.atomic import write_atomic
 from remeasure.system.clock import now
@@ -25,20 +25,29 @@ class IncompleteError(Exception):
 
 
 class Report:
-    """The measurements so far in folder `out`. `failures`: the steps of this call that failed."""
+    """The measurements so far in folder `out`. `tiny`: a rehearsal. `failures`: the steps of this call that failed.
 
-    def __init__(self, out: Path, *, kind: DeviceKind) -> None:
+    Raises InputError: the folder has a damaged file, or figures of another machine, version, commit or of a rehearsal.
+    """
+
+    def __init__(self, out: Path, *, kind: DeviceKind, tiny: bool) -> None:
         self.path, self.failures = out / "gpu.json", list[str]()
         self.head = {
             "environment": provenance.environment(provenance.device_name(kind)),
             "commit": str(provenance.revision(paths.project_root())),
+            "rehearsal": tiny,
         }
         self.figures: dict[str, Any] = {}
         if self.path.is_file():
-            found = json.loads(self.path.read_text())
-            if found["head"] != self.head:
-                raise SystemExit(f"{self.path} is of another machine, version or commit; give another --out")
-            self.figures = found["figures"]
+            try:
+                found = json.loads(self.path.read_text())
+                head, self.figures = found["head"], found["figures"]
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{self.path}: damaged; remove it, or give another --out") from None
+            if head != self.head:
+                differs = ", ".join(key for key in self.head if head.get(key) != self.head[key])
+                what = f"of another machine, version or commit, or a rehearsal ({differs})"
+                raise InputError(f"{self.path} is {what}; give another --out")
 
     def lines(self, name: str) -> Figures:
         """The results of the step; [] if it was not measured."""
@@ -80,7 +89,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     environment = content["head"]["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
     lines = [
-        f"# Measured on {environment['device']}",
+        f"# {'A rehearsal' if content['head']['rehearsal'] else 'Measured'} on {environment['device']}",
         "",
         "By `python -m remeasure.bench.gpu --out DIR`, at commit "
         f"{content['head']['commit']}; {environment['cpu']}, Python {environment['python']}, {packages}.",

@@ -42,12 +42,19 @@ def measure_rows(arguments: Sequence[str], *, archive: Path, deadline: float) ->
 
 
 def _pack(results: Path, *, archive: Path) -> None:
-    """Pack the folder, if there is one."""
-    if results.is_dir():
-        partial = archive.with_suffix(".partial")
-        with tarfile.open(partial, "w:gz") as packed:
-            packed.add(results, arcname="results")
-        os.replace(partial, archive)
+    """Pack the rows that have a seed, if any: unpacked at home, an empty record would replace a committed one."""
+    sealed = {path.stem for path in results.glob("sums/*.sha256")}
+    if not sealed:
+        return
+
+    def with_a_seed(file: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        path = Path(file.name)
+        return None if path.parent.name == "runs" and path.stem not in sealed else file
+
+    partial = archive.with_suffix(".partial")
+    with tarfile.open(partial, "w:gz") as packed:
+        packed.add(results, arcname="results", filter=with_a_seed)
+    os.replace(partial, archive)
 
 
 def _row_line(name: str, records: Sequence[RunRecord]) -> dict[str, Any]:
