@@ -15,7 +15,7 @@ from remeasure.data import catalog
 from remeasure.judging.records import SeedResults, from_results, put_together
 from remeasure.runs.journal import encode
 from remeasure.spec.record import FoundPoint
-from remeasure.system.digests import predicted_sha256
+from remeasure.system.formats import predicted_sha256
 
 WILD = ("recipe.optimizer={name: sgd, lr_peak: 1.0e+9}", "recipe.clip_norm=null")
 

@@ -38,8 +38,7 @@ from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system import paths
 from remeasure.system.clock import now
-from remeasure.system.digests import predicted_sha256
-from remeasure.system.formats import encode_npz
+from remeasure.system.formats import encode_npz, predicted_sha256
 from remeasure.tracking import mlflow_store
 
 ROW = """\

@@ -22,8 +22,7 @@ from remeasure.spec.base import InputError, canonical_sha256
 from remeasure.spec.record import FoundPoint, RunRecord
 from remeasure.spec.run import spec_sha256
 from remeasure.system.atomic import write_atomic
-from remeasure.system.digests import predicted_sha256
-from remeasure.system.formats import decode_npz, encode_csv, encode_npz
+from remeasure.system.formats import decode_npz, encode_csv, encode_npz, predicted_sha256
 
 RUNS_HEADER = (  # as the design document prints it
     "row,seed,spec_sha256,training_version,accuracy_percent,num_correct,num_test,loss,num_params,epochs,wall_seconds,"

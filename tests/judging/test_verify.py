@@ -11,7 +11,7 @@ from remeasure.judging import publish
 from remeasure.judging.records import RowResults
 from remeasure.judging.report.page import TestSplit, TestSplits
 from remeasure.judging.verify import Report, verify
-from remeasure.system.digests import predicted_sha256
+from remeasure.system.formats import predicted_sha256
 
 SEALED = sorted(group().to_files())
 

@@ -12,7 +12,7 @@ from remeasure.judging.records import RowResults, SeedResults, from_results, put
 from remeasure.spec.base import canonical_sha256
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.spec.run import TRAINING_VERSION, spec_sha256
-from remeasure.system.digests import predicted_sha256
+from remeasure.system.formats import predicted_sha256
 
 ROW = "tiny-shapes"
 LABELS = np.arange(40) % 4

@@ -14,9 +14,10 @@ from rich.console import RenderableType
 from remeasure.cli.options import LOCAL, parser
 from remeasure.config.errors import EXIT_FAILED, EXIT_INPUT, as_input_errors
 from remeasure.data import catalog
-from remeasure.judging import ledger, metrics, publish, rules, table, terminal, verify
+from remeasure.judging import ledger, metrics, publish, rules, table, verify
 from remeasure.judging.publish import ensure_header, recover
 from remeasure.judging.reader import read_row, read_runs, read_specs
+from remeasure.judging.report import terminal
 from remeasure.judging.report.page import TestSplit
 from remeasure.spec.base import DataMissingError, InputError, gathered, refuse
 from remeasure.spec.claim import Row

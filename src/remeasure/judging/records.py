@@ -27,8 +27,16 @@ from remeasure.spec.base import canonical_sha256, refuse
 from remeasure.spec.findings import Finding, finding
 from remeasure.spec.record import CurvePoint, FoundPoint, RunRecord
 from remeasure.spec.run import spec_sha256
-from remeasure.system.digests import predicted_sha256, smallest_unsigned
-from remeasure.system.formats import Array, encode_csv, encode_json, encode_npz, encode_yaml, mismatch
+from remeasure.system.formats import (
+    Array,
+    encode_csv,
+    encode_json,
+    encode_npz,
+    encode_yaml,
+    mismatch,
+    predicted_sha256,
+    smallest_unsigned,
+)
 
 FOLDERS = ("runs", "predictions", "curves", "filters", "findings", "specs", "environments", "sums")
 _SHA256 = re.compile("[0-9a-f]{64}")

@@ -21,8 +21,7 @@ from remeasure.spec.record import RunRecord
 from remeasure.spec.run import RunSpec
 from remeasure.system.atomic import read_bytes, read_json, write_atomic
 from remeasure.system.clock import now
-from remeasure.system.digests import predicted_sha256, smallest_unsigned
-from remeasure.system.formats import decode_yaml, encode_npz
+from remeasure.system.formats import decode_yaml, encode_npz, predicted_sha256, smallest_unsigned
 from remeasure.system.redaction import masked
 from remeasure.system.validation import convert
 from remeasure.training import augment, losses, optimizers  # noqa: F401 - the recipe's choices

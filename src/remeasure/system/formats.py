@@ -1,10 +1,11 @@
-"""Dataclasses, arrays and plain values to bytes and back: CSV, npz, YAML and JSON, as results/ holds them.
+"""What results/ holds, to bytes and back: dataclasses, arrays and values; CSV, npz, YAML, JSON; SHA-256 of predictions.
 
 Writing is deterministic: the same values give the same bytes on every machine. Reading is strict: anything that these
 encoders would not write raises an InputError that begins with `name`, the file's name for messages.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -223,3 +224,18 @@ def _mapping(value: Any, *, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(mismatch(name, expected="a mapping", found=type(value).__name__))
     return value
+
+
+def predicted_sha256(predicted: Array) -> str:
+    """SHA-256 over one seed's predicted classes (N,): the bytes of the smallest unsigned type that holds them all.
+
+    Little-endian; the same whatever integer type the array comes in. ValueError: a class below 0.
+    """
+    return hashlib.sha256(smallest_unsigned(predicted).tobytes()).hexdigest()
+
+
+def smallest_unsigned(values: Array) -> Array:
+    if values.size and values.min() < 0:
+        raise ValueError(f"predicted: expected classes from 0 up, got {values.min()}")
+    dtype = np.min_scalar_type(int(values.max()) if values.size else 0)
+    return values.astype(dtype.newbyteorder("<"))
