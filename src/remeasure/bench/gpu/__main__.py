@@ -4,7 +4,7 @@
 
 DIR/gpu.json has the machine and one entry for each step that is done; a step that is there already is not done again,
 so that the same command goes on after an interruption. DIR/gpu.md shows it as tables. DIR/rows-*.tar.gz have the
-rows' files as results/ holds them: unpacked over the project, they are committed like any others.
+files of rows with seeds, as results/ holds them; docs/gpu.md says how to compare them with what is committed.
 `--tiny` is the rehearsal: the same steps on the CPU, with sizes that end in a few minutes and the demo's rows.
 """
 
@@ -25,7 +25,7 @@ from remeasure.config import errors
 from remeasure.runs import provenance
 from remeasure.runs.hardware import settle
 from remeasure.spec.base import DeviceKind, refuse
-from remeasure.system import paths, signals, startup
+from remeasure.system import paths, startup
 from remeasure.system.locks import held_folder
 from remeasure.training.device import resolve_device
 
@@ -37,7 +37,6 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises InputError: an unknown step, a folder that cannot be written, or figures in it that are damaged or of others.
     """
-    signals.handle()
     options = _parser().parse_args(arguments)
     sizes, kind = (TINY, resolve_device("cpu")) if options.tiny else (FULL, resolve_device("auto"))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts; Lightning sets it in each run
